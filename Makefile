@@ -1,0 +1,157 @@
+# Every task of this project by name. Azure DevOps, the rehearsal and people call these same targets.
+SHELL       := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS   += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+ifneq ($(filter 3.%,$(MAKE_VERSION)),)
+$(error GNU make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew install make, then call gmake)
+endif
+
+# make X=... wins over the environment, the environment over these.
+PYTHON         ?=
+DATA           ?=
+ROWS           ?= 100000
+OUT            ?= outputs
+PARAMETERS     ?= training/parameters.json
+MODEL_NAME     ?= safe_driver_model
+RUN_EVALUATION ?= false
+BUILD_BUILDID  ?=
+PORT           ?= 5001
+SERVICE        ?= local
+PIPELINE       ?= devops/ci.yml
+FAULT          ?=
+
+$(foreach name,DATA OUT PARAMETERS MODEL_NAME PYTHON,$(if $(word 2,$($(name))),\
+  $(error $(name) is '$($(name))': make cannot handle blanks in it; use a path or name without them)))
+
+# The first Python that answers runs the set-up, which then finds or fetches the right one.
+ANY_PYTHON := $(firstword $(foreach p,python3 python python3.11 python3.10 python3.12 python3.13,\
+  $(shell $(p) -c 'print("$(p)")' 2>/dev/null)) uv-or-python-is-missing)
+
+# LOCAL: all that the one-machine path needs; FULL: with the Azure SDK (700 MB) as well.
+ifeq ($(PYTHON),)
+  PY    := .venv/bin/python
+  LOCAL := .venv/.local
+  FULL  := .venv/.full
+else
+  PY    := $(PYTHON)
+  LOCAL := $(OUT)/.make/python-local
+  FULL  := $(OUT)/.make/python-full
+endif
+
+TABLE        := $(or $(DATA),$(OUT)/data/safe_driver.csv)
+MODEL        := $(OUT)/model/model.txt $(OUT)/model/metrics.json $(OUT)/model/report.html
+DECISION     := $(OUT)/decision.json
+REGISTRATION := $(OUT)/registration.json
+REGISTERED   := $(wildcard $(OUT)/registry/$(MODEL_NAME)/*/model/model.txt)
+TESTRESULTS  := $(OUT)/test-results
+
+##@ One machine: no account, no Azure SDK
+
+.PHONY: help setup data train evaluate register retrain serve smoke-test
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-15s %s\n",$$1,$$2} /^##@/{print "\n" substr($$0,5)}' $(MAKEFILE_LIST)
+setup: $(FULL) ## Build .venv from conda_dependencies.yml, Azure SDK included
+data: $(TABLE) ## Make the sample table of ROWS rows (default 100000), unless DATA is given
+train: $(MODEL) ## DATA to model.txt, metrics.json and report.html in OUT/model
+evaluate: $(DECISION) ## Challenger against the registered champion; RUN_EVALUATION=false skips the comparison
+register: $(REGISTRATION) ## Register the model in OUT/registry if the decision says so
+retrain: $(REGISTRATION) ## train, evaluate, register
+	@cat $(REGISTRATION)
+serve: $(LOCAL) $(if $(REGISTERED),,$(REGISTRATION)) ## Serve the registered model on PORT with Azure ML's inference server
+	$(PY) scripts/serve.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --port $(PORT)
+smoke-test: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Real requests to SERVICE=local (make serve) or aci; only tests
+	$(PY) scripts/smoke_test.py --service $(SERVICE) --out $(OUT) --model-name $(MODEL_NAME) --port $(PORT)
+
+##@ Code quality
+
+.PHONY: lint test end-to-end bench bench-training bench-scoring
+lint: $(LOCAL) ## pycodestyle over all Python; findings on the screen and in OUT/test-results/lint.xml
+	$(PY) scripts/lint.py --junit $(TESTRESULTS)/lint.xml
+test: $(FULL) | $(TESTRESULTS) ## Unit tests with coverage; OUT/test-results/unit.xml and OUT/coverage.xml
+	$(PY) -m pytest tests -m "not end_to_end" --junitxml=$(TESTRESULTS)/unit.xml --cov --cov-report=xml:$(OUT)/coverage.xml
+end-to-end: $(FULL) | $(TESTRESULTS) ## The slower tests: whole paths, real servers, the real SDK against loopback Azure ML
+	$(PY) -m pytest tests -m end_to_end --junitxml=$(TESTRESULTS)/end_to_end.xml
+bench: bench-training bench-scoring ## Both benchmarks; tables and pictures in OUT/bench
+bench-training: $(LOCAL) ## Training against the challenge's reference script
+	$(PY) scripts/bench_training.py --out $(OUT)/bench
+bench-scoring: $(LOCAL) ## Scoring against the challenge's starter script
+	$(PY) scripts/bench_scoring.py --out $(OUT)/bench
+
+##@ Azure ML: settings from the environment, ids as JSON in OUT
+
+.PHONY: preflight workspace dataset publish run cancel-run deploy rollback
+preflight: $(FULL) ## Say which setting, sign-in, permission or resource is missing; changes nothing
+	$(PY) scripts/preflight.py --out $(OUT)
+workspace: $(FULL) ## Create or get the workspace, the compute cluster and the environments
+	$(PY) scripts/workspace.py --out $(OUT)
+dataset: $(FULL) $(TABLE) ## Check and upload DATA and register it as a new dataset version
+	$(PY) scripts/dataset.py --data $(TABLE) --out $(OUT)
+publish: $(FULL) ## Publish the training pipeline; writes OUT/pipeline.json
+	$(PY) scripts/publish.py --out $(OUT)
+run: $(FULL) ## Run the published pipeline and wait for it; writes OUT/run.json
+	$(PY) scripts/run.py --out $(OUT)
+cancel-run: $(FULL) ## Cancel the run of this build
+	$(PY) scripts/cancel_run.py --out $(OUT)
+deploy: $(FULL) ## Create or update the ACI service; writes OUT/service.json
+	$(PY) scripts/deploy.py --out $(OUT)
+rollback: $(FULL) ## Put back the model version that the service ran before
+	$(PY) scripts/rollback.py --out $(OUT)
+
+##@ Azure DevOps
+
+.PHONY: rehearse branch-policy devops-project
+rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT=lint|test|train|worse|deploy|smoke, PIPELINE=
+	$(PY) devops/rehearse.py --pipeline $(PIPELINE) --out $(OUT)/rehearsal $(if $(FAULT),--fault $(FAULT))
+branch-policy: $(LOCAL) ## Create or update the branch policies; DRY_RUN=1 only shows the difference
+	$(PY) scripts/branch_policy.py
+devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permissions and policies; DRY_RUN=1
+	$(PY) scripts/devops_project.py
+
+.PHONY: clean FORCE
+clean: ## Remove what make made, the registry excepted
+	$(ANY_PYTHON) scripts/clean.py --out $(OUT)
+
+# What is local and costly is a file, so that it is made again only when something that it depends on changed.
+
+.venv/.local .venv/.full: conda_dependencies.yml devops/openhack_requirements.txt scripts/environment.py scripts/dependencies.py
+	$(ANY_PYTHON) scripts/environment.py --part $(@:.venv/.%=%) --venv .venv
+.venv/.full: .venv/.local
+
+$(OUT)/.make/python-%: FORCE
+	@$(PYTHON) scripts/environment.py --part $* --check --stamp $@
+
+# A value that a result depends on is kept in a file, which changes only when the value does.
+VALUES = $(addprefix $(OUT)/.make/,$(1))
+$(OUT)/.make/rows:           VALUE = $(ROWS)
+$(OUT)/.make/table:          VALUE = $(TABLE)
+$(OUT)/.make/parameters:     VALUE = $(PARAMETERS)
+$(OUT)/.make/run-evaluation: VALUE = $(RUN_EVALUATION)
+$(OUT)/.make/model-name:     VALUE = $(MODEL_NAME)
+$(OUT)/.make/build:          VALUE = $(BUILD_BUILDID)
+$(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.py --tag training --name)
+$(call VALUES,rows table parameters run-evaluation model-name build training-pins): FORCE
+	@mkdir -p $(@D) && { echo '$(VALUE)' | cmp -s - $@ || echo '$(VALUE)' > $@; }
+
+READER := training/table.py training/columns.json
+
+$(OUT)/data/safe_driver.csv: training/sample.py training/columns.json $(call VALUES,rows) | $(LOCAL)
+	$(PY) training/sample.py --rows $(ROWS) --out $@
+
+$(MODEL) &: training/train.py training/metrics.py training/report.py $(READER) $(PARAMETERS) $(wildcard $(TABLE)) \
+    $(if $(DATA),,$(TABLE)) $(call VALUES,table parameters training-pins) | $(LOCAL)
+	$(PY) training/train.py --data $(TABLE) --parameters $(PARAMETERS) --out $(OUT)/model
+
+$(DECISION): training/evaluate.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)
+	$(PY) training/evaluate.py --data $(TABLE) --parameters $(PARAMETERS) --model $(OUT)/model --model-name $(MODEL_NAME) \
+	  --registry $(OUT)/registry --run-evaluation $(RUN_EVALUATION) --out $@
+
+# A registry that was removed by hand is filled again.
+$(REGISTRATION): training/register.py training/tracking.py $(DECISION) $(call VALUES,build) $(if $(REGISTERED),,FORCE) | $(LOCAL)
+	$(PY) training/register.py --model $(OUT)/model --decision $(DECISION) --model-name $(MODEL_NAME) \
+	  --registry $(OUT)/registry --build-id "$(BUILD_BUILDID)" --out $@
+
+$(TESTRESULTS):
+	mkdir -p $@

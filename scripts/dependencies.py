@@ -1,0 +1,92 @@
+"""Select lines of conda_dependencies.yml by their tag, as a conda file, pip requirements or a name.
+
+    python scripts/dependencies.py --tag scoring
+"""
+import argparse
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+LIST = Path(__file__).resolve().parent.parent / 'conda_dependencies.yml'
+TAGS = ('training', 'scoring', 'control', 'tools', 'cloud')
+LINE = re.compile(r'^(?P<indent> +)- (?P<package>[^#\s]+)\s*(?:#\s*(?P<tags>.*?)\s*)?$')
+PINNED = re.compile(r'^[A-Za-z0-9._-]+(\[[a-z,]+\])?==?[A-Za-z0-9.*+!_-]+$')
+CONDA_INDENT = 2
+
+
+def parse(text):
+    """(conda, package, tags) of each line under `dependencies:`; conda is False for a line of the pip list.
+
+    Raises ValueError that names every line without a pin or with an unknown or no tag.
+    """
+    lines, wrong = [], []
+    section = text[text.index('dependencies:'):] if 'dependencies:' in text else ''
+    for line in section.splitlines()[1:]:
+        match = LINE.match(line)
+        if not match:
+            if line.strip() and not line.strip().startswith('#'):
+                wrong.append('%r is not "- package=version  # tags"' % line.strip())
+            continue
+        package, tags = match.group('package'), (match.group('tags') or '').split()
+        if package == 'pip:':
+            continue
+        unknown = [tag for tag in tags if tag not in TAGS]
+        if unknown or not tags:
+            wrong.append('%s: %s; use %s' % (
+                package, 'unknown tag ' + ', '.join(unknown) if unknown else 'no tag', ', '.join(TAGS)))
+        if not PINNED.match(package):
+            wrong.append('%s: no pinned version' % package)
+        lines.append((len(match.group('indent')) == CONDA_INDENT, package, frozenset(tags)))
+    if not lines:
+        wrong.append('no line under "dependencies:"')
+    if wrong:
+        raise ValueError('conda_dependencies.yml: ' + '; '.join(wrong))
+    return lines
+
+
+def select(text, tag):
+    """The conda file (text) that holds the lines with this tag, for an Azure ML environment."""
+    chosen = [(conda, package) for conda, package, tags in parse(text) if tag in tags]
+    result = ['name: safe_driver_' + tag, 'channels:', '  - conda-forge', 'dependencies:']
+    result += ['  - ' + package for conda, package in chosen if conda]
+    pip = ['    - ' + package for conda, package in chosen if not conda]
+    return '\n'.join(result + (['  - pip:'] + pip if pip else [])) + '\n'
+
+
+def name(text, tag, base='safe-driver'):
+    """The environment's name: base, tag and a hash of its own lines, so that no other line changes it."""
+    return '%s-%s-%s' % (base, tag, hashlib.sha256(select(text, tag).encode()).hexdigest()[:12])
+
+
+def requirements(text, part):
+    """pip requirements of .venv: 'local' is what needs no Azure SDK, 'full' is every line."""
+    chosen = []
+    for conda, package, tags in parse(text):
+        local = 'cloud' not in tags and tags != {'control'}
+        if package.split('=')[0] not in ('python', 'pip') and (part == 'full' or local):
+            chosen.append(package.replace('=', '==', 1) if conda else package)
+    return chosen
+
+
+def python_version(text):
+    """The Python that the list pins, such as '3.11'."""
+    return next(package.split('=')[1] for _, package, _ in parse(text) if package.startswith('python='))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--tag', required=True, choices=TAGS, help='whose lines to select')
+    parser.add_argument('--name', action='store_true', help="print the environment's name only")
+    args = parser.parse_args(argv)
+    try:
+        text = LIST.read_text()
+        print(name(text, args.tag) if args.name else select(text, args.tag), end='' if not args.name else '\n')
+    except (OSError, ValueError) as error:
+        print('error: %s' % error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

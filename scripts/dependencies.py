@@ -16,7 +16,7 @@ CONDA_INDENT = 2
 
 
 def parse(text):
-    """(conda, package, tags) of each line under `dependencies:`; conda is False for a line of the pip list.
+    """(conda, package, tags) of each line under `dependencies:`; conda is False in the pip list.
 
     Raises ValueError that names every line without a pin or with an unknown or no tag.
     """
@@ -33,8 +33,8 @@ def parse(text):
             continue
         unknown = [tag for tag in tags if tag not in TAGS]
         if unknown or not tags:
-            wrong.append('%s: %s; use %s' % (
-                package, 'unknown tag ' + ', '.join(unknown) if unknown else 'no tag', ', '.join(TAGS)))
+            fault = 'unknown tag ' + ', '.join(unknown) if unknown else 'no tag'
+            wrong.append('%s: %s; use %s' % (package, fault, ', '.join(TAGS)))
         if not PINNED.match(package):
             wrong.append('%s: no pinned version' % package)
         lines.append((len(match.group('indent')) == CONDA_INDENT, package, frozenset(tags)))
@@ -55,8 +55,9 @@ def select(text, tag):
 
 
 def name(text, tag, base='safe-driver'):
-    """The environment's name: base, tag and a hash of its own lines, so that no other line changes it."""
-    return '%s-%s-%s' % (base, tag, hashlib.sha256(select(text, tag).encode()).hexdigest()[:12])
+    """The environment's name: base, tag and a hash of its own lines; no other line changes it."""
+    digest = hashlib.sha256(select(text, tag).encode()).hexdigest()
+    return '%s-%s-%s' % (base, tag, digest[:12])
 
 
 def requirements(text, part):
@@ -71,7 +72,7 @@ def requirements(text, part):
 
 def python_version(text):
     """The Python that the list pins, such as '3.11'."""
-    return next(package.split('=')[1] for _, package, _ in parse(text) if package.startswith('python='))
+    return next(line.split('=')[1] for _, line, _ in parse(text) if line.startswith('python='))
 
 
 def main(argv=None):
@@ -81,7 +82,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         text = LIST.read_text()
-        print(name(text, args.tag) if args.name else select(text, args.tag), end='' if not args.name else '\n')
+        print(name(text, args.tag) if args.name else select(text, args.tag).rstrip())
     except (OSError, ValueError) as error:
         print('error: %s' % error, file=sys.stderr)
         return 1

@@ -1,0 +1,158 @@
+"""Build .venv from conda_dependencies.yml, or say what a given interpreter lacks.
+
+    python3 scripts/environment.py --part full --venv .venv
+"""
+import argparse
+import glob
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dependencies
+
+SUPPORTED = ('3.11', '3.10', '3.12', '3.13')
+CONTAINER = '3.7'
+CONTAINER_PINS = Path(__file__).resolve().parent.parent / 'devops' / 'openhack_requirements.txt'
+SDK_PYTHONS = ('3.7', '3.10', '3.11')
+SDK_PACKAGES = ('azureml-sdk', 'azureml-defaults', 'azureml-dataprep')
+PROBE = 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])'
+NO_PYTHON = '''no suitable Python found.
+Python {versions} will do (the pins are for {first}). Ways to get one:
+  any system      install uv (pip install uv or brew install uv); it fetches Python by itself
+  Debian, Ubuntu  sudo apt-get install python3 python3-venv
+  macOS           brew install python@{first}
+  pyenv           pyenv install {first}
+or name an interpreter that has the packages: make PYTHON=/path/to/python ...'''
+
+# What a given interpreter may lack: module, what is lost then, and whether that is everything.
+MODULES = (
+    ('numpy', 'everything', True),
+    ('pandas', 'everything', True),
+    ('lightgbm', 'everything', True),
+    ('matplotlib', "the plots of report.html", False),
+    ('orjson', 'the faster JSON of scoring', False),
+    ('azureml_inference_server_http', 'make serve', False),
+    ('pycodestyle', 'make lint', False),
+    ('pytest', 'make test', False),
+    ('pytest_cov', 'make test', False),
+    ('requests', 'make smoke-test, branch-policy and devops-project', False),
+    ('yaml', 'make rehearse', False),
+    ('trustme', 'make rehearse', False),
+    ('azureml', 'the Azure ML targets', False),
+)
+
+
+def lacks(find=importlib.util.find_spec):
+    """(essential, others): lists of 'module (what is lost)' that this interpreter cannot import."""
+    missing = [(name, use, essential) for name, use, essential in MODULES if find(name) is None]
+    return ([name for name, _, essential in missing if essential],
+            ['%s (%s)' % (name, use) for name, use, essential in missing if not essential])
+
+
+def version_of(python):
+    """'3.11' for an interpreter that runs and can make a virtual environment, else None."""
+    try:
+        done = subprocess.run([str(python), '-c', PROBE], stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, universal_newlines=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def find_python(uv):
+    """(interpreter, version): the container's 3.7 if first on PATH, else the best of SUPPORTED.
+
+    Where none is found uv fetches one; without uv the answer is (None, None).
+    """
+    for name in ('python3', 'python'):
+        found = shutil.which(name)
+        if found and version_of(found) == CONTAINER:
+            return found, CONTAINER
+    for version in SUPPORTED:
+        names = ['python' + version, 'python3', 'python', sys.executable]
+        names += glob.glob(os.path.expanduser('~/.pyenv/versions/%s.*/bin/python' % version))
+        for name in names:
+            if shutil.which(name) and version_of(name) == version:
+                return shutil.which(name), version
+    return (SUPPORTED[0], SUPPORTED[0]) if uv else (None, None)
+
+
+def pins(part, version):
+    """The requirements (list of lines) of one part of .venv for this Python version."""
+    if version == CONTAINER:
+        lines = CONTAINER_PINS.read_text().splitlines()
+        return [line for line in lines if line and not line.startswith('#')]
+    lines = dependencies.requirements(dependencies.LIST.read_text(), part)
+    if version not in SDK_PYTHONS:
+        lines = [line for line in lines if not line.startswith(SDK_PACKAGES)]
+    return lines
+
+
+def build(venv, part, uv):
+    """Make or complete the virtual environment `venv` (Path); its stamp .part is written last."""
+    python = venv / 'bin' / 'python'
+    base, version = find_python(uv)
+    if base is None:
+        raise RuntimeError(NO_PYTHON.format(versions=', '.join(SUPPORTED), first=SUPPORTED[0]))
+    stamp = venv / ('.' + part)
+    whole = any((venv / other).exists() for other in ('.local', '.full'))
+    if not whole or version_of(python) != version:
+        print('Making %s with Python %s (%s)' % (venv, version, base), flush=True)
+        make = [uv, 'venv', '-q', '--clear', '--seed', '--python', base, str(venv)]
+        subprocess.run(make if uv else [base, '-m', 'venv', '--clear', str(venv)], check=True)
+    lines = pins(part, version)
+    listed = venv / ('requirements-%s.txt' % part)
+    listed.write_text('\n'.join(lines) + '\n')
+    note = ', the Azure SDK among them (700 MB, some minutes)' if part == 'full' else ''
+    print('Installing %d pinned packages into %s%s' % (len(lines), venv, note), flush=True)
+    quiet = [] if sys.stdout.isatty() else ['-q']
+    install = [uv, 'pip', 'install', '--python', str(python)] if uv else [
+        str(python), '-m', 'pip', 'install', '--disable-pip-version-check']
+    subprocess.run(install + quiet + ['-r', str(listed)], check=True)
+    if part == 'full' and version not in SDK_PYTHONS:
+        print('warning: azureml-sdk needs Python 3.10 or 3.11, this is %s: the Azure ML targets '
+              'will not work and their tests are skipped' % version, file=sys.stderr)
+    stamp.write_text(version + '\n')
+
+
+def check(stamp):
+    """Print what this interpreter lacks; write `stamp` unless that makes everything impossible."""
+    essential, others = lacks()
+    if others:
+        print('note: %s lacks %s' % (sys.executable, ', '.join(others)), file=sys.stderr)
+    if essential:
+        print('error: %s lacks %s, which everything needs; install it there or leave PYTHON= out'
+              % (sys.executable, ', '.join(essential)), file=sys.stderr)
+        return 1
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(sys.executable + '\n')
+    return 0
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--part', required=True, choices=('local', 'full'),
+                        help='local: what one machine needs; full: the Azure SDK as well')
+    parser.add_argument('--venv', type=Path, default=Path('.venv'), help='folder to make')
+    parser.add_argument('--check', action='store_true', help='only say what this interpreter lacks')
+    parser.add_argument('--stamp', type=Path, help='with --check: file to write if it will do')
+    args = parser.parse_args(argv)
+    if args.check:
+        return check(args.stamp)
+    try:
+        build(args.venv, args.part, shutil.which('uv'))
+    except subprocess.CalledProcessError as error:
+        print('error: "%s" failed with exit code %d; its output is above. Is the package index '
+              'reachable?' % (' '.join(map(str, error.cmd)), error.returncode), file=sys.stderr)
+        return 1
+    except (RuntimeError, OSError, ValueError) as error:
+        print('error: %s' % error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Check the style of all Python files with pycodestyle; print each finding and write JUnit.
+
+    python scripts/lint.py --junit outputs/test-results/lint.xml
+"""
+import argparse
+import os
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ('training', 'scoring', 'scripts', 'devops', 'tests')
+MAX_LINE_LENGTH = 100
+
+
+def findings(files):
+    """{path: ['line:column code text', ...]} of these files, in order; a clean one has []."""
+    import pycodestyle
+
+    class Collector(pycodestyle.BaseReport):
+        def error(self, line_number, offset, text, check):
+            code = super().error(line_number, offset, text, check)
+            # None for a code that is ignored by default (W503, W504 and their like).
+            if code:
+                found[self.filename].append('%d:%d %s' % (line_number, offset + 1, text))
+            return code
+
+    found = {str(path): [] for path in files}
+    style = pycodestyle.StyleGuide(max_line_length=MAX_LINE_LENGTH, reporter=Collector, repeat=True)
+    for path in found:
+        style.input_file(path)
+    return found
+
+
+def junit(found):
+    """The findings as a JUnit tree: one test case a file, failed if it has findings."""
+    suite = ElementTree.Element('testsuite', name='lint', tests=str(len(found)), errors='0',
+                                failures=str(sum(1 for lines in found.values() if lines)))
+    for path, lines in found.items():
+        case = ElementTree.SubElement(suite, 'testcase', classname='pycodestyle', name=path)
+        if lines:
+            failure = ElementTree.SubElement(case, 'failure', message='%d findings' % len(lines))
+            failure.text = '\n'.join('%s:%s' % (path, line) for line in lines)
+    suites = ElementTree.Element('testsuites')
+    suites.append(suite)
+    return ElementTree.ElementTree(suites)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--junit', type=Path, required=True, help='JUnit file to write')
+    parser.add_argument('paths', nargs='*', type=Path, help='files to check (default: all)')
+    args = parser.parse_args(argv)
+    files = args.paths or [path for name in FOLDERS for path in sorted((ROOT / name).rglob('*.py'))]
+    absent = [str(path) for path in args.paths if not path.is_file()]
+    if absent:
+        print('error: no such file: %s' % ', '.join(absent), file=sys.stderr)
+        return 2
+    found = findings(os.path.relpath(str(path)) for path in files)
+    for path, lines in found.items():
+        for line in lines:
+            print('%s:%s' % (path, line))
+    count = sum(map(len, found.values()))
+    print('%d files, %d findings' % (len(found), count))
+    args.junit.parent.mkdir(parents=True, exist_ok=True)
+    temporary = args.junit.with_name(args.junit.name + '.tmp')
+    junit(found).write(str(temporary), encoding='utf-8', xml_declaration=True)
+    os.replace(str(temporary), str(args.junit))
+    return 1 if count else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

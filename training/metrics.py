@@ -1,0 +1,147 @@
+"""The figures by which a model is judged, from labels (0 or 1) and scores; numpy only."""
+import numpy as np
+
+BLOCKS = 1024
+
+
+def checked(label, score):
+    """Both as one-dimensional float64 arrays; ValueError where no figure can come of them."""
+    label = np.asarray(label, dtype=np.float64).ravel()
+    score = np.asarray(score, dtype=np.float64).ravel()
+    if len(label) != len(score):
+        raise ValueError('{} labels but {} scores'.format(len(label), len(score)))
+    if not np.isfinite(score).all():
+        raise ValueError('{} of {} scores are not finite numbers'.format(
+            int((~np.isfinite(score)).sum()), len(score)))
+    if not ((label == 0) | (label == 1)).all():
+        raise ValueError('labels other than 0 and 1')
+    return label, score
+
+
+def roc_curve(label, score, weight=None):
+    """False and true positive rate at each distinct score, highest first, from (0, 0) to (1, 1).
+
+    With `weight` a row counts so many times (numbers >= 0). ValueError if only one class is there.
+    """
+    label, score = checked(label, score)
+    weight = np.ones(len(label)) if weight is None else np.asarray(weight, dtype=np.float64)
+    order = np.argsort(-score, kind='stable')
+    score, positive = score[order], (label * weight)[order]
+    ends = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)
+    true = np.cumsum(positive)[ends] if len(score) else np.zeros(0)
+    false = np.cumsum(weight[order] - positive)[ends] if len(score) else np.zeros(0)
+    if not len(score) or true[-1] <= 0 or false[-1] <= 0:
+        raise ValueError('an AUC needs rows of both classes')
+    return np.append(0, false / false[-1]), np.append(0, true / true[-1])
+
+
+def auc(label, score, weight=None):
+    """Area under the ROC curve, ties counted half; 0.5 is chance. ValueError for a single class."""
+    false, true = roc_curve(label, score, weight)
+    return float(np.sum(np.diff(false) * (true[1:] + true[:-1])) / 2)
+
+
+def expected_auc(probability, score):
+    """AUC to be expected over all labels that the known `probability` of each row can give."""
+    probability = np.asarray(probability, dtype=np.float64)
+    labels = np.repeat([1.0, 0.0], len(probability))
+    return auc(labels, np.tile(score, 2), np.concatenate([probability, 1 - probability]))
+
+
+def gini(label, score):
+    """The competition's normalised gini coefficient: 2 AUC - 1."""
+    return 2 * auc(label, score) - 1
+
+
+def log_loss(label, probability):
+    """Mean of -log(probability given to what happened), natural logarithm."""
+    label, probability = checked(label, probability)
+    happened = np.where(label == 1, probability, 1 - probability)
+    return float(-np.log(np.clip(happened, 1e-15, 1)).mean())
+
+
+def brier(label, probability):
+    """Mean squared difference between probability and label."""
+    label, probability = checked(label, probability)
+    return float(((probability - label) ** 2).mean())
+
+
+def deciles(label, score):
+    """Ten groups of equal size by score, highest first: rows, claim rate, mean score, lift."""
+    label, score = checked(label, score)
+    order = np.argsort(-score, kind='stable')
+    groups = [group for group in np.array_split(order, 10) if len(group)]
+    rate = label.mean()
+    return [{'rows': len(group), 'claim_rate': float(label[group].mean()),
+             'mean_score': float(score[group].mean()),
+             'lift': float(label[group].mean() / rate) if rate else 0.0} for group in groups]
+
+
+def top_decile_lift(label, score):
+    """Claim rate of the tenth of rows with the highest scores, over the claim rate of all."""
+    return deciles(label, score)[0]['lift']
+
+
+def summary(label, probability):
+    """All figures of a model that metrics.json reports, by name, without the interval."""
+    return {'auc': auc(label, probability), 'gini': gini(label, probability),
+            'log_loss': log_loss(label, probability), 'brier': brier(label, probability),
+            'top_decile_lift': top_decile_lift(label, probability)}
+
+
+def bootstrap_auc_interval(label, score, seed=0, draws=1000):
+    """95 % interval [low, high] of the AUC: percentile bootstrap, each class drawn by itself.
+
+    More than BLOCKS distinct scores are merged into that many blocks of neighbours, within which
+    rows count as ties: far faster, and it moves the bounds less than the draws themselves do.
+    """
+    label, score = checked(label, score)
+    auc(label, score)
+    order = np.argsort(score, kind='stable')
+    ordered = label[order]
+    # Rows of equal score share a level; many levels are merged into blocks of neighbours.
+    level = np.append(0, np.cumsum(np.diff(score[order]) > 0))
+    if level[-1] >= BLOCKS:
+        level = level * BLOCKS // (level[-1] + 1)
+    positive = np.bincount(level, ordered, level[-1] + 1)
+    negative = np.bincount(level, 1 - ordered, level[-1] + 1)
+    random = np.random.RandomState(seed)
+    figures = []
+    for _ in range(draws):
+        above = random.multinomial(int(positive.sum()), positive / positive.sum())
+        below = random.multinomial(int(negative.sum()), negative / negative.sum())
+        figures.append(np.dot(above, np.cumsum(below) - below / 2))
+    figures = np.array(figures) / positive.sum() / negative.sum()
+    return [float(bound) for bound in np.percentile(figures, [2.5, 97.5])]
+
+
+def paired_bootstrap(label, score_a, score_b, seed=0, draws=1000):
+    """How sure the difference AUC(b) - AUC(a) is, both scored on the same rows.
+
+    Each class is drawn with replacement by itself, the same rows for both scores. Returns
+    {"difference", "interval": 95 % [low, high], "probability_better": share of draws in which b
+    is ahead, draws without a difference counted half}.
+    """
+    label, score_a = checked(label, score_a)
+    _, score_b = checked(label, score_b)
+    difference = auc(label, score_b) - auc(label, score_a)
+    claims, others = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
+    orders = []
+    for score in (score_a, score_b):
+        ranked = np.argsort(score[others], kind='stable')
+        below = np.searchsorted(score[others][ranked], score[claims], 'left')
+        up_to = np.searchsorted(score[others][ranked], score[claims], 'right')
+        orders.append((ranked, below, up_to))
+    random = np.random.RandomState(seed)
+    figures = np.empty(draws)
+    for draw in range(draws):
+        chosen = random.randint(0, len(claims), len(claims))
+        times = np.bincount(random.randint(0, len(others), len(others)), minlength=len(others))
+        wins = []
+        for ranked, below, up_to in orders:
+            passed = np.append(0, np.cumsum(times[ranked]))
+            wins.append(int((passed[below[chosen]] + passed[up_to[chosen]]).sum()))
+        figures[draw] = (wins[1] - wins[0]) / (2.0 * len(claims) * len(others))
+    return {'difference': difference,
+            'interval': [float(bound) for bound in np.percentile(figures, [2.5, 97.5])],
+            'probability_better': float((figures > 0).mean() + (figures == 0).mean() / 2)}

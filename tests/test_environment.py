@@ -1,0 +1,105 @@
+import stat
+import subprocess
+import sys
+
+import pytest
+
+import clean
+import environment
+from conftest import ROOT
+
+
+def fake_python(folder, name, version):
+    """An executable that answers the probe of environment.version_of like a Python of this version."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text('#!/bin/sh\necho %s\n' % version)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def path_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path / 'bin'))
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(sys, 'executable', str(tmp_path / 'none'))
+    return tmp_path / 'bin'
+
+
+def test_the_pinned_python_is_preferred_to_newer_ones(path_folder):
+    fake_python(path_folder, 'python3', '3.13')
+    pinned = fake_python(path_folder, 'python3.11', '3.11')
+    assert environment.find_python(None) == (str(pinned), '3.11')
+
+
+def test_the_containers_python_first_on_path_wins(path_folder):
+    fake_python(path_folder, 'python3.11', '3.11')
+    container = fake_python(path_folder, 'python3', '3.7')
+    assert environment.find_python(None) == (str(container), '3.7')
+    assert any(line.startswith('azureml-sdk==1.55') for line in environment.pins('local', '3.7'))
+
+
+def test_a_python_that_does_not_run_is_passed_over(path_folder):
+    fake_python(path_folder, 'python3.11', '3.11').write_text('#!/bin/sh\nexit 127\n')
+    good = fake_python(path_folder, 'python3', '3.12')
+    assert environment.find_python(None) == (str(good), '3.12')
+
+
+def test_without_a_suitable_python_the_message_says_which_and_how(path_folder, tmp_path, capsys):
+    fake_python(path_folder, 'python3', '3.9')
+    assert environment.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 1
+    message = capsys.readouterr().err
+    for words in ('3.10', '3.11', '3.12', '3.13', 'uv', 'apt-get', 'pyenv', 'PYTHON='):
+        assert words in message
+    assert not (tmp_path / 'venv').exists()
+
+
+def test_uv_fetches_the_pinned_python_where_there_is_none(path_folder):
+    assert environment.find_python('/bin/uv') == ('3.11', '3.11')
+
+
+def test_a_failed_installation_leaves_no_stamp(path_folder, tmp_path, capsys):
+    fake_python(path_folder, 'python3.11', '3.11').write_text(
+        '#!/bin/sh\ncase "$*" in *probe*|-c*) echo 3.11;; *) exit 9;; esac\n')
+    assert environment.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 1
+    assert 'exit code 9' in capsys.readouterr().err
+    assert not (tmp_path / 'venv' / '.local').exists()
+
+
+def test_the_sdk_is_left_out_where_it_does_not_exist():
+    newer = environment.pins('full', '3.13')
+    assert not any(line.startswith(environment.SDK_PACKAGES) for line in newer)
+    assert any(line.startswith('lightgbm==') for line in newer)
+    assert any(line.startswith('azureml-sdk==') for line in environment.pins('full', '3.11'))
+
+
+def test_a_given_interpreter_is_told_what_it_lacks():
+    essential, others = environment.lacks(
+        lambda name: None if name in ('lightgbm', 'matplotlib') else 'found')
+    assert essential == ['lightgbm']
+    assert others == ['matplotlib (the plots of report.html)']
+
+
+def test_a_given_interpreter_that_lacks_everything_stops_make(tmp_path):
+    bare = tmp_path / 'bare'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(bare)], check=True)
+    done = subprocess.run(
+        ['make', '-C', str(ROOT), 'train', 'PYTHON=%s/bin/python' % bare, 'OUT=%s/out' % tmp_path],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    assert done.returncode != 0
+    assert 'lacks numpy, pandas, lightgbm' in done.stdout
+    assert not (tmp_path / 'out' / 'model').exists()
+
+
+def test_clean_removes_what_make_made_and_keeps_the_registry(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(clean, 'ROOT', tmp_path / 'project')
+    kept = [tmp_path / 'registry' / 'm' / '1' / 'tags.json', tmp_path / 'mine.txt']
+    gone = [tmp_path / 'model' / 'model.txt', tmp_path / 'decision.json',
+            tmp_path / 'project' / '.venv' / '.local']
+    for path in kept + gone:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('x')
+    assert clean.main(['--out', str(tmp_path)]) == 0
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in gone)
+    assert 'registry' in capsys.readouterr().out

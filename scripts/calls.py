@@ -1,0 +1,166 @@
+"""Calls to Azure ML with a deadline, without the SDK's noise, and with errors of one sentence.
+
+    with calls.asking('open the workspace', seconds=180):
+        ...
+"""
+import contextlib
+import io
+import logging
+import os
+import re
+import sys
+import threading
+import time
+import warnings
+
+# The SDK waits 32, 64 and 128 s after 429, whatever Retry-After says, longer than our deadlines.
+SDK_BACKOFF_SECONDS = '2'
+
+# Modules whose exceptions come from the service or from the way there, not from a mistake here.
+SERVICE_MODULES = ('azure', 'azureml', 'msal', 'msrest', 'msrestazure', 'adal', 'requests',
+                   'urllib3', 'socket', 'ssl', 'http')
+CAUSES = ('inner_exception', 'inner_error', '__cause__', '__context__')
+
+SECRETS = re.compile(
+    r'eyJ[\w-]{10,}(\.[\w-]*)*'                     # a token
+    r'|(?<=[?&;])(sig|sv|se|st|sp|spr|sr|skoid|sktid)=[^&\s"\']+'  # a signed address
+    r'|(?i:bearer\s+)[\w.~+/=-]+'
+    r'|(?i:(accountkey|sharedaccesskey|client_secret|password)["\']?\s*[=:]\s*)["\']?[^\s"\',;&]+')
+
+ADVICE = {
+    401: 'the sign-in was refused: renew the secret of the service principal, or run `az login`',
+    403: 'the sign-in has no right to do this: give it the role Contributor on the resource group',
+    404: 'it is not there: `make preflight` tells which name is wrong',
+    409: 'another operation on it is under way: run this again in a few minutes',
+    429: 'Azure is throttling: run this again in a few minutes; nothing is done twice',
+}
+LATER = 'Azure has a fault: run this again later; nothing is done twice'
+CONNECTION = 'there is no connection: check the network and HTTPS_PROXY, then run this again'
+
+
+class AzureError(Exception):
+    """What could not be done, why, and what to do about it; free of secrets.
+
+    status is the HTTP status, or None when there was no answer.
+    """
+
+    def __init__(self, message, status=None):
+        super().__init__(message)
+        self.status = status
+
+
+def clean(text):
+    """The text without tokens, keys and signatures."""
+    return SECRETS.sub('***', text)
+
+
+def chain(error):
+    """The error and those that caused it, outermost first."""
+    found = []
+    while isinstance(error, BaseException) and error not in found:
+        found.append(error)
+        error = next((cause for cause in (getattr(error, name, None) for name in CAUSES)
+                      if isinstance(cause, BaseException) and cause not in found), None)
+    return found
+
+
+def is_from_service(error):
+    """Whether an error came from Azure or the network; the SDK also raises plain Exception."""
+    return any(type(link) is Exception or isinstance(link, OSError) or
+               type(link).__module__.split('.')[0] in SERVICE_MODULES for link in chain(error))
+
+
+def status_of(error):
+    """The HTTP status behind an error, or None."""
+    for link in chain(error):
+        for holder in (getattr(link, 'response', None), link):
+            status = getattr(holder, 'status_code', None)
+            if isinstance(status, int):
+                return status
+    match = re.search(r"(?i)(?:response code|code|status code)[:=]? '?([45]\d\d)\b", str(error))
+    return int(match.group(1)) if match else None
+
+
+def reason_of(error):
+    """What the service said, on one line of at most 300 characters, without secrets."""
+    said = str(getattr(error, 'message', '') or error) or type(error).__name__
+    response = next((link.response for link in chain(error)
+                     if getattr(link, 'response', None) is not None), None)
+    body = getattr(response, 'text', '')
+    body = body() if callable(body) else body
+    for text in (body, said):
+        messages = re.findall(r'\\?"(?:message|error_description)\\?"\s*:\s*\\?"(.+?)\\?"[,}\s]',
+                              text or '', re.IGNORECASE)
+        if messages:
+            said = messages[0]
+            break
+    return clean(' '.join(said.replace('\\n', ' ').replace('\\r', ' ').split()))[:300]
+
+
+def explain(what, error):
+    """An AzureError for an error of the SDK: could not <what>: <reason>; <advice>."""
+    status = status_of(error)
+    advice = ADVICE.get(status)
+    if status is None and any(isinstance(link, OSError) or 'Connection' in type(link).__name__
+                              for link in chain(error)):
+        advice = CONNECTION
+    if status is not None and status >= 500:
+        advice = LATER
+    reason = reason_of(error)
+    if status:
+        reason = 'HTTP %d, %s' % (status, reason)
+    return AzureError('could not %s: %s%s' % (what, reason, '\n' + advice if advice else ''),
+                      status)
+
+
+def give_up(what, seconds):
+    """End the process: the SDK's threads and native code cannot be stopped in another way."""
+    sys.__stderr__.write('error: could not %s: no answer within %g s\n%s\n' % (
+        what, seconds, 'run this again; nothing is done twice'))
+    sys.__stderr__.flush()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def asking(what, seconds):
+    """Calls of the SDK that belong together; what: such as 'open the workspace'.
+
+    Raises AzureError for what the service or the network refuses. Ends the process with exit
+    code 1 when the calls take longer than so many seconds.
+    """
+    os.environ.setdefault('AZUREML_DEFAULT_BACKOFF', SDK_BACKOFF_SECONDS)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter('ignore')
+    watch = threading.Timer(seconds, give_up, (what, seconds))
+    watch.daemon = True
+    watch.start()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except AzureError:
+        raise
+    except Exception as error:
+        if not is_from_service(error):
+            raise
+        raise explain(what, error) from None
+    finally:
+        watch.cancel()
+
+
+def repeat(call, seconds, delay=1):
+    """call(), repeated while it fails by throttling, a fault of the server or the connection.
+
+    For the few calls that the SDK does not repeat by itself: those to the environment service.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            status = status_of(error)
+            transient = status in (408, 429) or (status or 0) >= 500 or (
+                status is None and any(isinstance(link, OSError) for link in chain(error)))
+            if not transient or time.monotonic() + delay > end:
+                raise
+        time.sleep(delay)
+        delay *= 2

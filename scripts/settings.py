@@ -1,0 +1,169 @@
+"""The settings of the Azure ML scripts: read once from the environment, checked all together.
+
+    settings.read(os.environ, needs=settings.WORKSPACE)
+"""
+import collections
+import re
+
+# What every script needs to find the workspace.
+WORKSPACE = ('SUBSCRIPTION_ID', 'RESOURCE_GROUP', 'WORKSPACE_NAME')
+
+UNDEFINED_VARIABLE = re.compile(r'\$\([A-Za-z0-9_.]+\)')
+
+
+class SettingsError(ValueError):
+    """Says for every missing or malformed setting what it should be."""
+
+
+def text(pattern, rule):
+    """A parser of texts that match the pattern; the rule says so in words."""
+    def parse(value):
+        if not re.fullmatch(pattern, value):
+            raise ValueError(rule)
+        return value
+    return parse
+
+
+def choice(*allowed):
+    """A parser of one of these words, whatever their case."""
+    def parse(value):
+        if value.lower() not in allowed:
+            raise ValueError('must be ' + ' or '.join(allowed))
+        return value.lower()
+    return parse
+
+
+def boolean(value):
+    """'true' or 'false', whatever their case."""
+    return choice('true', 'false')(value) == 'true'
+
+
+def integer(low, high):
+    """A parser of whole numbers from low to high."""
+    def parse(value):
+        if not re.fullmatch('[0-9]{1,9}', value) or not low <= int(value) <= high:
+            raise ValueError('must be a whole number from %d to %d' % (low, high))
+        return int(value)
+    return parse
+
+
+def minutes(value):
+    """Minutes, which may have decimals."""
+    if not re.fullmatch(r'[0-9]{1,5}(\.[0-9]+)?', value):
+        raise ValueError('must be a number of minutes')
+    return float(value)
+
+
+anything = text('.*', '')
+azure_name = text('[A-Za-z0-9][A-Za-z0-9._-]{0,254}', 'must be letters, digits, . _ or -')
+
+# Name, default (None: must be given by whoever needs it), parser, what it is.
+# The names are MLOpsPython's, and so is their meaning.
+SETTINGS = (
+    ('SUBSCRIPTION_ID', None,
+     text('[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}',
+          'must be an id such as 00000000-0000-0000-0000-000000000000'),
+     'the Azure subscription; `az account show --query id` prints it'),
+    ('RESOURCE_GROUP', None,
+     text(r'[\w().-]{0,89}[\w()-]', 'must be at most 90 letters, digits or _ ( ) . -'),
+     'the resource group that holds the workspace'),
+    ('WORKSPACE_NAME', None,
+     text('[A-Za-z0-9][A-Za-z0-9_-]{2,32}', 'must be 3 to 33 letters, digits, _ or -'),
+     'the Azure ML workspace'),
+    ('LOCATION', None,
+     text('[a-z0-9]+', 'must be a region in its short form, such as westeurope'),
+     'the Azure region for a new workspace'),
+    ('BASE_NAME', '',
+     text('[A-Za-z0-9]{0,10}', 'must be at most 10 letters or digits'),
+     'RESOURCE_GROUP and WORKSPACE_NAME default to BASE_NAME-RG and BASE_NAME-AML-WS'),
+    ('EXPERIMENT_NAME', 'safe_driver', azure_name, 'the experiment that collects the runs'),
+    ('MODEL_NAME', 'safe_driver_model', azure_name, 'the registered model'),
+    ('MODEL_VERSION', 0, integer(1, 999999999),
+     'the model version to deploy instead of the one that the run registered'),
+    ('DATASET_NAME', 'safe_driver', azure_name, 'the registered dataset'),
+    ('DATASET_VERSION', 'latest',
+     text('latest|[1-9][0-9]{0,8}', "must be 'latest' or a whole number"),
+     'its version to train on'),
+    ('DATA_FILE_PATH', 'none', anything,
+     'a path in the datastore to train on instead of the dataset'),
+    ('DATASTORE_NAME', '', azure_name, "the datastore; default: the workspace's own"),
+    ('TRAINING_PIPELINE_NAME', 'safe-driver-training', azure_name, 'the published pipeline'),
+    ('AML_COMPUTE_CLUSTER_NAME', 'train-cluster',
+     text('[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9]',
+          'must be 3 to 24 letters, digits or -, a letter first'),
+     'the compute cluster'),
+    ('AML_COMPUTE_CLUSTER_CPU_SKU', 'STANDARD_DS2_V2',
+     text(r'\w+', 'must be a size such as STANDARD_DS2_V2'), 'its size of machine'),
+    ('AML_CLUSTER_MIN_NODES', 0, integer(0, 100), 'its least number of machines; 0 costs nothing'),
+    ('AML_CLUSTER_MAX_NODES', 2, integer(1, 100), 'its greatest number of machines'),
+    ('AML_CLUSTER_PRIORITY', 'dedicated', choice('dedicated', 'lowpriority'),
+     'dedicated machines, or cheap ones that may be taken away'),
+    ('AML_ENV_NAME', 'safe-driver',
+     text('[A-Za-z0-9][A-Za-z0-9._-]{0,200}', 'must be letters, digits, . _ or -'),
+     "the first part of the environments' names"),
+    ('AML_REBUILD_ENVIRONMENT', False, boolean,
+     'register the environments again though they exist'),
+    ('RUN_EVALUATION', False, boolean, 'compare the new model with the registered one'),
+    ('ALLOW_RUN_CANCEL', True, boolean, 'false registers whatever the comparison says'),
+    ('ACI_DEPLOYMENT_NAME', 'safe-driver',
+     text('[a-z][a-z0-9-]{1,30}[a-z0-9]',
+          'must be 3 to 32 lower-case letters, digits or -, a letter first'),
+     'the web service'),
+    ('ACI_REPLACE', False, boolean,
+     'delete and create the service when its cpu or memory changed, which cuts it off meanwhile'),
+    ('BUILD_BUILDID', '', text('[A-Za-z0-9._-]{0,100}', 'must be letters, digits, . _ or -'),
+     'the build; a re-run of the same build repeats nothing'),
+    ('BUILD_URI', '', anything, 'the link to the build'),
+    ('BUILD_SOURCEVERSION', '', text('[0-9a-f]{0,40}', 'must be a git commit'),
+     'the commit; default: what git says'),
+    ('CALLER_RUN_ID', 'none', text('[A-Za-z0-9._:-]+', 'must be letters, digits, . _ : or -'),
+     'the run that asked for this one'),
+    ('CALL_TIMEOUT_SECONDS', 180, integer(1, 3600), 'the longest wait for one answer of Azure'),
+    # A hosted agent ends a job after 60 minutes and says nothing; this comes first and says how
+    # to go on.
+    ('RUN_TIMEOUT_MINUTES', 50.0, minutes, 'the longest wait for a run'),
+    ('DEPLOY_TIMEOUT_MINUTES', 50.0, minutes, 'the longest wait for a deployment'),
+)
+
+Settings = collections.namedtuple('Settings', [name.lower() for name, _, _, _ in SETTINGS])
+
+
+def derive(values):
+    """The values that follow from others when they are not given, as MLOpsPython composes them."""
+    derived = {}
+    if values.get('BASE_NAME'):
+        derived = {'RESOURCE_GROUP': values['BASE_NAME'] + '-RG',
+                   'WORKSPACE_NAME': values['BASE_NAME'] + '-AML-WS'}
+    agent = [values.get(name) for name in
+             ('SYSTEM_COLLECTIONURI', 'SYSTEM_TEAMPROJECT', 'BUILD_BUILDID')]
+    if all(agent):
+        derived['BUILD_URI'] = '%s%s/_build/results?buildId=%s' % tuple(agent)
+    return derived
+
+
+def read(environ, needs=()):
+    """The settings, as attributes in lower case.
+
+    environ: a mapping such as os.environ; empty values count as not set. needs: the names that
+    the caller cannot do without. Raises SettingsError with every problem in one message.
+    """
+    # Azure Pipelines leaves a reference to an undefined variable as it is: $(NAME).
+    given = {name: value.strip() for name, value in environ.items()
+             if value.strip() and not UNDEFINED_VARIABLE.fullmatch(value.strip())}
+    given = dict(derive(given), **given)
+    values, problems = {}, []
+    for name, default, parse, meaning in SETTINGS:
+        values[name] = default
+        if name in given:
+            try:
+                values[name] = parse(given[name])
+            except ValueError as error:
+                problems.append('%s is %r: it %s' % (name, given[name], error))
+        elif name in needs:
+            passed = environ.get(name, '').strip()
+            problems.append('%s is not set%s: %s' % (
+                name, ' (%s is passed, an undefined variable)' % passed if passed else '', meaning))
+    if problems:
+        raise SettingsError('%d setting%s to correct in the environment:\n  %s' % (
+            len(problems), 's' * (len(problems) > 1), '\n  '.join(problems)))
+    return Settings(**{name.lower(): value for name, value in values.items()})

@@ -1,0 +1,306 @@
+"""Where tables and models come from and figures go to: an Azure ML run, or folders of this machine.
+
+connect() is the one place of training/ that looks at the surroundings. Both answers have the same
+methods: fetch_table, log, champion, register and store.
+"""
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+import warnings
+
+MODEL = 'model'
+TAGS = 'tags.json'
+VERSION = re.compile('[1-9][0-9]*$')
+SECONDS_AFTER_COLLISION = (1, 2, 4, 8, None)
+
+
+class TrackingError(RuntimeError):
+    """What is missing or cannot be read, and what to do; the text is for the user."""
+
+
+def connect(registry=None):
+    """AzureML inside a run of Azure ML, else Folder(registry)."""
+    return AzureML() if os.environ.get('AZUREML_RUN_ID') else Folder(registry)
+
+
+def given(text):
+    """The text, or None for what stands for "not given": an Azure ML parameter cannot be empty."""
+    return None if text in (None, '', 'none') else text
+
+
+def find_build(versions, tags):
+    """The (version, tags) among [(version, tags), ...] that this build has already, or None.
+
+    A build is known by its BuildId or its pipeline run. Without a BuildId the newest version is
+    also this build when model and data are the same bytes; an older one is not, for whoever goes
+    back to an earlier model wants it to be the newest.
+    """
+    versions = sorted(versions, key=lambda item: item[0])
+    for key in ('BuildId', 'run_id'):
+        for version, known in versions:
+            if tags.get(key) and known.get(key) == tags[key]:
+                return version, known
+    if versions and not tags.get('BuildId'):
+        version, known = versions[-1]
+        if all(known.get(key) == tags.get(key) for key in ('model_sha256', 'data_sha256')):
+            return version, known
+    return None
+
+
+def read_json(path):
+    """The JSON object in the file path; TrackingError when there is none."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise TrackingError('{} cannot be read: {}'.format(path, error))
+    if not isinstance(content, dict):
+        raise TrackingError('{} cannot be read: it is not a JSON object'.format(path))
+    return content
+
+
+def write_json(path, content):
+    """Write content as JSON: path then holds all of it, or what it held before."""
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, '.{}.{}'.format(name, os.getpid()))
+    try:
+        with open(temporary, 'w', encoding='utf-8') as file:
+            json.dump(content, file, indent=2)
+            file.write('\n')
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def model_files(folder):
+    """The names of a model folder's files, without the unfinished, which begin with a dot."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith('.'))
+
+
+class Folder:
+    """One machine. REGISTRY/NAME/VERSION/ holds the folder `model` and tags.json.
+
+    A version appears by one rename, so it is there whole or not at all. Registrations take turns
+    by a lock that the operating system gives back when its holder dies; what a dead one left
+    begins with a dot and is swept by the next.
+    """
+    run_id = None
+
+    def __init__(self, registry=None):
+        self.registry = registry
+
+    def fetch_table(self, data=None, dataset_name=None, dataset_version=None, data_file_path=None):
+        """(path of the table, its part of the lineage): here the file DATA as it is."""
+        if not data:
+            raise TrackingError('no table is given: name its file with --data')
+        return data, {'data': os.path.basename(data), 'dataset_name': None, 'dataset_version': None}
+
+    def log(self, metrics):
+        """Nothing to do: metrics.json and decision.json hold the figures."""
+
+    def champion(self, name):
+        """(version, its model folder, its tags) of the highest whole version, or None."""
+        versions = self._versions(name)
+        if not versions:
+            return None
+        version, tags = versions[-1]
+        return version, os.path.join(self.registry, name, str(version), MODEL), tags
+
+    def register(self, name, model_folder, tags):
+        """(new version, None), or (version, its tags) when this build has one already."""
+        import fcntl
+        home = os.path.join(self.registry, name)
+        os.makedirs(home, exist_ok=True)
+        with open(os.path.join(home, '.lock'), 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for entry in os.listdir(home):
+                if entry.startswith('.new-'):
+                    shutil.rmtree(os.path.join(home, entry))
+            found = find_build(self._versions(name), tags)
+            if found:
+                return found
+            taken = [int(entry) for entry in os.listdir(home) if VERSION.match(entry)]
+            version = max(taken, default=0) + 1
+            new = tempfile.mkdtemp(prefix='.new-', dir=home)
+            os.chmod(new, 0o755)
+            os.mkdir(os.path.join(new, MODEL))
+            for file in model_files(model_folder):
+                shutil.copy(os.path.join(model_folder, file), os.path.join(new, MODEL, file))
+                _flush(os.path.join(new, MODEL, file))
+            write_json(os.path.join(new, TAGS), tags)
+            _flush(os.path.join(new, MODEL))
+            _flush(new)
+            os.rename(new, os.path.join(home, str(version)))
+            _flush(home)
+        return version, None
+
+    def store(self, path, content):
+        """Write content as JSON to the file path."""
+        write_json(path, content)
+
+    def _versions(self, name):
+        """[(version, tags), ...] of all whole versions, lowest first."""
+        home = os.path.join(self.registry, name)
+        versions = []
+        for entry in os.listdir(home) if os.path.isdir(home) else []:
+            folder = os.path.join(home, entry)
+            if VERSION.match(entry) and os.path.isfile(os.path.join(folder, MODEL, 'model.txt')):
+                with contextlib.suppress(TrackingError):
+                    versions.append((int(entry), read_json(os.path.join(folder, TAGS))))
+        return sorted(versions, key=lambda item: item[0])
+
+
+def _flush(path):
+    """Have a file or folder on the disk: a registered version outlives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class AzureML:
+    """The run of Azure ML that this process is a step of, and its workspace."""
+
+    def __init__(self):
+        logging.getLogger('azureml').setLevel(logging.ERROR)
+        warnings.simplefilter('ignore')
+        from azureml.core import Run
+        self.run = Run.get_context(allow_offline=False)
+        self.workspace = self.run.experiment.workspace
+        self.runs = [run for run in (self.run, self.run.parent) if run]
+        self.run_id = self.runs[-1].id
+        self.downloads = tempfile.TemporaryDirectory()
+
+    def fetch_table(self, data=None, dataset_name=None, dataset_version=None, data_file_path=None):
+        """(path of the downloaded table, its part of the lineage).
+
+        Of a file of the datastore DATASTORE_NAME (default: the workspace's own) where
+        data_file_path is given, else of a dataset; its version "latest" is settled here.
+        """
+        from azureml.core import Dataset, Datastore
+        what = 'file {} of the datastore'.format(data_file_path) if data_file_path else \
+            'version {} of dataset {}'.format(dataset_version, dataset_name)
+        folder = tempfile.mkdtemp(dir=self.downloads.name)
+        try:
+            if data_file_path:
+                store = os.environ.get('DATASTORE_NAME')
+                store = Datastore.get(self.workspace, store) if store else \
+                    self.workspace.get_default_datastore()
+                dataset = Dataset.File.from_files([(store, data_file_path)], validate=False)
+            else:
+                dataset = Dataset.get_by_name(self.workspace, dataset_name, dataset_version)
+            with contextlib.redirect_stdout(io.StringIO()):
+                if hasattr(dataset, 'to_pandas_dataframe'):
+                    paths = [os.path.join(folder, dataset_name + '.csv')]
+                    dataset.to_pandas_dataframe().to_csv(paths[0], index=False)
+                else:
+                    paths = dataset.download(folder, overwrite=True)
+        except Exception as error:
+            raise TrackingError('{} cannot be fetched from workspace {}: {}'.format(
+                what, self.workspace.name, _first_line(error)))
+        if len(paths) != 1:
+            raise TrackingError('{} holds {} files; one table is wanted'.format(what, len(paths)))
+        return paths[0], {'data': data_file_path or os.path.basename(paths[0]),
+                          'dataset_name': dataset.name, 'dataset_version': dataset.version}
+
+    def log(self, metrics):
+        """Log the numbers among metrics to this step and to its pipeline run, which then shows them.
+
+        What is logged to a run other than one's own is lost at the process's end unless flushed.
+        """
+        for run in self.runs:
+            for key, value in metrics.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    run.log(key, value)
+            run.flush()
+
+    def champion(self, name):
+        """(version, its downloaded model folder, its tags) of the highest version, or None."""
+        models = self._models(name)
+        if not models:
+            return None
+        folder = tempfile.mkdtemp(dir=self.downloads.name)
+        try:
+            models[-1].download(folder, exist_ok=True)
+        except Exception as error:
+            raise TrackingError('version {} of model {} cannot be downloaded: {}'.format(
+                models[-1].version, name, _first_line(error)))
+        return models[-1].version, os.path.join(folder, MODEL), models[-1].tags or {}
+
+    def register(self, name, model_folder, tags):
+        """(new version, None), or (version, its tags) when this build has one already.
+
+        The files go to this run first, so that the model shows the run that made it. (The SDK's
+        Model.register refuses a folder outside the working directory since azureml-core 1.61.)
+        """
+        tags = dict(tags, run_id=self.run_id, experiment_name=self.run.experiment.name)
+        found = self._find(name, tags)
+        if found:
+            return found
+        # A step that lost its node starts again within the same run, where a name is taken once.
+        place = 'models/{}/{}'.format(uuid.uuid4().hex[:8], MODEL)
+        files = model_files(model_folder)
+        self.run.upload_files([place + '/' + file for file in files],
+                              [os.path.join(model_folder, file) for file in files])
+        model = self._register(name, place, tags)
+        version, known = self._find(name, tags)
+        if model and model.version == version:
+            return version, None
+        if model:
+            model.delete()
+        return version, known
+
+    def store(self, path, content):
+        """Upload content as JSON to this run's artifacts under the name path.
+
+        It is never in ./outputs, which Azure ML uploads by itself: a name is taken once.
+        """
+        if path not in self.run.get_file_names():
+            file = os.path.join(self.downloads.name, os.path.basename(path))
+            write_json(file, content)
+            self.run.upload_file(path, file)
+
+    def _models(self, name):
+        """All versions of the model, lowest first."""
+        from azureml.core import Model
+        models = Model.list(self.workspace, name=name, expand=False)
+        return sorted((model for model in models if model.name == name),
+                      key=lambda model: model.version)
+
+    def _find(self, name, tags):
+        return find_build([(model.version, model.tags or {}) for model in self._models(name)], tags)
+
+    def _register(self, name, place, tags):
+        """The new model, or None when another process registered this build meanwhile."""
+        from azureml.core import Dataset
+        datasets = None
+        if tags.get('dataset_version'):
+            datasets = [('training', Dataset.get_by_name(
+                self.workspace, tags['dataset_name'], int(tags['dataset_version'])))]
+        for pause in SECONDS_AFTER_COLLISION:
+            try:
+                return self.run.register_model(name, place, tags=tags, datasets=datasets)
+            except Exception as error:
+                if self._find(name, tags):
+                    return None
+                if '409' not in str(error) or pause is None:
+                    raise TrackingError('model {} cannot be registered in workspace {}: {}'.format(
+                        name, self.workspace.name, _first_line(error)))
+            time.sleep(pause)
+
+
+def _first_line(error):
+    text = str(getattr(error, 'message', None) or error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -27,8 +27,10 @@ $(foreach name,DATA OUT PARAMETERS MODEL_NAME PYTHON,$(if $(word 2,$($(name))),\
   $(error $(name) is '$($(name))': make cannot handle blanks in it; use a path or name without them)))
 
 # The first Python that answers runs the set-up, which then finds or fetches the right one.
-ANY_PYTHON := $(firstword $(foreach p,python3 python python3.11 python3.10 python3.12 python3.13,\
-  $(shell $(p) -c 'print("$(p)")' 2>/dev/null)) uv-or-python-is-missing)
+FOUND      := $(or $(shell for p in python3 python python3.11 python3.10 python3.12 python3.13; do \
+  $$p -c '' 2>/dev/null && { echo $$p; break; }; done),$(if $(shell command -v uv),uv run --no-project python))
+ANY_PYTHON  = $(or $(FOUND),$(error No Python found. 3.11 is best; 3.10, 3.12 and 3.13 do for one machine. Install uv \
+  (https://docs.astral.sh/uv), which fetches it, or: apt-get install python3 python3-venv; brew install python@3.11))
 
 # LOCAL: all that the one-machine path needs; FULL: with the Azure SDK (700 MB) as well.
 ifeq ($(PYTHON),)
@@ -137,10 +139,10 @@ $(call VALUES,rows table parameters run-evaluation model-name build training-pin
 
 READER := training/table.py training/columns.json
 
-$(OUT)/data/safe_driver.csv: training/sample.py training/columns.json $(call VALUES,rows) | $(LOCAL)
+$(OUT)/data/safe_driver.csv: training/sample.py $(READER) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(ROWS) --out $@
 
-$(MODEL) &: training/train.py training/metrics.py training/report.py $(READER) $(PARAMETERS) $(wildcard $(TABLE)) \
+$(MODEL) &: training/train.py training/metrics.py training/report.py training/tracking.py $(READER) $(PARAMETERS) $(wildcard $(TABLE)) \
     $(if $(DATA),,$(TABLE)) $(call VALUES,table parameters training-pins) | $(LOCAL)
 	$(PY) training/train.py --data $(TABLE) --parameters $(PARAMETERS) --out $(OUT)/model
 

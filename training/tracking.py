@@ -4,6 +4,7 @@ connect() is the one place of training/ that looks at the surroundings. Both ans
 methods: fetch_table, log, champion, register and store.
 """
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -17,6 +18,7 @@ import warnings
 
 MODEL = 'model'
 TAGS = 'tags.json'
+NAME = re.compile('[A-Za-z0-9][A-Za-z0-9_.-]*$')
 VERSION = re.compile('[1-9][0-9]*$')
 SECONDS_AFTER_COLLISION = (1, 2, 4, 8, None)
 
@@ -83,6 +85,15 @@ def write_json(path, content):
             os.unlink(temporary)
 
 
+def sha256(path):
+    """The SHA-256 of the file path in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def model_files(folder):
     """The names of a model folder's files, without the unfinished, which begin with a dot."""
     return sorted(name for name in os.listdir(folder) if not name.startswith('.'))
@@ -115,12 +126,12 @@ class Folder:
         if not versions:
             return None
         version, tags = versions[-1]
-        return version, os.path.join(self.registry, name, str(version), MODEL), tags
+        return version, os.path.join(self._home(name), str(version), MODEL), tags
 
     def register(self, name, model_folder, tags):
         """(new version, None), or (version, its tags) when this build has one already."""
         import fcntl
-        home = os.path.join(self.registry, name)
+        home = self._home(name)
         os.makedirs(home, exist_ok=True)
         with open(os.path.join(home, '.lock'), 'w') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -149,9 +160,17 @@ class Folder:
         """Write content as JSON to the file path."""
         write_json(path, content)
 
+    def _home(self, name):
+        if not self.registry:
+            raise TrackingError('no registry is given: name its folder with --registry')
+        if not NAME.match(name):
+            raise TrackingError('a model cannot be named {!r}: only letters, digits, "_", "-" and '
+                                '"." will do, the first a letter or digit'.format(name))
+        return os.path.join(self.registry, name)
+
     def _versions(self, name):
         """[(version, tags), ...] of all whole versions, lowest first."""
-        home = os.path.join(self.registry, name)
+        home = self._home(name)
         versions = []
         for entry in os.listdir(home) if os.path.isdir(home) else []:
             folder = os.path.join(home, entry)
@@ -216,7 +235,7 @@ class AzureML:
                           'dataset_name': dataset.name, 'dataset_version': dataset.version}
 
     def log(self, metrics):
-        """Log the numbers among metrics to this step and to its pipeline run, which then shows them.
+        """Log the numbers among metrics to this step and to its pipeline run, which shows them.
 
         What is logged to a run other than one's own is lost at the process's end unless flushed.
         """

@@ -1,0 +1,186 @@
+"""Compare a new model with the registered one on the same hold-out rows and write decision.json.
+
+python training/evaluate.py --data outputs/data/safe_driver.csv --model outputs/model \\
+  --model-name safe_driver_model --registry outputs/registry --run-evaluation true \\
+  --parameters training/parameters.json --out outputs/decision.json
+"""
+import argparse
+import os
+import sys
+
+import tracking
+
+DRAWS = 500
+
+
+def compare(label, champion, challenger, metric, direction, seed=0):
+    """How two models' scores of the same rows differ in a metric of metrics.py.
+
+    label, champion, challenger: arrays of shape (rows,), the last two claim probabilities.
+    direction: 'maximize' or 'minimize'. Returns {"champion", "challenger", "difference":
+    challenger - champion, "difference_interval": 95 % bootstrap interval [low, high],
+    "probability_better": share of the resamples in which the challenger is the better one}.
+    """
+    import metrics
+    import numpy
+    figure = getattr(metrics, metric)
+    before, after = figure(label, champion), figure(label, challenger)
+    if metric in ('auc', 'gini'):
+        scale = 2 if metric == 'gini' else 1
+        drawn = metrics.paired_bootstrap(label, champion, challenger, seed, DRAWS)
+        interval = [scale * bound for bound in drawn['interval']]
+        higher = drawn['probability_better']
+    else:
+        random = numpy.random.RandomState(seed)
+        differences = numpy.empty(DRAWS)
+        for draw in range(DRAWS):
+            rows = random.randint(0, len(label), len(label))
+            differences[draw] = figure(label[rows], challenger[rows]) - \
+                figure(label[rows], champion[rows])
+        interval = [float(bound) for bound in numpy.percentile(differences, [2.5, 97.5])]
+        higher = float((differences > 0).mean() + (differences == 0).mean() / 2)
+    return {'champion': before, 'challenger': after, 'difference': after - before,
+            'difference_interval': interval,
+            'probability_better': higher if direction == 'maximize' else 1 - higher}
+
+
+def is_better(difference, direction, least_gain):
+    """Whether a difference challenger - champion is a gain, and one of at least least_gain."""
+    gain = difference if direction == 'maximize' else -difference
+    return gain > 0 and gain >= least_gain
+
+
+def rule(metric, direction, least_gain):
+    """The rule of parameters.json as a sentence."""
+    word = 'higher' if direction == 'maximize' else 'lower'
+    return 'register when {} on the hold-out rows is {}{}'.format(
+        metric, word, ' by at least {:g}'.format(least_gain) if least_gain else '')
+
+
+def load_model(path, what, advice):
+    """The Booster in the text file path; TrackingError says what is wrong, and the advice."""
+    import lightgbm
+    with open(path, 'rb') as file:
+        last_line = file.read().rstrip().rpartition(b'\n')[2]
+    try:
+        # LightGBM ends the whole process when a file stops in the middle.
+        if not last_line.startswith(b'pandas_categorical:'):
+            raise ValueError('the file is cut off, or no LightGBM text model')
+        return lightgbm.Booster(model_file=path)
+    except (lightgbm.basic.LightGBMError, ValueError) as error:
+        raise tracking.TrackingError('{} cannot be loaded: {}; {}'.format(what, error, advice))
+
+
+def load_champion(place, name, columns):
+    """(version, Booster) of the newest registered version, None if there is none.
+
+    TrackingError where it cannot score a table with these columns.
+    """
+    champion = place.champion(name)
+    if champion is None:
+        return None
+    version, folder, tags = champion
+    what = 'version {} of {}, the champion,'.format(version, name)
+    advice = 'to register the new model without comparing, set RUN_EVALUATION=false'
+    path = os.path.join(folder, 'model.txt')
+    if not os.path.isfile(path):
+        raise tracking.TrackingError('{} has no file model/model.txt; {}'.format(what, advice))
+    if tags.get('model_sha256', tracking.sha256(path)) != tracking.sha256(path):
+        raise tracking.TrackingError('{} was changed after it was registered: its model.txt is not '
+                                     'the one its tags name; {}'.format(what, advice))
+    model = load_model(path, what, advice)
+    missing = [column for column in model.feature_name() if column not in columns]
+    if missing:
+        raise tracking.TrackingError('{} needs columns that the table lacks: {}; {}'.format(
+            what, ', '.join(missing), advice))
+    return version, model
+
+
+def fetch_table(place, lineage, data):
+    """The path of the table that a model was trained on; TrackingError if it is not the same."""
+    version = lineage.get('dataset_version')
+    path, _ = place.fetch_table(data=data, dataset_name=lineage.get('dataset_name'),
+                                dataset_version=version,
+                                data_file_path=None if version else lineage.get('data'))
+    if tracking.sha256(path) != lineage.get('data_sha256'):
+        raise tracking.TrackingError(
+            '{} is not the table that the model was trained on, or has changed since: train '
+            'again'.format(data or lineage.get('data')))
+    return path
+
+
+def decide(arguments):
+    """The decision, a dict for decision.json."""
+    import table
+    import train
+    wanted = train.load_parameters(arguments.parameters)['evaluation']
+    metric = wanted['metric']
+    report = tracking.read_json(os.path.join(arguments.model, 'metrics.json'))
+    path = os.path.join(arguments.model, 'model.txt')
+    decision = {'register': True, 'metric': metric, 'champion': None, 'champion_version': None,
+                'challenger': report.get(metric), 'difference': None, 'difference_interval': None,
+                'probability_better': None, 'rule': rule(**wanted), 'reason': None,
+                'model': arguments.model_name, 'model_sha256': tracking.sha256(path)}
+    if arguments.run_evaluation == 'false':
+        return dict(decision, reason='Nothing was compared: the evaluation is switched off '
+                                     '(RUN_EVALUATION=false).')
+    place = tracking.connect(arguments.registry)
+    champion = load_champion(place, arguments.model_name, table.FEATURES)
+    if champion is None:
+        return dict(decision, reason='{} has no registered version to compare with.'.format(
+            arguments.model_name))
+    version, model = champion
+    challenger = load_model(path, path, 'train again')
+    rows = hold_out(fetch_table(place, report.get('lineage') or {}, arguments.data))
+    print('comparing with version {} on {:,} hold-out rows'.format(version, len(rows)), flush=True)
+    scores = [booster.predict(rows[booster.feature_name()]) for booster in (model, challenger)]
+    decision.update(compare(rows['target'].to_numpy(), scores[0], scores[1], metric,
+                            wanted['direction']), champion_version=version)
+    place.log({key: value for key, value in decision.items() if key != 'register'})
+    better = is_better(decision['difference'], wanted['direction'], wanted['least_gain'])
+    decision['register'] = better or arguments.allow_run_cancel == 'false'
+    decision['reason'] = (
+        '{} is {:.5f}, that of version {} on the same {:,} rows {:.5f}: {}, ahead in {:.0%} of {} '
+        'resamples.').format(
+            metric, decision['challenger'], version, len(rows), decision['champion'],
+            'better' if better else 'not better' if not wanted['least_gain'] else
+            'not better by {:g}'.format(wanted['least_gain']),
+            decision['probability_better'], DRAWS)
+    if decision['register'] and not better:
+        decision['reason'] += ' Registered all the same (ALLOW_RUN_CANCEL=false).'
+    return decision
+
+
+def hold_out(path):
+    """The hold-out rows of the table in the file path, a DataFrame."""
+    import table
+    frame = table.read_table(path)
+    return frame[table.parts(frame['id'].to_numpy()) == table.HOLD_OUT]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--parameters', required=True, help='JSON file with metric and least gain')
+    parser.add_argument('--model', required=True, help='folder of the new model, by train.py')
+    parser.add_argument('--model-name', required=True, help='name of the registered model')
+    parser.add_argument('--out', required=True, help='file for the decision')
+    parser.add_argument('--data', help='table the model was trained on; not inside Azure ML')
+    parser.add_argument('--registry', help='folder of registered models; not inside Azure ML')
+    switch = {'type': str.lower, 'choices': ['true', 'false'], 'metavar': 'true|false'}
+    parser.add_argument('--run-evaluation', default='true', help='false: register without '
+                        'comparing (default: true)', **switch)
+    parser.add_argument('--allow-run-cancel', default='true', help='false: register whatever the '
+                        'comparison says (default: true); nothing is ever cancelled', **switch)
+    arguments = parser.parse_args(argv)
+    try:
+        decision = decide(arguments)
+        tracking.write_json(arguments.out, decision)
+    except (tracking.TrackingError, ValueError, OSError) as error:
+        print('error: {}'.format(error), file=sys.stderr)
+        return 1
+    print(decision['reason'])
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

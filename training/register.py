@@ -1,0 +1,101 @@
+"""Register a model as the next version of its name if its decision says so; write the result.
+
+python training/register.py --model outputs/model --decision outputs/decision.json \\
+  --model-name safe_driver_model --registry outputs/registry --out outputs/registration.json
+"""
+import argparse
+import os
+import sys
+
+import tracking
+
+FIGURES = ('auc', 'gini', 'log_loss', 'brier', 'top_decile_lift')
+LINEAGE = ('data', 'data_sha256', 'data_rows', 'dataset_name', 'dataset_version', 'code_commit',
+           'caller_run_id', 'created')
+
+
+def make_tags(report, model_sha256, build_id=None):
+    """What a registered version says about itself, from metrics.json: {name: text}.
+
+    Figures, lineage, and the names BuildId and BuildUri by which MLOpsPython's users search.
+    """
+    lineage = report.get('lineage') or {}
+    tags = {name: report.get(name) for name in FIGURES}
+    tags.update({name: lineage.get(name) for name in LINEAGE})
+    tags.update(BuildId=build_id or lineage.get('build_id'), BuildUri=lineage.get('build_uri'),
+                model_sha256=model_sha256,
+                packages=', '.join('{} {}'.format(*item) for item in
+                                   sorted((lineage.get('packages') or {}).items())))
+    return {name: str(value) for name, value in tags.items() if value not in (None, '')}
+
+
+def read_model(folder, decision, name):
+    """(metrics.json, SHA-256 of model.txt) of the folder; TrackingError lists all that is wrong.
+
+    What is wrong: missing or unreadable files, or a decision about another model.
+    """
+    problems = []
+    report = digest = None
+    try:
+        report = tracking.read_json(os.path.join(folder, 'metrics.json'))
+    except tracking.TrackingError as error:
+        problems.append(str(error))
+    try:
+        digest = tracking.sha256(os.path.join(folder, 'model.txt'))
+        if decision.get('model_sha256') != digest:
+            problems.append('the decision is about another model than {}: evaluate again'.format(
+                os.path.join(folder, 'model.txt')))
+    except OSError as error:
+        problems.append(str(error))
+    if decision.get('model') != name:
+        problems.append('the decision is about a model named {}, not {}: evaluate again'.format(
+            decision.get('model'), name))
+    missing = {'register', 'reason', 'champion_version'} - set(decision)
+    if missing:
+        problems.append('the decision lacks {}: evaluate again'.format(', '.join(sorted(missing))))
+    if problems:
+        raise tracking.TrackingError('\n  '.join(['nothing was registered:'] + problems))
+    return report, digest
+
+
+def register(place, arguments, decision):
+    """Registers, or keeps what there is; the dict for registration.json."""
+    report, digest = read_model(arguments.model, decision, arguments.model_name)
+    result = {'result': 'registered', 'reason': decision['reason'], 'model': arguments.model_name,
+              'version': decision['champion_version'], 'run_id': place.run_id}
+    if not decision['register']:
+        return dict(result, result='kept')
+    tags = make_tags(report, digest, tracking.given(arguments.build_id))
+    version, known = place.register(arguments.model_name, arguments.model, tags)
+    if known is not None:
+        result['reason'] = 'This build is version {} already.'.format(version)
+        if known.get('model_sha256') != digest:
+            result['reason'] += (' Its model is another one than that of this run, which was not '
+                                 'registered: a build has one version.')
+    return dict(result, version=version)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--model', required=True, help='folder of the model, by train.py')
+    parser.add_argument('--decision', required=True, help='decision.json, by evaluate.py')
+    parser.add_argument('--model-name', required=True, help='name to register it under')
+    parser.add_argument('--out', required=True, help='file for the result; inside Azure ML the '
+                        'name of the artifact of the run')
+    parser.add_argument('--registry', help='folder of registered models; not inside Azure ML')
+    parser.add_argument('--build-id', help='a build is registered once, however often it runs')
+    arguments = parser.parse_args(argv)
+    try:
+        decision = tracking.read_json(arguments.decision)
+        place = tracking.connect(arguments.registry)
+        result = register(place, arguments, decision)
+        place.store(arguments.out, result)
+    except (tracking.TrackingError, OSError) as error:
+        print('error: {}'.format(error), file=sys.stderr)
+        return 1
+    print('{result} version {version} of {model}. {reason}'.format(**result))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

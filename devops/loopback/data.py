@@ -1,0 +1,173 @@
+"""Datastores, datasets and environments of a workspace.
+
+Sources: datastore.json and DatasetDataplane 1.5.0 of Azure/azure-rest-api-specs; for
+environments, which have no public document, the calls of azureml-sdk 1.55 and 1.62. A dataset's
+versions are numbered from 1; version `latest` moves.
+"""
+import json
+import uuid
+
+from .transport import API, WORKSPACE, problem, route
+from .workspaces import SUBSCRIPTION, account, now
+
+DATASTORES = '/datastore/v1.0' + WORKSPACE
+DATASETS = '/dataset/v1.0' + WORKSPACE
+ENVIRONMENTS = '/environment/v1.0' + WORKSPACE + '/environments'
+DEFAULT = 'workspaceblobstore'
+CONTAINERS = {DEFAULT: 'azureml-blobstore', 'workspaceartifactstore': 'azureml'}
+
+
+@route('GET', API, DATASTORES + '/default')
+@route('GET', API, DATASTORES + '/datastores/{name}')
+def get_datastore(call, name=DEFAULT):
+    if name not in CONTAINERS:
+        raise problem(
+            404, 'UserError',
+            'Could not find datastore %s in workspace %s.' % (name, call.workspace['name']))
+    key = call.cloud.storage_key(account(call.workspace))
+    return {
+        'name': name, 'dataStoreType': 'AzureBlob', 'hasBeenValidated': True, 'tags': {},
+        'createdTime': now(), 'modifiedTime': now(), 'isDefault': name == DEFAULT,
+        'azureStorageSection': {
+            'accountName': account(call.workspace), 'containerName': CONTAINERS[name],
+            'endpoint': 'core.windows.net', 'protocol': 'https', 'credentialType': 'AccountKey',
+            'credential': key, 'accountKey': key, 'isSas': False, 'sasToken': None,
+            'blobCacheTimeout': None, 'clientCredentials': None,
+            'areWorkspaceManagedIdentitiesAllowed': False, 'subscriptionId': SUBSCRIPTION,
+            'resourceGroup': call.workspace['id'].split('/')[4]
+        }
+    }
+
+
+@route('GET', API, DATASTORES + '/datastores')
+def list_datastores(call):
+    return {'value': [get_datastore(call, name) for name in CONTAINERS]}
+
+
+@route('POST', API, DATASETS + '/saveddatasets')
+def save_dataset(call):
+    document = dict(call.json, id=call.json.get('id') or str(uuid.uuid4()))
+    call.table('saved-datasets')[document['id']] = document
+    return document
+
+
+@route('GET', API, DATASETS + '/saveddatasets/{identity}')
+def get_saved_dataset(call, identity):
+    return call.table('saved-datasets')[identity]
+
+
+@route('POST', API, DATASETS + '/datasets')
+def register_dataset(call):
+    asked = call.json
+    with call.cloud.journal.lock:
+        row = call.table('datasets').get(asked['name']) or {'id': str(uuid.uuid4()), 'versions': []}
+        versions = row['versions']
+        if versions and call.query.get('ifExistsOk', '').lower() == 'false':
+            raise problem(409, 'UserError',
+                          'A dataset with name %s already exists.' % asked['name'])
+        latest = dict(asked['latest'])
+        latest['savedDatasetId'] = latest.get('savedDatasetId') or str(uuid.uuid4())
+        latest.update(datasetId=row['id'], versionId=str(len(versions) + 1), createdTime=now(),
+                      modifiedTime=now(), etag='e')
+        document = dict(asked, datasetId=row['id'], latest=latest, createdTime=now(),
+                        modifiedTime=now(), etag='e', isVisible=True,
+                        datasetState={'state': 'active', 'deprecatedBy': None})
+        saved = latest['savedDatasetId']
+        if saved not in call.table('saved-datasets'):
+            call.table('saved-datasets')[saved] = {
+                'id': saved, 'datasetType': asked.get('datasetType'),
+                'properties': latest.get('properties') or {}, 'dataflowJson': latest.get('dataflow')
+            }
+        versions.append(document)
+        call.table('datasets')[asked['name']] = row
+    return document
+
+
+@route('GET', API, DATASETS + '/datasets/query/name={name}')
+def get_dataset(call, name):
+    row = call.table('datasets').get(name)
+    version = call.query.get('versionId', 'latest')
+    if row is None:
+        raise problem(404, 'UserError',
+                      'No dataset with name %s in workspace %s.' % (name, call.workspace['name']))
+    if version == 'latest':
+        return row['versions'][-1]
+    if not version.isdigit() or not 1 <= int(version) <= len(row['versions']):
+        raise problem(404, 'UserError', 'Dataset %s has no version %s.' % (name, version))
+    return row['versions'][int(version) - 1]
+
+
+@route('GET', API, DATASETS + '/datasets')
+def list_datasets(call):
+    return {'value': [row['versions'][-1] for row in call.table('datasets').values()]}
+
+
+@route('GET', API, DATASETS + '/datasets/{identity}')
+def get_dataset_by_id(call, identity):
+    for row in call.table('datasets').values():
+        if row['id'] == identity:
+            return row['versions'][-1]
+    raise problem(404, 'UserError', 'No dataset with id %s.' % identity)
+
+
+@route('GET', API, DATASETS + '/datasets/{identity}/versions')
+def list_dataset_versions(call, identity):
+    rows = [row for row in call.table('datasets').values() if row['id'] == identity]
+    return {'value': [version['latest'] for row in rows for version in row['versions']]}
+
+
+@route('GET', API, '/data/v1.0' + WORKSPACE + '/dataversion/{name}/versions/{version}')
+def get_data_version(call, name, version):
+    """What the Rust reader asks for before it reads a dataset that has been saved but not
+    registered."""
+    saved = call.table('saved-datasets')[name[len('unregistered-'):]]
+    dataflow = json.loads(saved['dataflowJson'] or '{}').get('meta', {}).get('RsDataflow')
+    return {
+        'legacyDataflow': dataflow, 'legacyDataflowType': 'rslex',
+        'dataVersion': {'dataType': saved.get('datasetType')}
+    }
+
+
+@route('PUT', API, ENVIRONMENTS + '/{name}')
+@route('PUT', API, ENVIRONMENTS + '/{name}/versions/{version}')
+def put_environment(call, name, version=None):
+    """The same definition again is the same version."""
+    with call.cloud.journal.lock:
+        row = call.table('environments').get(name) or {'versions': []}
+        document = dict(call.json, name=name, version=version or str(len(row['versions']) + 1))
+        for known in row['versions']:
+            if known['version'] == version or dict(known, version=None) == dict(
+                    document, version=None):
+                return known
+        row['versions'].append(document)
+        call.table('environments')[name] = row
+    return document
+
+
+@route('GET', API, ENVIRONMENTS + '/{name}')
+@route('GET', API, ENVIRONMENTS + '/{name}/versions/{version}')
+def get_environment(call, name, version=None):
+    for document in reversed((call.table('environments').get(name)
+                              or {'versions': []})['versions']):
+        if version in (None, document['version']):
+            return document
+    raise problem(404, 'UserError', 'No environment %s, version %s, in workspace %s.' % (
+        name, version or 'any', call.workspace['name']))
+
+
+@route('GET', API, ENVIRONMENTS)
+def list_environments(call):
+    return {'value': [row['versions'][-1] for row in call.table('environments').values()]}
+
+
+@route('GET', API, ENVIRONMENTS + '/{name}/versions/{version}/image')
+def environment_image(call, name, version):
+    """Nothing is built here; every image is said to exist."""
+    return {
+        'imageExistsInRegistry': True, 'dockerImage': {'name': 'azureml/' + name, 'registry': None}
+    }
+
+
+@route('POST', API, ENVIRONMENTS + '/{name}/versions/{version}/recipe')
+def environment_recipe(call, name, version):
+    return {}

@@ -1,0 +1,158 @@
+"""Microsoft Entra ID: service principals that sign in with a secret, and the tokens that every
+other request needs.
+
+Sources: the OAuth 2.0 client credentials flow
+(learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow), error codes
+AADSTS90002, AADSTS700016, AADSTS7000215 (.../reference-error-codes); the SDK reads `exp` and
+`tid` of the token. Of secrets and tokens only SHA-256 hashes are kept.
+"""
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import time
+
+from .transport import SIGN_IN, Answer, problem, route
+
+TENANT = '11111111-1111-1111-1111-111111111111'
+CLIENT = '33333333-3333-3333-3333-333333333333'
+OBJECT = '44444444-4444-4444-4444-444444444444'
+LIFETIME = 3600
+
+
+class Tokens:
+    """Who may come in. `journal` keeps the hashes, so tokens and secrets stay good over a
+    restart."""
+
+    def __init__(self, journal):
+        self._secrets = journal.table('secrets')
+        self._tokens = journal.table('tokens')
+        for row in self._tokens.values():
+            if row['expires'] < time.time():
+                del self._tokens[row['hash']]
+
+    def new_secret(self):
+        secret = secrets.token_urlsafe(30)
+        self._secrets[_hash(secret)] = {'client': CLIENT}
+        return secret
+
+    def knows_secret(self, secret):
+        return _hash(secret) in self._secrets
+
+    def issue(self, audience='https://management.azure.com', seconds=LIFETIME):
+        """A token as the SDK expects it: three parts, the middle one JSON with exp and tid."""
+        now = int(time.time())
+        claims = {
+            'aud': audience, 'iss': 'https://sts.windows.net/%s/' % TENANT, 'iat': now, 'nbf': now,
+            'exp': now + seconds, 'appid': CLIENT, 'oid': OBJECT, 'tid': TENANT,
+            'jti': secrets.token_hex(8)
+        }
+        token = '.'.join((_part({'typ': 'JWT',
+                                 'alg': 'RS256'}), _part(claims), secrets.token_urlsafe(32)))
+        self._tokens[_hash(token)] = {'hash': _hash(token), 'expires': now + seconds}
+        return token
+
+    @staticmethod
+    def expiry():
+        """When a token that is issued now expires, in seconds since 1970."""
+        return int(time.time()) + LIFETIME
+
+    def check(self, authorization):
+        """Refuse a request without a good token, in the words of Azure Resource Manager."""
+        challenge = {
+            'WWW-Authenticate': 'Bearer authorization_uri="https://login.microsoftonline.com/%s"' %
+            TENANT
+        }
+        scheme, _, token = (authorization or '').partition(' ')
+        if scheme.lower() != 'bearer' or not token:
+            raise problem(401, 'AuthenticationFailed',
+                          'Authentication failed. The \'Authorization\' header is missing.',
+                          challenge)
+        row = self._tokens.get(_hash(token))
+        if row is None:
+            raise problem(401, 'InvalidAuthenticationToken', 'The access token is invalid.',
+                          challenge)
+        if row['expires'] < time.time():
+            raise expired()
+        return row
+
+
+def expired():
+    return problem(401, 'ExpiredAuthenticationToken',
+                   'The access token expiry UTC time is earlier than now.',
+                   {'WWW-Authenticate': 'Bearer error="invalid_token"'})
+
+
+@route('GET', SIGN_IN, '/{tenant}/v2.0/.well-known/openid-configuration', signed_in=False)
+def configuration(call, tenant):
+    check_tenant(tenant)
+    root = 'https://%s/%s' % (call.host, tenant)
+    return {
+        'token_endpoint': root + '/oauth2/v2.0/token',
+        'authorization_endpoint': root + '/oauth2/v2.0/authorize',
+        'device_authorization_endpoint': root + '/oauth2/v2.0/devicecode', 'issuer': root + '/v2.0',
+        'tenant_region_scope': 'EU', 'cloud_instance_name': 'microsoftonline.com'
+    }
+
+
+@route('GET', SIGN_IN, '/common/discovery/instance', signed_in=False)
+def instance(call):
+    aliases = [
+        'login.microsoftonline.com', 'login.windows.net', 'login.microsoft.com', 'sts.windows.net'
+    ]
+    return {
+        'tenant_discovery_endpoint': 'https://%s/%s/v2.0/.well-known/openid-configuration' %
+        (aliases[0], TENANT), 'api-version': '1.1', 'metadata': [{
+            'preferred_network': aliases[0], 'preferred_cache': aliases[1], 'aliases': aliases
+        }]
+    }
+
+
+@route('POST', SIGN_IN, '/{tenant}/oauth2/v2.0/token', signed_in=False)
+@route('POST', SIGN_IN, '/{tenant}/oauth2/token', signed_in=False)
+def token(call, tenant):
+    check_tenant(tenant)
+    form = call.form
+    client = form.get('client_id', '')
+    if form.get('grant_type') != 'client_credentials':
+        raise refused(400, 'unsupported_grant_type', 70003,
+                      'The app requested an unsupported grant type %r.' % (form.get('grant_type')))
+    if not hmac.compare_digest(client, CLIENT):
+        raise refused(
+            400, 'unauthorized_client', 700016,
+            'Application with identifier \'%s\' was not found in the '
+            'directory \'Loopback\'.' % client)
+    if not call.cloud.tokens.knows_secret(form.get('client_secret', '')):
+        raise refused(
+            401, 'invalid_client', 7000215,
+            'Invalid client secret provided. Ensure the secret being sent in the request is the '
+            'client secret value, not the client secret ID, for a secret added to app '
+            '\'%s\'.' % client)
+    audience = form.get('scope', form.get('resource', '')).replace('/.default', '')
+    return {'token_type': 'Bearer', 'expires_in': LIFETIME, 'ext_expires_in': LIFETIME,
+            'access_token': call.cloud.tokens.issue(audience)}
+
+
+def check_tenant(tenant):
+    if tenant not in (TENANT, 'common', 'organizations'):
+        raise refused(
+            400, 'invalid_request', 90002,
+            'Tenant \'%s\' not found. Check to make sure you have the correct '
+            'tenant ID and are signing into the correct cloud.' % tenant)
+
+
+def refused(status, error, code, text):
+    return Answer(
+        {
+            'error': error, 'error_description': 'AADSTS%d: %s' % (code, text),
+            'error_codes': [code], 'timestamp': time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime())
+        }, status)
+
+
+def _hash(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _part(value):
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b'=').decode()

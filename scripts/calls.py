@@ -34,6 +34,7 @@ ADVICE = {
     409: 'another operation on it is under way: run this again in a few minutes',
     429: 'Azure is throttling: run this again in a few minutes; nothing is done twice',
 }
+SIGN_IN = 'check tenantId, servicePrincipalId and servicePrincipalKey, or renew the secret'
 LATER = 'Azure has a fault: run this again later; nothing is done twice'
 CONNECTION = 'there is no connection: check the network and HTTPS_PROXY, then run this again'
 
@@ -107,6 +108,9 @@ def explain(what, error):
     if status is not None and status >= 500:
         advice = LATER
     reason = reason_of(error)
+    if 'AADSTS' in reason:
+        # https://learn.microsoft.com/entra/identity-platform/reference-error-codes
+        status, advice = 401, SIGN_IN
     if status:
         reason = 'HTTP %d, %s' % (status, reason)
     return AzureError('could not %s: %s%s' % (what, reason, '\n' + advice if advice else ''),
@@ -115,10 +119,22 @@ def explain(what, error):
 
 def give_up(what, seconds):
     """End the process: the SDK's threads and native code cannot be stopped in another way."""
-    sys.__stderr__.write('error: could not %s: no answer within %g s\n%s\n' % (
-        what, seconds, 'run this again; nothing is done twice'))
+    sys.__stderr__.write('error: could not %s: no answer within %g s\nrun this again; nothing is '
+                         'done twice\n' % (what, seconds))
     sys.__stderr__.flush()
     os._exit(1)
+
+
+@contextlib.contextmanager
+def deadline(what, seconds):
+    """End the process with exit code 1 when what is done takes longer than so many seconds."""
+    watch = threading.Timer(seconds, give_up, (what, seconds))
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 @contextlib.contextmanager
@@ -131,11 +147,8 @@ def asking(what, seconds):
     os.environ.setdefault('AZUREML_DEFAULT_BACKOFF', SDK_BACKOFF_SECONDS)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter('ignore')
-    watch = threading.Timer(seconds, give_up, (what, seconds))
-    watch.daemon = True
-    watch.start()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with deadline(what, seconds), contextlib.redirect_stdout(io.StringIO()):
             yield
     except AzureError:
         raise
@@ -143,8 +156,6 @@ def asking(what, seconds):
         if not is_from_service(error):
             raise
         raise explain(what, error) from None
-    finally:
-        watch.cancel()
 
 
 def repeat(call, seconds, delay=1):

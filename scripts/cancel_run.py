@@ -1,0 +1,43 @@
+"""Cancel the run of this build in Azure ML.
+
+    BUILD_BUILDID=42 python scripts/cancel_run.py
+"""
+import argparse
+import os
+import sys
+import time
+
+import calls
+import run
+import settings
+import workspace
+
+
+def cancel(chosen):
+    """Cancel every run of the build that is under way; their ids. Raises AzureError."""
+    space = workspace.connect(chosen)
+    found = [one for one, state in run.runs_of(space, chosen, chosen.build_buildid)
+             if state in run.UNDER_WAY]
+    for one in found:
+        with calls.asking('cancel the run %s' % one.id, chosen.call_timeout_seconds):
+            one.cancel()
+            while one.get_status() in run.UNDER_WAY:
+                time.sleep(run.FIRST_PAUSE_SECONDS)
+    return [one.id for one in found]
+
+
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
+    try:
+        chosen = settings.read(os.environ, needs=settings.WORKSPACE + ('BUILD_BUILDID',))
+        cancelled = cancel(chosen)
+    except (settings.SettingsError, calls.AzureError) as error:
+        print('error: %s' % error, file=sys.stderr)
+        return 1
+    print('build %s: %s' % (chosen.build_buildid, 'cancelled run ' + ', '.join(cancelled)
+                            if cancelled else 'no run is under way, nothing to cancel'))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Check a table, upload it and register it as a new version of the dataset.
+
+    python scripts/dataset.py --data train.csv
+"""
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import calls
+import settings
+import workspace
+
+CHECKER = Path(__file__).resolve().parent.parent / 'training' / 'table.py'
+BLOCK_BYTES = 1 << 20
+SLOWEST_BYTES_PER_SECOND = 100000
+
+
+def sha256(path):
+    """The hash of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for block in iter(lambda: file.read(BLOCK_BYTES), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def latest(space, name):
+    """The newest version of the registered dataset, or None."""
+    from azureml.core import Dataset
+    try:
+        return Dataset.get_by_name(space, name)
+    except Exception as error:
+        if calls.status_of(error) == 404 or 'Cannot find dataset' in str(error):
+            return None
+        raise
+
+
+def register(space, chosen, path):
+    """(registered dataset, whether its version is new)."""
+    digest, name = sha256(path), chosen.dataset_name
+    with calls.asking('look for the dataset %s' % name, chosen.call_timeout_seconds):
+        found = latest(space, name)
+    if found is not None and (found.tags or {}).get('sha256') == digest:
+        return found, False
+    store = workspace.datastore(space, chosen)
+    place = '%s/%s' % (name, digest[:16])
+    seconds = chosen.call_timeout_seconds + os.path.getsize(path) / SLOWEST_BYTES_PER_SECOND
+    with calls.asking('upload %s' % path, seconds):
+        store.upload_files([str(path)], target_path=place, overwrite=True, show_progress=False)
+    with calls.asking('register the dataset %s' % name, chosen.call_timeout_seconds):
+        from azureml.core import Dataset
+        files = Dataset.File.from_files([(store, '%s/%s' % (place, Path(path).name))],
+                                        validate=False)
+        return files.register(space, name, description='A table of drivers and their claims',
+                              tags={'sha256': digest, 'file': Path(path).name},
+                              create_new_version=True), True
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--data', required=True, help='the table, a CSV file')
+    args = parser.parse_args(argv)
+    try:
+        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
+        if subprocess.call([sys.executable, str(CHECKER), '--data', args.data]):
+            raise calls.AzureError('%s was not uploaded' % args.data)
+        found, new = register(workspace.connect(chosen), chosen, args.data)
+    except (settings.SettingsError, calls.AzureError) as error:
+        print('error: %s' % error, file=sys.stderr)
+        return 1
+    print('dataset %s, version %s: %s' % (
+        found.name, found.version, 'registered' if new else 'holds this table already'))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Say which setting, sign-in, permission or resource is missing in Azure; changes nothing.
+
+    python scripts/preflight.py
+"""
+import argparse
+import fnmatch
+import os
+import sys
+
+import calls
+import settings
+import workspace
+
+LONGEST_SECONDS = 60
+ANSWER_SECONDS = 10
+ARM = 'https://management.azure.com'
+PROVIDERS = ('Microsoft.MachineLearningServices', 'Microsoft.ContainerInstance',
+             'Microsoft.ContainerRegistry')
+WRITES = ['Microsoft.MachineLearningServices/workspaces/' + action for action in (
+    'computes/write', 'datasets/registered/write', 'endpoints/pipelines/write',
+    'experiments/runs/submit/action', 'models/write', 'services/aci/write')]
+
+
+class Missing(Exception):
+    """What is missing, and what to do about it."""
+
+
+class Azure:
+    """GET requests to Azure Resource Manager for the settings' subscription."""
+
+    def __init__(self, chosen, environ):
+        self.chosen = chosen
+        self.authentication = workspace.sign_in(environ)
+        self.authentication.get_authentication_header()
+        self.subscription = '/subscriptions/' + chosen.subscription_id
+        self.group = '%s/resourcegroups/%s' % (self.subscription, chosen.resource_group)
+        self.workspace = '%s/providers/%s/workspaces/%s' % (
+            self.group, PROVIDERS[0], chosen.workspace_name)
+
+    def get(self, path, version, advice):
+        """The JSON answer. Raises Missing with the advice for 404, AzureError for all else."""
+        import requests
+        with calls.asking('ask for %s' % path.rsplit('/', 1)[-1], LONGEST_SECONDS):
+            answer = requests.get(
+                ARM + path, params={'api-version': version}, timeout=ANSWER_SECONDS,
+                headers=self.authentication.get_authentication_header())
+            if answer.status_code != 404:
+                answer.raise_for_status()
+                return answer.json()
+        raise Missing(advice)
+
+
+def check_subscription(azure, chosen):
+    found = azure.get(azure.subscription, '2022-12-01', 'there is no subscription %s, or it is '
+                      'not shared with you: correct SUBSCRIPTION_ID' % chosen.subscription_id)
+    if found.get('state') != 'Enabled':
+        raise Missing('the subscription is %s: ask its owner' % found.get('state'))
+    return found.get('displayName')
+
+
+def check_providers(azure, chosen):
+    off = [name for name in PROVIDERS
+           if azure.get('%s/providers/%s' % (azure.subscription, name), '2021-04-01',
+                        'unknown provider').get('registrationState') != 'Registered']
+    if off:
+        raise Missing('not registered: run\n' + '\n'.join(
+            'az provider register --namespace ' + name for name in off))
+    return ', '.join(PROVIDERS)
+
+
+def check_group(azure, chosen):
+    found = azure.get(azure.group, '2021-04-01', 'there is no resource group %s: correct '
+                      'RESOURCE_GROUP, or create it: az group create --name %s --location %s' % (
+                          chosen.resource_group, chosen.resource_group,
+                          chosen.location or 'westeurope'))
+    return '%s in %s' % (found['name'], found['location'])
+
+
+def allowed(action, permissions):
+    """Whether role assignments, as ARM lists them, allow an action: * stands for any text."""
+    def named(patterns):
+        return any(fnmatch.fnmatchcase(action.lower(), pattern.lower()) for pattern in patterns)
+    return any(named(one.get('actions', [])) and not named(one.get('notActions', []))
+               for one in permissions)
+
+
+def check_permission(azure, chosen):
+    """https://learn.microsoft.com/rest/api/authorization/permissions"""
+    found = azure.get(azure.group + '/providers/Microsoft.Authorization/permissions',
+                      '2022-04-01', 'the permissions cannot be read').get('value', [])
+    refused = [action for action in WRITES if not allowed(action, found)]
+    if refused:
+        raise Missing('not allowed: %s\ngive the service principal the role Contributor on the '
+                      'resource group %s' % (', '.join(refused), chosen.resource_group))
+    return 'may write in the resource group'
+
+
+def check_workspace(azure, chosen):
+    found = azure.get(azure.workspace, '2022-10-01', 'there is no workspace %s: `make workspace` '
+                      'creates it' % chosen.workspace_name)
+    return '%s in %s' % (found['name'], found['location'])
+
+
+def check_registry(azure, chosen):
+    """ACI pulls the image with the registry's admin user."""
+    found = azure.get(azure.workspace, '2022-10-01', 'there is no workspace')
+    registry = found['properties'].get('containerRegistry')
+    if not registry:
+        return 'Azure ML makes it with the first environment'
+    name = registry.rsplit('/', 1)[-1]
+    answer = azure.get(registry, '2023-07-01', 'the container registry %s of the workspace is '
+                       'gone: the workspace needs a new one' % name)
+    if not answer['properties'].get('adminUserEnabled'):
+        raise Missing('its admin user is off, so ACI cannot fetch the image: az acr update '
+                      '--name %s --admin-enabled true' % name)
+    return name
+
+
+def check_compute(azure, chosen):
+    name = chosen.aml_compute_cluster_name
+    found = azure.get('%s/computes/%s' % (azure.workspace, name), '2022-10-01',
+                      'there is no compute cluster %s: `make workspace` creates it' % name)
+    kind = found['properties']['computeType']
+    if kind != 'AmlCompute':
+        raise Missing('%s is of the kind %s, not AmlCompute: choose another '
+                      'AML_COMPUTE_CLUSTER_NAME' % (name, kind))
+    return name
+
+
+def check_size(azure, chosen):
+    """Size and free cores: the names of usages are what `az ml compute list-usage` prints."""
+    if not chosen.location:
+        raise Missing('LOCATION is not set, so size and quota cannot be checked')
+    place = '%s/providers/%s/locations/%s/' % (azure.subscription, PROVIDERS[0], chosen.location)
+    size = chosen.aml_compute_cluster_cpu_sku
+    advice = 'Azure ML knows no region %s: correct LOCATION' % chosen.location
+    answer = azure.get(place + 'vmSizes', '2022-10-01', advice)
+    known = {one['name'].lower(): one for one in answer.get('value') or answer.get('amlCompute')}
+    if size.lower() not in known:
+        raise Missing('machines of size %s are not offered in %s: set AML_COMPUTE_CLUSTER_CPU_SKU '
+                      'to another, such as %s' % (size, chosen.location, ', '.join(
+                          sorted(one['name'] for one in known.values()
+                                 if one.get('vCPUs') in (2, 4))[:5])))
+    wanted = known[size.lower()]
+    kind = 'dedicated' if chosen.aml_cluster_priority == 'dedicated' else 'lowpriority'
+    for usage in azure.get(place + 'usages', '2022-10-01', advice).get('value', []):
+        name = usage['name']['value'].lower().replace(' ', '')
+        if not (kind in name and (name.startswith('totalcluster') or
+                                  name.startswith(wanted['family'].lower()))):
+            continue
+        if usage['limit'] - usage['currentValue'] < wanted['vCPUs']:
+            raise Missing('the quota "%s" has %d of %d cores left, one machine needs %d: ask for '
+                          'more in the portal, or choose another size or region' % (
+                              usage['name']['localizedValue'],
+                              usage['limit'] - usage['currentValue'], usage['limit'],
+                              wanted['vCPUs']))
+    return '%s in %s' % (wanted['name'], chosen.location)
+
+
+def check_dataset(azure, chosen):
+    space = workspace.connect(chosen)
+    with calls.asking('look for the dataset %s' % chosen.dataset_name, LONGEST_SECONDS):
+        from azureml.core import Dataset
+        try:
+            found = Dataset.get_by_name(space, chosen.dataset_name, chosen.dataset_version)
+        except Exception as error:
+            if calls.status_of(error) not in (400, 404) and 'annot find' not in str(error):
+                raise
+            found = None
+    if found is None:
+        raise Missing('there is no dataset %s, version %s: make dataset DATA=train.csv' % (
+            chosen.dataset_name, chosen.dataset_version))
+    return '%s, version %s' % (found.name, found.version)
+
+
+# Title, check, the titles that it makes no sense without.
+CHECKS = (
+    ('subscription', check_subscription, ()),
+    ('providers', check_providers, ('subscription',)),
+    ('resource group', check_group, ('subscription',)),
+    ('permission', check_permission, ('resource group',)),
+    ('machine size', check_size, ('subscription',)),
+    ('workspace', check_workspace, ('resource group',)),
+    ('registry', check_registry, ('workspace',)),
+    ('compute cluster', check_compute, ('workspace',)),
+    ('dataset', check_dataset, ('workspace',)),
+)
+
+
+def report(title, state, text):
+    print('%-16s %-8s %s' % (title, state, text.replace('\n', '\n' + ' ' * 26)), flush=True)
+
+
+def examine(chosen, environ):
+    """Print a line per check; the number of those that found something missing."""
+    try:
+        with calls.asking('sign in', LONGEST_SECONDS):
+            azure = Azure(chosen, environ)
+    except (calls.AzureError, settings.SettingsError) as error:
+        report('sign-in', 'MISSING', str(error))
+        return 1
+    report('sign-in', 'ok', type(azure.authentication).__name__.replace('Authentication', ''))
+    bad = []
+    for title, check, needs in CHECKS:
+        lacking = [name for name in needs if name in bad]
+        if lacking:
+            bad.append(title)
+            report(title, 'unknown', 'not checked without the %s' % lacking[0])
+            continue
+        try:
+            report(title, 'ok', str(check(azure, chosen)))
+        except (Missing, calls.AzureError) as error:
+            bad.append(title)
+            report(title, 'MISSING', str(error))
+    return len(bad)
+
+
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
+    try:
+        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
+    except settings.SettingsError as error:
+        report('settings', 'MISSING', str(error))
+        return 1
+    report('settings', 'ok', 'well-formed')
+    with calls.deadline('check everything', LONGEST_SECONDS):
+        bad = examine(chosen, os.environ)
+    if bad:
+        print('error: %d of %d checks found something missing' % (bad, len(CHECKS) + 2),
+              file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Publish the training pipeline (train, evaluate, register) under this build's id.
+
+    python scripts/publish.py --out outputs
+"""
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import calls
+import files
+import settings
+import workspace
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = 'training'
+
+
+def code_commit(chosen):
+    """The git commit of the code, or 'none' where neither the build nor git knows it."""
+    if chosen.build_sourceversion:
+        return chosen.build_sourceversion
+    try:
+        head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=str(ROOT), stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return 'none'
+    return head.stdout.decode().strip() or 'none'
+
+
+def build_graph(space, chosen, build_id):
+    """The azureml Pipeline: data passes from step to step by PipelineData only."""
+    from azureml.core.runconfig import RunConfiguration
+    from azureml.pipeline.core import Pipeline, PipelineData, PipelineParameter
+    from azureml.pipeline.steps import PythonScriptStep
+    parameters = {name: PipelineParameter(name, default) for name, default in (
+        ('dataset_version', chosen.dataset_version),
+        ('data_file_path', chosen.data_file_path),
+        ('model_name', chosen.model_name),
+        ('run_evaluation', str(chosen.run_evaluation).lower()),
+        ('build_id', build_id),
+        ('build_uri', chosen.build_uri or 'none'),
+        ('caller_run_id', chosen.caller_run_id),
+        ('code_commit', code_commit(chosen)))}
+
+    def step(script, inputs, outputs, *arguments):
+        # New data under the same dataset name must retrain, so no earlier result is reused.
+        return PythonScriptStep(
+            name=script, script_name=script + '.py', source_directory=str(ROOT / SOURCE),
+            arguments=list(arguments), inputs=inputs, outputs=outputs, runconfig=surroundings,
+            compute_target=target, allow_reuse=False)
+
+    def passed(*names):
+        return [word for name in names
+                for word in ('--' + name.replace('_', '-'), parameters[name])]
+
+    target = workspace.compute(space, chosen)
+    surroundings = RunConfiguration()
+    surroundings.environment = workspace.environment(space, chosen, 'training')
+    store = workspace.datastore(space, chosen)
+    model = PipelineData('model', datastore=store)
+    decision = PipelineData('decision', datastore=store)
+    return Pipeline(space, [
+        step('train', [], [model], '--parameters', 'parameters.json', '--out', model,
+             '--dataset-name', chosen.dataset_name,
+             *passed('dataset_version', 'data_file_path', 'build_id', 'build_uri',
+                     'caller_run_id', 'code_commit')),
+        step('evaluate', [model], [decision], '--parameters', 'parameters.json', '--model', model,
+             '--allow-run-cancel', str(chosen.allow_run_cancel).lower(), '--out', decision,
+             *passed('model_name', 'run_evaluation')),
+        step('register', [model, decision], [], '--model', model, '--decision', decision,
+             '--out', 'outputs/registration.json', *passed('model_name', 'build_id'))])
+
+
+def find(space, chosen, build_id):
+    """The published pipeline of this build, or None; of several always the same one."""
+    from azureml.pipeline.core import PublishedPipeline
+    found = [one for one in PublishedPipeline.list(space)
+             if (one.name, one.version) == (chosen.training_pipeline_name, build_id)]
+    return min(found, key=lambda one: (one.description, one.id), default=None)
+
+
+def publish(space, chosen, build_id):
+    """(published pipeline of this build, whether it is new)."""
+    name = chosen.training_pipeline_name
+    with calls.asking('look for the published pipeline %s' % name, chosen.call_timeout_seconds):
+        found = find(space, chosen, build_id)
+    if found:
+        return found, False
+    graph = build_graph(space, chosen, build_id)
+    with calls.asking('publish the pipeline %s' % name, chosen.call_timeout_seconds):
+        # run.py tells the newest by this time: the SDK hides the service's own.
+        return graph.publish(
+            name=name, version=build_id, continue_on_step_failure=False,
+            description='%s train, evaluate and register %s' % (
+                files.now(), chosen.model_name)), True
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', default='outputs', help='folder for pipeline.json')
+    args = parser.parse_args(argv)
+    try:
+        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
+        build_id = chosen.build_buildid or files.local_build()
+        space = workspace.connect(chosen)
+        published, new = publish(space, chosen, build_id)
+    except (settings.SettingsError, calls.AzureError) as error:
+        print('error: %s' % error, file=sys.stderr)
+        return 1
+    files.write_json(Path(args.out) / 'pipeline.json', {
+        'id': published.id, 'name': published.name, 'build_id': build_id})
+    print('pipeline %s, version %s: %s\nid %s' % (
+        published.name, build_id, 'published' if new else 'published already', published.id))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Put back what the service ran before: model version, environment and scoring files; then test.
+
+    python scripts/rollback.py --out outputs
+"""
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import calls
+import deploy
+import files
+import publish
+import settings
+import workspace
+
+SMOKE_TEST = Path(__file__).resolve().parent / 'smoke_test.py'
+
+
+def roll_back(chosen):
+    """Deploy what the service's tags name as previous; the content of service.json."""
+    space = workspace.connect(chosen)
+    service = deploy.find_service(space, chosen)
+    if service is None:
+        raise calls.AzureError('there is no service %s to roll back: MODEL_VERSION=n make deploy '
+                               'creates it' % chosen.aci_deployment_name)
+    tags = dict(service.tags or {})
+    parts = {name: tags.get('previous_' + name) for name in deploy.PARTS}
+    if not all(parts.values()):
+        raise calls.AzureError(
+            'the service %s runs version %s and names none before it; MODEL_VERSION=n make deploy '
+            'deploys a chosen one' % (service.name, tags.get('version', 'unknown')))
+    print('service %s: back from version %s to version %s' % (
+        service.name, tags.get('version'), parts['version']), flush=True)
+    store = workspace.datastore(space, chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        with calls.asking('fetch the scoring files of version %s' % parts['version'],
+                          chosen.call_timeout_seconds):
+            from azureml.core import Environment
+            prefix = 'scoring/' + parts['scoring']
+            store.download(folder, prefix=prefix, overwrite=True, show_progress=False)
+            environment = Environment.get(space, parts['environment'])
+        fetched = Path(folder) / prefix
+        if not (fetched / 'score.py').is_file():
+            raise calls.AzureError('the scoring files %s are no longer in the datastore' % prefix)
+        # The folder's name becomes a part of the entry script's path.
+        source = fetched.parent / deploy.SOURCE.name
+        fetched.rename(source)
+        size = service.container_resource_requirements
+        try:
+            # No previous_ tags: what was just left is not to be put back by another rollback.
+            service = deploy.put(
+                space, chosen, service, source, environment, parts,
+                {'BuildId': chosen.build_buildid or 'none',
+                 'CodeCommit': publish.code_commit(chosen)}, (size.cpu, size.memory_in_gb))
+        except calls.AzureError:
+            deploy.show_logs(space, chosen)
+            raise
+    return deploy.described(service)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', default='outputs', help='folder for service.json')
+    args = parser.parse_args(argv)
+    try:
+        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
+        result = roll_back(chosen)
+    except (settings.SettingsError, calls.AzureError, ValueError) as error:
+        print('error: %s' % error, file=sys.stderr)
+        return 1
+    files.write_json(Path(args.out) / 'service.json', result)
+    print('service %s runs version %s of %s again; testing it' % (
+        result['name'], result['version'], result['model']), flush=True)
+    return 1 if subprocess.call([sys.executable, str(SMOKE_TEST), '--service', 'aci', '--out',
+                                 args.out, '--model-name', result['model']]) else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,352 @@
+"""Create or update the branch policies of BRANCH in Azure Repos; a second run changes nothing.
+
+    DRY_RUN=1 python scripts/branch_policy.py
+    DENY_BYPASS=1 python scripts/branch_policy.py
+
+Settings: AZURE_DEVOPS_ORG_URL, AZURE_DEVOPS_PROJECT, AZURE_DEVOPS_REPOSITORY, AZURE_DEVOPS_EXT_PAT
+(in Azure Pipelines the agent's own), BRANCH (default master). DENY_BYPASS=1 also denies to the
+contributors and to the build identity what gets round the policies.
+Ids, fields and permission bits: learn.microsoft.com/rest/api/azure/devops/policy/configurations
+and .../azure/devops/organizations/security/namespace-reference (Git Repositories).
+"""
+import argparse
+import collections
+import json
+import os
+import sys
+
+import azure_devops
+from azure_devops import AzureDevOpsError
+from settings import SettingsError
+
+PULL_REQUEST_YAML = 'devops/pr.yml'
+BUILD_POLICY = 'Lint and unit tests'
+REVIEWERS = 'fa4e907d-c16b-4a4c-9dfa-4906e5d171dd'
+BUILD = '0609b952-1397-4640-95ec-e00a01b2c241'
+COMMENTS = 'c6a1889d-b943-4856-b76f-9e46bb6b0df2'
+GIT_REPOSITORIES = '2e9eb7ed-3c0a-47d4-87c1-0ffdd275fd87'
+# Force push 8, bypass policies when pushing 128, bypass them when completing a pull request 32768.
+BYPASS = 8 | 128 | 32768
+EDIT_POLICIES = ("'Edit policies' on the repository (Project settings > Repositories > the "
+                 "repository > Security)")
+MANAGE_PERMISSIONS = ("'Manage permissions' on the repository (Project settings > Repositories > "
+                      "the repository > Security) and the token's scope Security (manage)")
+POLICIES = '{project}/_apis/policy/configurations'
+
+# One thing that should be so. verb: ok, create or update; what differs as lines.
+Change = collections.namedtuple('Change', 'verb name differences body id')
+
+
+def desired(definition_id, scope):
+    """The policies as they are sent: (name for people, body). definition_id: of the PR pipeline."""
+    settings = (
+        ('at least one reviewer, who is not the author', REVIEWERS, {
+            'minimumApproverCount': 1,
+            'creatorVoteCounts': False,
+            'allowDownvotes': False,
+            # New pushes take the approvals back, and who pushed last cannot give the next one.
+            'resetOnSourcePush': True,
+            'blockLastPusherVote': True,
+        }),
+        ('pull request build: ' + BUILD_POLICY, BUILD, {
+            'buildDefinitionId': definition_id,
+            'displayName': BUILD_POLICY,
+            # Every push builds, and a green build is void as soon as the branch moves on.
+            'manualQueueOnly': False,
+            'queueOnSourceUpdateOnly': False,
+            'validDuration': 0,
+            # With a path filter, a pull request that touches other files needs no build at all.
+            'filenamePatterns': [],
+        }),
+        ('all comments resolved', COMMENTS, {}),
+    )
+    return [(name, {'isEnabled': True, 'isBlocking': True, 'type': {'id': policy},
+                    'settings': dict(fields, scope=scope)}) for name, policy, fields in settings]
+
+
+def scope_of(repository, branch):
+    """Exactly this branch of this repository."""
+    return [{'repositoryId': repository['id'], 'refName': 'refs/heads/' + branch,
+             'matchKind': 'exact'}]
+
+
+def place_of(scope):
+    """A scope in a form to compare: the service answers 'Exact' to 'exact'."""
+    return [(entry.get('repositoryId'), entry.get('refName'),
+             (entry.get('matchKind') or 'exact').lower()) for entry in scope or []]
+
+
+def is_same(existing, body, definitions):
+    """Whether an existing policy is the one that `body` describes.
+
+    There may be other build policies on the branch: ours is the one that runs a pipeline of the
+    pull request's YAML, or bears our name when that pipeline was deleted.
+    """
+    fields, wanted = existing.get('settings') or {}, body['settings']
+    if (existing['type']['id'].lower() != body['type']['id']
+            or place_of(fields.get('scope')) != place_of(wanted['scope'])):
+        return False
+    return body['type']['id'] != BUILD or (
+        fields.get('buildDefinitionId') in definitions
+        or fields.get('displayName') == wanted['displayName'])
+
+
+def applies(existing, repository, branch):
+    """Whether a policy bears on the branch, by its own scope or a wider one."""
+    ref = 'refs/heads/' + branch
+    for repository_id, name, kind in place_of((existing.get('settings') or {}).get('scope')):
+        if repository_id in (None, repository['id']) and (
+                kind == 'defaultbranch' and repository.get('defaultBranch') == ref
+                or kind == 'prefix' and ref.startswith(name or '')
+                or kind == 'exact' and name in (None, ref)):
+            return True
+    return False
+
+
+def is_equal(have, want):
+    """Whether two values say the same: the service leaves out what is false, 0 or empty."""
+    return (have or None) == (want or None)
+
+
+def merged(existing, body):
+    """The body to send: what is there, our fields put right. More reviewers than asked stay."""
+    settings = dict(existing['settings'], **body['settings'])
+    if 'minimumApproverCount' in settings:
+        settings['minimumApproverCount'] = max(
+            body['settings']['minimumApproverCount'],
+            existing['settings'].get('minimumApproverCount') or 0)
+    return dict(body, settings=settings)
+
+
+def differences(existing, body):
+    """Lines 'field: is -> should be' of the fields that we own; existing None: all of them."""
+    lines = []
+    pairs = [(name, existing, body) for name in ('isEnabled', 'isBlocking')]
+    pairs += [(name, (existing or {}).get('settings'), body['settings'])
+              for name in sorted(body['settings']) if name != 'scope']
+    for name, have, want in pairs:
+        value = (have or {}).get(name)
+        if existing is None or not is_equal(value, want[name]):
+            lines.append('%s: %s -> %s' % (
+                name, 'none' if value is None else json.dumps(value), json.dumps(want[name])))
+    return lines
+
+
+def plan(existing, wanted, definitions):
+    """What to do about the wanted policies, and remarks about duplicates of them."""
+    changes, remarks = [], []
+    for name, body in wanted:
+        same = sorted((policy for policy in existing if is_same(policy, body, definitions)),
+                      key=lambda policy: policy['id'])
+        if not same:
+            changes.append(Change('create', name, differences(None, body), body, None))
+            continue
+        full = merged(same[0], body)
+        owned = dict(full, settings={key: full['settings'][key] for key in body['settings']})
+        lines = differences(same[0], owned)
+        changes.append(Change('update' if lines else 'ok', name, lines, full, same[0]['id']))
+        remarks += ['duplicate: policy %d does the same as policy %d; delete it: az repos policy '
+                    'delete --id %d' % (policy['id'], same[0]['id'], policy['id'])
+                    for policy in same[1:]]
+    return changes, remarks
+
+
+def describe(policy):
+    """A policy that is not ours, in a line."""
+    fields = policy.get('settings') or {}
+    label = fields.get('displayName') or policy['type'].get('displayName') or policy['type']['id']
+    state = ('required' if policy.get('isBlocking') else 'optional') if policy.get(
+        'isEnabled') else 'switched off'
+    return 'left alone: policy %d, %s (%s), made by %s' % (
+        policy['id'], label, state, (policy.get('createdBy') or {}).get('displayName', 'someone'))
+
+
+def find_repository(client):
+    """The repository of the settings. Raises AzureDevOpsError with the names that there are."""
+    here = client.here
+    known = client.pages('{project}/_apis/git/repositories', 'list the repositories',
+                         needs="'Read' on the repository")
+    for repository in known:
+        if here.repository.lower() in (repository['name'].lower(), repository['id']):
+            return repository
+    raise AzureDevOpsError('There is no repository %r in project %r, or the owner of the token may '
+                           'not read it. There is: %s.' % (
+                               here.repository, here.project,
+                               ', '.join(sorted(one['name'] for one in known)) or 'none'))
+
+
+def find_branches(client, repository):
+    """The names of the repository's branches."""
+    refs = client.pages('{project}/_apis/git/repositories/%s/refs' % repository['id'],
+                        'list the branches', {'filter': 'heads/'}, needs="'Read' on the repository")
+    return [ref['name'][len('refs/heads/'):] for ref in refs]
+
+
+def absent_branch(client, repository, branches):
+    """The sentence about a branch that does not exist."""
+    return ('Branch %r does not exist yet in repository %r (there is: %s). Push it first: '
+            'git push %s HEAD:refs/heads/%s' % (
+                client.here.branch, repository['name'], ', '.join(sorted(branches)[:10]) or 'none',
+                repository.get('remoteUrl', 'REMOTE'), client.here.branch))
+
+
+def find_pipelines(client, repository):
+    """The pipelines of the repository: {path of the YAML file: [definition, ...]}, oldest first."""
+    found = collections.defaultdict(list)
+    for definition in client.pages(
+            '{project}/_apis/build/definitions', 'list the pipelines',
+            {'repositoryId': repository['id'], 'repositoryType': 'TfsGit',
+             'includeAllProperties': 'true', 'includeLatestBuilds': 'true'},
+            needs="'View build pipeline'"):
+        path = (definition.get('process') or {}).get('yamlFilename') or ''
+        found[path.lstrip('/')].append(definition)
+    return {path: sorted(group, key=lambda one: one['id']) for path, group in found.items()}
+
+
+def branch_token(project_id, repository_id, branch):
+    """The branch's token in the security namespace: names in hexadecimal UTF-16, little endian."""
+    names = [name.encode('utf-16-le').hex() for name in branch.split('/')]
+    return '/'.join(['repoV2', project_id, repository_id, 'refs/heads'] + names)
+
+
+def bypass_identities(client, repository):
+    """{name: descriptor} of the contributors and of the project's build identity."""
+    project = repository['project']
+    organisation = client.here.organisation.rsplit('/', 1)[-1]
+    group = '[%s]\\Contributors' % project['name']
+    build = '%s Build Service (%s)' % (project['name'], organisation)
+    found = {}
+    for name, is_it in (
+            (group, lambda one: one.get('providerDisplayName', '').lower() == group.lower()),
+            (build, lambda one: one['descriptor'].endswith(':Build:' + project['id']))):
+        doing = 'find the identity %s' % name
+        matches = [one for one in client.identities(name, doing) if is_it(one)]
+        if not matches:
+            raise AzureDevOpsError(
+                'Azure DevOps knows no identity %r. The build identity comes into being with the '
+                'first run of a pipeline: run one, then repeat this with DENY_BYPASS=1.' % name)
+        found[name] = matches[0]['descriptor']
+    return found
+
+
+def plan_bypass(client, repository):
+    """What to do so that neither contributors nor the build identity get round the policies."""
+    token = branch_token(repository['project']['id'], repository['id'], client.here.branch)
+    identities = bypass_identities(client, repository)
+    lists = client.pages('_apis/accesscontrollists/' + GIT_REPOSITORIES, 'read the permissions',
+                         {'token': token, 'recurse': 'false'}, needs=MANAGE_PERMISSIONS)
+    entries = {}
+    for one in lists:
+        if one['token'].lower() == token.lower():
+            entries = one['acesDictionary']
+    changes = []
+    for name, descriptor in identities.items():
+        denied = (entries.get(descriptor) or {}).get('deny', 0)
+        verb = 'ok' if denied & BYPASS == BYPASS else 'update'
+        lines = [] if verb == 'ok' else ['deny: %d -> %d' % (denied, denied | BYPASS)]
+        changes.append(Change(verb, 'bypass denied to ' + name, lines, {
+            'token': token, 'merge': True, 'accessControlEntries': [
+                {'descriptor': descriptor, 'allow': 0, 'deny': BYPASS}]}, None))
+    return changes
+
+
+def send(client, change):
+    """Do one change. Raises AzureDevOpsError also when the service kept something else."""
+    doing = '%s the policy "%s"' % (change.verb, change.name)
+    if 'token' in change.body:
+        kept = client.call('POST', '_apis/accesscontrolentries/' + GIT_REPOSITORIES,
+                           'have ' + change.name, change.body, needs=MANAGE_PERMISSIONS)
+        if any(entry['deny'] & BYPASS != BYPASS for entry in kept['value']):
+            raise AzureDevOpsError('Azure DevOps took the denial but did not keep it: %s' % kept)
+        return
+    if change.id is None:
+        kept = client.call('POST', POLICIES, doing, change.body, needs=EDIT_POLICIES)
+    else:
+        kept = client.call('PUT', '%s/%d' % (POLICIES, change.id), doing, change.body,
+                           needs=EDIT_POLICIES)
+    lost = differences(kept, change.body)
+    if lost:
+        raise AzureDevOpsError('Azure DevOps took the policy "%s" but did not keep it all: %s' % (
+            change.name, '; '.join(lost)))
+
+
+def show(change):
+    """A change, its differences below it."""
+    label = '  %-8s%s' % (change.verb, change.name)
+    print(label + (' (id %d)' % change.id if change.id else ''))
+    for line in change.differences:
+        print('            ' + line)
+
+
+def apply(client, repository, pipelines):
+    """Bring the policies of the branch to what they should be, and print what is done.
+
+    pipelines: as find_pipelines gives them. Returns the number of changes.
+    """
+    definitions = pipelines.get(PULL_REQUEST_YAML, [])
+    if not definitions:
+        raise AzureDevOpsError('No pipeline of repository %r runs %s yet: `make devops-project` '
+                               'creates it.' % (repository['name'], PULL_REQUEST_YAML))
+    ids = [definition['id'] for definition in definitions]
+    scope = scope_of(repository, client.here.branch)
+    # All of the project: a filter that the service misread would look like 'no policy yet'.
+    existing = [policy for policy in client.pages(POLICIES, 'list the branch policies',
+                                                  needs="'Read' on the repository")
+                if not policy.get('isDeleted') and applies(policy, repository, client.here.branch)]
+    in_use = [policy['settings']['buildDefinitionId'] for policy in existing
+              if policy['settings'].get('buildDefinitionId') in ids]
+    wanted = desired((in_use or ids)[0], scope)
+    changes, remarks = plan(existing, wanted, ids)
+    remarks += [describe(policy) for policy in existing
+                if not any(is_same(policy, body, ids) for _, body in wanted)]
+    remarks += ['pipeline %d, %s, is %s: no pull request can pass until it is enabled' % (
+        one['id'], one['name'], one['queueStatus']) for one in definitions
+        if one['id'] == wanted[1][1]['settings']['buildDefinitionId']
+        and one.get('queueStatus', 'enabled') != 'enabled']
+    if client.here.deny_bypass:
+        changes += plan_bypass(client, repository)
+    print('Branch policies of %s in %s' % (client.here.branch, repository['name']))
+    for change in changes:
+        if change.verb != 'ok' and not client.here.dry_run:
+            send(client, change)
+        show(change)
+    for remark in remarks:
+        print('  ' + remark)
+    return sum(change.verb != 'ok' for change in changes)
+
+
+def summary(count, dry_run):
+    """The last line: what was done or would be done."""
+    if not count:
+        return 'Nothing to change.'
+    things = '%d thing%s' % (count, 's' * (count > 1))
+    if dry_run:
+        return 'Dry run: nothing was changed. Without DRY_RUN=1 this changes %s.' % things
+    return 'Changed %s.' % things
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=(
+        argparse.RawDescriptionHelpFormatter))
+    parser.parse_args(argv)
+    try:
+        here = azure_devops.place(os.environ)
+    except SettingsError as error:
+        print('error: %s' % error, file=sys.stderr)
+        return 2
+    try:
+        client = azure_devops.Client(here)
+        repository = find_repository(client)
+        branches = find_branches(client, repository)
+        if here.branch not in branches:
+            raise AzureDevOpsError(absent_branch(client, repository, branches))
+        count = apply(client, repository, find_pipelines(client, repository))
+    except AzureDevOpsError as error:
+        print('error: %s' % error, file=sys.stderr)
+        return 1
+    print(summary(count, here.dry_run))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,384 @@
+"""Set up the Azure DevOps project: pipelines, variable group, environment, permissions, policies.
+
+    DRY_RUN=1 python scripts/devops_project.py
+
+Run it again at any time: it creates what is missing, puts right what differs and leaves the rest.
+At the end it says what only a person can do. Settings: those of branch_policy.py; for the variable
+group SUBSCRIPTION_ID, LOCATION, and RESOURCE_GROUP with WORKSPACE_NAME or BASE_NAME (needed only
+until they are in the group), AZURE_RM_SVC_CONNECTION (default azure-resource-connection); APPROVER,
+a user or group that approves deployments (default: whoever owns the token).
+"""
+import argparse
+import functools
+import os
+import re
+import sys
+from pathlib import Path
+
+import azure_devops
+import branch_policy
+import settings
+from azure_devops import AzureDevOpsError
+from branch_policy import Change, show
+from settings import SettingsError
+
+ROOT = Path(__file__).resolve().parent.parent
+PIPELINES = (('safe-driver-pr', 'devops/pr.yml'),
+             ('safe-driver-environment', 'devops/environment.yml'),
+             ('safe-driver-ci', 'devops/ci.yml'))
+# Why a person must start a pipeline once.
+FIRST_RUN = {'devops/environment.yml': 'it makes the resources in Azure',
+             'devops/ci.yml': 'only after its first run do pushes start it'}
+CONNECTION = 'AZURE_RM_SVC_CONNECTION'
+DEFAULT_CONNECTION = 'azure-resource-connection'
+WANTED = ('SUBSCRIPTION_ID', 'RESOURCE_GROUP', 'WORKSPACE_NAME', 'LOCATION')
+APPROVAL = {'id': '8c6f20a7-a545-4486-9777-f762fafe0d4d', 'name': 'Approval'}
+# The longest that Azure DevOps lets a deployment wait for an approval: 30 days.
+APPROVAL_MINUTES = 43200
+PREVIEW = '7.1-preview.1'
+GROUPS = '{project}/_apis/distributedtask/variablegroups'
+ENVIRONMENTS = '{project}/_apis/distributedtask/environments'
+CHECKS = '{project}/_apis/pipelines/checks/configurations'
+PERMISSIONS = '{project}/_apis/pipelines/pipelinepermissions/%s/%s'
+LIBRARY = "the role 'Administrator' on the variable group (Pipelines > Library > Security)"
+ENVIRONMENT = "the role 'Administrator' on the environment (Pipelines > Environments > Security)"
+ENDPOINT = "the role 'Administrator' on the service connection (Project settings)"
+# What a pipeline can use, by the service's name for it: words for people, permission to ask for.
+KINDS = {'variablegroup': ('variable group', LIBRARY), 'environment': ('environment', ENVIRONMENT),
+         'endpoint': ('service connection', ENDPOINT)}
+
+
+@functools.lru_cache(maxsize=None)
+def uses(path):
+    """What a pipeline file and its templates need leave for: {(kind, name), ...}.
+
+    The kinds are those of the permission service: variablegroup, environment, endpoint. The name
+    of a service connection is as in the file, $(AZURE_RM_SVC_CONNECTION).
+    """
+    import yaml
+    found = set()
+
+    def walk(node):
+        if isinstance(node, list):
+            for item in node:
+                walk(item)
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                if key == 'template':
+                    found.update(uses(path.parent / value))
+                elif key == 'group':
+                    found.add(('variablegroup', value))
+                elif key == 'environment' and 'deployment' in node:
+                    found.add(('environment', value['name'] if isinstance(value, dict) else value))
+                elif key == 'azureSubscription':
+                    found.add(('endpoint', value))
+                else:
+                    walk(value)
+    walk(yaml.safe_load(path.read_text()))
+    return frozenset(found)
+
+
+def values_of(environ, group):
+    """The values that the variable group is to have: the environment's, else what is there.
+
+    group: the existing one or None. Raises SettingsError with all that is missing or malformed.
+    """
+    there = {name.upper(): one.get('value') or '' for name, one in (
+        (group or {}).get('variables') or {}).items()}
+    known = {}
+    for name in WANTED + ('BASE_NAME', CONNECTION):
+        value = azure_devops.given(environ, name) or there.get(name)
+        if value:
+            known[name] = value
+    connection = known.setdefault(CONNECTION, DEFAULT_CONNECTION)
+    secrets = [name for name in WANTED if name in there and not there[name]]
+    read = settings.read(known, needs=[name for name in WANTED if name not in secrets])
+    values = {name: getattr(read, name.lower()) for name in WANTED + ('BASE_NAME',)}
+    values = {name: value for name, value in values.items() if value}
+    return dict(values, **{CONNECTION: connection})
+
+
+def plan_group(name, group, values, project):
+    """Create the variable group, or put our values right in it; other variables stay.
+
+    A secret is read back without its value and is sent back so, which keeps it: as Microsoft's own
+    command line does (az pipelines variable-group variable update).
+    """
+    variables = dict((group or {}).get('variables') or {})
+    spelt = {key.upper(): key for key in variables}
+    lines = []
+    for key, value in sorted(values.items()):
+        have = variables.get(spelt.get(key), {})
+        if have.get('isSecret') or have.get('value') == value:
+            continue
+        lines.append('%s: %s -> "%s"' % (
+            key, '"%s"' % have['value'] if have.get('value') else 'none', value))
+        variables[spelt.get(key, key)] = dict(have, value=value)
+    body = {
+        'name': name, 'type': 'Vsts',
+        'variables': {key: {'isSecret': True} if one.get('isSecret') else one
+                      for key, one in variables.items()},
+        'variableGroupProjectReferences': (group or {}).get('variableGroupProjectReferences') or [
+            {'name': name, 'projectReference': {'id': project['id'], 'name': project['name']}}],
+    }
+    if (group or {}).get('description'):
+        body['description'] = group['description']
+    verb = 'create' if group is None else 'update' if lines else 'ok'
+    return Change(verb, 'variable group ' + name, lines, body, (group or {}).get('id'))
+
+
+def plan_approval(environment, checks, approver, chosen):
+    """Someone must approve what goes to the environment.
+
+    checks: the environment's; approver: {'id', 'name'}; chosen: whether a setting names them, else
+    any approval that is there will do. Approvers that others added stay.
+    """
+    name = 'approval before ' + environment['name']
+    there = [check for check in checks if check['type']['id'] == APPROVAL['id']]
+    if not there:
+        body = {'type': APPROVAL, 'timeout': APPROVAL_MINUTES, 'settings': {
+            'approvers': [{'id': approver['id']}], 'executionOrder': 'anyOrder',
+            'minRequiredApprovers': 1, 'instructions': '', 'blockedApprovers': []},
+            'resource': {'type': 'environment', 'id': str(environment['id']),
+                         'name': environment['name']}}
+        return Change('create', name, ['approvers: none -> ' + approver['name']], body, None)
+    check = there[0]
+    fields = check.get('settings') or {}
+    approvers = fields.get('approvers') or []
+    lines, ids = [], [one['id'].lower() for one in approvers]
+    if chosen and approver['id'].lower() not in ids:
+        lines.append('approvers: %s -> and %s' % (
+            ', '.join(one.get('displayName') or one['id'] for one in approvers) or 'none',
+            approver['name']))
+        approvers = approvers + [{'id': approver['id']}]
+    if check.get('isDisabled'):
+        lines.append('isDisabled: true -> false')
+    body = {'type': APPROVAL, 'timeout': check.get('timeout', APPROVAL_MINUTES),
+            'isDisabled': False, 'resource': check['resource'],
+            'settings': dict(fields, approvers=[{'id': one['id']} for one in approvers])}
+    return Change('update' if lines else 'ok', name, lines, body, check['id'])
+
+
+def plan_permission(kind, resource, granted, pipelines):
+    """Let pipelines use a resource. granted: the service's answer; pipelines: {name: id}."""
+    everyone = ((granted or {}).get('allPipelines') or {}).get('authorized')
+    ids = {one['id'] for one in (granted or {}).get('pipelines') or [] if one.get('authorized')}
+    lacking = [] if everyone else [name for name in sorted(pipelines) if pipelines[name] not in ids]
+    return Change('update' if lacking else 'ok', 'use of %s %s' % (KINDS[kind][0], resource),
+                  ['pipeline %s: not allowed -> allowed' % name for name in lacking],
+                  {'pipelines': [{'id': pipelines[name], 'authorized': True} for name in lacking]},
+                  None)
+
+
+def find_approver(client, wanted):
+    """{'id', 'name'} of the user or group of APPROVER, or of the token's owner when it is ''."""
+    if not wanted:
+        me = client.call('GET', '_apis/connectionData', 'find out whose token this is',
+                         version=PREVIEW)['authenticatedUser']
+        if 'ServiceIdentity' in me.get('descriptor', ''):
+            raise AzureDevOpsError('The token is a build identity\'s, which cannot approve: set '
+                                   'APPROVER to the mail address of a person or the name of a '
+                                   'group, such as [%s]\\Contributors.' % client.here.project)
+        return {'id': me['id'], 'name': me.get('customDisplayName') or me['providerDisplayName']}
+    found = client.identities(wanted, 'find the approver')
+    if len(found) != 1:
+        raise AzureDevOpsError('APPROVER is %r: Azure DevOps knows %s by it. Give a mail address '
+                               'or the full name of a group.' % (
+                                   wanted, '%d identities' % len(found) if found else 'nobody'))
+    return {'id': found[0]['id'],
+            'name': found[0].get('customDisplayName') or found[0]['providerDisplayName']}
+
+
+def find_group(client, name):
+    """The variable group with its project references, or None."""
+    for group in client.pages(GROUPS, 'list the variable groups', {'groupName': name},
+                              needs=LIBRARY):
+        if group['name'].lower() == name.lower():
+            group = client.call('GET', '%s/%d' % (GROUPS, group['id']), 'read the variable group',
+                                needs=LIBRARY)
+            if group['type'] != 'Vsts':
+                raise AzureDevOpsError('Variable group %s takes its values from a key vault (type '
+                                       '%s): put them there.' % (name, group['type']))
+            return group
+    return None
+
+
+class Work:
+    """The way through the set-up: does or, in a dry run, only shows; counts; keeps what is left."""
+
+    def __init__(self, client):
+        self.client = client
+        self.changes = 0
+        self.by_hand = []
+        self.complete = True
+
+    def do(self, change, method, path, needs, version=azure_devops.VERSION):
+        """One change by one call. Returns the answer, or None when there was nothing to send."""
+        answer = None
+        if change.verb != 'ok':
+            self.changes += 1
+            if not self.client.here.dry_run:
+                answer = self.client.call(method, path, '%s the %s' % (change.verb, change.name),
+                                          change.body, needs=needs, version=version)
+        show(change)
+        return answer
+
+    def left(self, text):
+        """Something that only a person can do and that the set-up is not complete without."""
+        self.by_hand.append(text)
+        self.complete = False
+
+    def group(self, name, project, environ):
+        """The variable group's id (None in a dry run that would create it) and its values."""
+        group = find_group(self.client, name)
+        values = values_of(environ, group)
+        change = plan_group(name, group, values, project)
+        path = '_apis/distributedtask/variablegroups' + ('' if group is None
+                                                         else '/%d' % group['id'])
+        answer = self.do(change, 'POST' if group is None else 'PUT', path, LIBRARY)
+        return (answer or group or {}).get('id'), values
+
+    def environment(self, name, wanted):
+        """The environment and its approval; its id."""
+        there = [one for one in self.client.pages(ENVIRONMENTS, 'list the environments',
+                                                  {'name': name}, needs=ENVIRONMENT)
+                 if one['name'].lower() == name.lower()]
+        change = Change('ok' if there else 'create', 'environment ' + name, [],
+                        {'name': name, 'description': 'The service of the safe driver model'}, None)
+        environment = self.do(change, 'POST', ENVIRONMENTS, ENVIRONMENT) or (there or [None])[0]
+        checks = environment and self.client.pages(
+            CHECKS, 'read the checks of the environment', {
+                'resourceType': 'environment', 'resourceId': environment['id'],
+                '$expand': 'settings'}, needs=ENVIRONMENT, version=PREVIEW)
+        change = plan_approval(environment or {'id': None, 'name': name}, checks or [],
+                               find_approver(self.client, wanted), bool(wanted))
+        if change.id is None:
+            self.do(change, 'POST', CHECKS, ENVIRONMENT, PREVIEW)
+        else:
+            self.do(change, 'PATCH', '%s/%d' % (CHECKS, change.id), ENVIRONMENT, PREVIEW)
+        return environment and environment['id']
+
+    def connection(self, name, subscription):
+        """The id of the service connection, or None, and then what a person must do."""
+        here = self.client.here
+        page = azure_devops.web(here, '_settings', 'adminservices')
+        there = self.client.pages('{project}/_apis/serviceendpoint/endpoints',
+                                  'list the service connections', {'endpointNames': name},
+                                  needs="the role 'Reader' on the service connections")
+        if not there:
+            self.left(
+                'Create the service connection %s, with a secret, which azureml-sdk v1 needs:\n'
+                'az ad sp create-for-rbac --name safe-driver --role Contributor '
+                '--scopes /subscriptions/%s prints what it asks for;\n'
+                '%s > New service connection > Azure Resource Manager > App registration or '
+                'managed identity (manual) > Credential: Secret' % (name, subscription, page))
+            return None
+        if (there[0].get('authorization') or {}).get('scheme') == 'WorkloadIdentityFederation':
+            self.left('Service connection %s is federated; azureml-sdk v1 cannot use its token. '
+                      'Make it again with a secret:\n%s' % (name, page))
+        return there[0]['id']
+
+    def pipelines(self, repository, known):
+        """Create the pipelines that are missing, and add them to what find_pipelines found."""
+        for name, path in PIPELINES:
+            there = known.get(path, [None])[0]
+            body = {'name': name, 'folder': '\\', 'configuration': {
+                'type': 'yaml', 'path': '/' + path, 'repository': {
+                    'id': repository['id'], 'name': repository['name'], 'type': 'azureReposGit'}}}
+            change = Change('ok' if there else 'create', 'pipeline %s, %s' % (
+                there['name'] if there else name, path), [], body, None)
+            answer = self.do(change, 'POST', '{project}/_apis/pipelines',
+                             "'Create build pipeline'")
+            if not there:
+                known[path] = [answer or {'id': 'that of ' + name, 'name': name}]
+            if path in FIRST_RUN and not known[path][0].get('latestBuild'):
+                self.by_hand.append('Run %s once: %s:\n%s' % (
+                    known[path][0]['name'], FIRST_RUN[path],
+                    azure_devops.web(self.client.here, '_build')))
+
+    def permissions(self, resources, needed, known):
+        """resources: {(kind, name): id}, None in a dry run; needed: {path: uses}."""
+        for (kind, name), number in sorted(resources.items()):
+            users = {known[path][0]['name']: known[path][0]['id'] for path in needed
+                     if (kind, name) in needed[path] and path in known}
+            if not users:
+                continue
+            path = PERMISSIONS % (kind, number)
+            granted = number is not None and self.client.call(
+                'GET', path, 'read who may use the ' + KINDS[kind][0], version=PREVIEW)
+            self.do(plan_permission(kind, name, granted or None, users), 'PATCH', path,
+                    KINDS[kind][1], PREVIEW)
+
+
+def set_up(work, environ):
+    """All of it, in the order in which things need each other."""
+    client, here = work.client, work.client.here
+    repository = branch_policy.find_repository(client)
+    needed = {path: uses(ROOT / path) for _, path in PIPELINES}
+    everything = set().union(*needed.values())
+    groups = [name for kind, name in everything if kind == 'variablegroup']
+    environments = [name for kind, name in everything if kind == 'environment']
+    print('Project %s in %s' % (here.project, here.organisation))
+    resources, values = {}, {}
+    for name in sorted(groups):
+        resources['variablegroup', name], more = work.group(name, repository['project'], environ)
+        values.update(more)
+    for name in sorted(environments):
+        resources['environment', name] = work.environment(
+            name, azure_devops.given(environ, 'APPROVER'))
+    # The files name the connection by a variable of the group.
+    needed = {path: {(kind, re.sub(r'\$\((\w+)\)', lambda found: values.get(found.group(1), ''),
+                                   name)) for kind, name in found}
+              for path, found in needed.items()}
+    for kind, name in sorted(set().union(*needed.values())):
+        if kind == 'endpoint':
+            number = work.connection(name, values.get('SUBSCRIPTION_ID', 'ID'))
+            if number:
+                resources[kind, name] = number
+    branches = branch_policy.find_branches(client, repository)
+    if here.branch not in branches:
+        print('  later   pipelines, permissions and policies: the code is not in Azure Repos yet')
+        work.left(branch_policy.absent_branch(client, repository, branches))
+        return
+    if repository.get('defaultBranch') != 'refs/heads/' + here.branch:
+        work.left('Make %s the default branch, where pipelines look for their YAML:\n%s > %s > '
+                  'More options > Set as default branch' % (
+                      here.branch, azure_devops.web(here, '_git', repository['name'], 'branches'),
+                      here.branch))
+    known = branch_policy.find_pipelines(client, repository)
+    work.pipelines(repository, known)
+    work.permissions(resources, needed, known)
+    work.changes += branch_policy.apply(client, repository, known)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=(
+        argparse.RawDescriptionHelpFormatter))
+    parser.parse_args(argv)
+    try:
+        here = azure_devops.place(os.environ)
+    except SettingsError as error:
+        print('error: %s' % error, file=sys.stderr)
+        try:
+            values_of(os.environ, None)
+        except SettingsError as more:
+            print('And, unless they are in the variable group already, %s' % more, file=sys.stderr)
+        return 2
+    work = Work(azure_devops.Client(here))
+    try:
+        set_up(work, os.environ)
+    except (SettingsError, AzureDevOpsError) as error:
+        print('error: %s' % error, file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+    print(branch_policy.summary(work.changes, here.dry_run))
+    if work.by_hand:
+        print('\nLeft for you:')
+        for number, text in enumerate(work.by_hand, 1):
+            print('%d. %s' % (number, text.replace('\n', '\n   ')))
+    if not work.complete:
+        print('Not complete: then run `make devops-project` again.')
+    return 0 if work.complete or here.dry_run else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

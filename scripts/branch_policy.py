@@ -1,11 +1,11 @@
 """Create or update the branch policies of BRANCH in Azure Repos; a second run changes nothing.
 
-    DRY_RUN=1 python scripts/branch_policy.py
-    DENY_BYPASS=1 python scripts/branch_policy.py
+    python scripts/branch_policy.py
 
 Settings: AZURE_DEVOPS_ORG_URL, AZURE_DEVOPS_PROJECT, AZURE_DEVOPS_REPOSITORY, AZURE_DEVOPS_EXT_PAT
-(in Azure Pipelines the agent's own), BRANCH (default master). DENY_BYPASS=1 also denies to the
-contributors and to the build identity what gets round the policies.
+(in Azure Pipelines the agent's own), BRANCH (default master). DRY_RUN=1 only shows what differs.
+DENY_BYPASS=1 also denies to the contributors and to the build identity what gets round the
+policies: force pushes and the two permissions to bypass.
 Ids, fields and permission bits: learn.microsoft.com/rest/api/azure/devops/policy/configurations
 and .../azure/devops/organizations/security/namespace-reference (Git Repositories).
 """

@@ -1,12 +1,13 @@
 """Set up the Azure DevOps project: pipelines, variable group, environment, permissions, policies.
 
-    DRY_RUN=1 python scripts/devops_project.py
+    python scripts/devops_project.py
 
 Run it again at any time: it creates what is missing, puts right what differs and leaves the rest.
-At the end it says what only a person can do. Settings: those of branch_policy.py; for the variable
-group SUBSCRIPTION_ID, LOCATION, and RESOURCE_GROUP with WORKSPACE_NAME or BASE_NAME (needed only
-until they are in the group), AZURE_RM_SVC_CONNECTION (default azure-resource-connection); APPROVER,
-a user or group that approves deployments (default: whoever owns the token).
+At the end it says what only a person can do. Settings: those of branch_policy.py, DRY_RUN=1 among
+them; for the variable group SUBSCRIPTION_ID, LOCATION, RESOURCE_GROUP and WORKSPACE_NAME or
+BASE_NAME (needed only until they are in the group), AZURE_RM_SVC_CONNECTION (default
+azure-resource-connection); APPROVER, the mail address or group of those who approve deployments
+(default: the owner of the token).
 """
 import argparse
 import functools

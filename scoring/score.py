@@ -1,0 +1,119 @@
+"""The scoring script of Azure ML's inference server: init() once per worker, run() per request.
+
+    python scripts/serve.py --registry outputs/registry --model-name safe_driver_model --port 5001
+"""
+import json
+import os
+import shutil
+import time
+
+from azureml_inference_server_http.api.aml_request import rawhttp
+from azureml_inference_server_http.api.aml_response import AMLResponse
+from flask import g
+
+import booster
+import rows
+from rows import Refused
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+DOCUMENTS = ('swagger2.json', 'swagger3.json', 'swagger3.1.json')
+ALLOWED = {'Allow': 'OPTIONS, POST'}
+# Below this many rows a second thread saves less than it costs beside a busy neighbour.
+ROWS_FOR_THREADS = 64
+DRAINED_BODIES = 4
+TRACEPARENT_SHOWN = 64
+
+with open(os.path.join(FOLDER, 'deployment.json'), encoding='utf-8') as file:
+    settings = json.load(file)
+model = None
+threads = 1
+
+
+def init():
+    """Load the model of AZUREML_MODEL_DIR (.../NAME/VERSION) and log which one it is."""
+    global model, threads
+    folder = os.path.normpath(os.environ['AZUREML_MODEL_DIR'])
+    model = booster.Booster(os.path.join(folder, 'model', 'model.txt'))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    threads = int(os.environ.get('OMP_NUM_THREADS', '').split(',')[0] or cores)
+    publish_documents()
+    try:
+        with open(os.path.join(folder, 'model', 'metrics.json'), encoding='utf-8') as file:
+            auc = json.load(file).get('auc')
+    except (OSError, ValueError):
+        auc = None
+    name, version = folder.split(os.sep)[-2:]
+    print(json.dumps({'model': name, 'version': version, 'auc': auc, 'trees': model.trees,
+                      'columns': len(model.columns)}))
+
+
+def publish_documents():
+    """Copy the OpenAPI documents to where the server reads them after init().
+
+    That is AML_APP_ROOT: this folder under `make serve`, the folder above it on ACI.
+    """
+    root = os.environ.get('AML_APP_ROOT', FOLDER)
+    for name in DOCUMENTS:
+        if not os.path.exists(os.path.join(root, name)):
+            try:
+                shutil.copy(os.path.join(FOLDER, name), root)
+            except OSError as error:
+                print('the OpenAPI document %s will not be served: %s' % (name, error))
+
+
+@rawhttp
+def run(request):
+    """Answer one request: {"data": [row, ...]} gets {"result": [probability, ...]}."""
+    started, count = time.perf_counter(), 0
+    try:
+        if request.method == 'OPTIONS':
+            return AMLResponse('', 200, ALLOWED)
+        values, count = rows.parse(read(request), model.columns, settings['max_rows'])
+        status = 200
+        answer = {'result': model.predict(
+            values, count, threads if count >= ROWS_FOR_THREADS else 1)}
+    except Refused as refused:
+        status, answer = refused.status, refusal(refused)
+    print(json.dumps({'request_id': g.request_id, 'status': status, 'rows': count,
+                      'traceparent': request.headers.get('traceparent', '')[:TRACEPARENT_SHOWN],
+                      'milliseconds': round(1000 * (time.perf_counter() - started), 3)}))
+    return answer
+
+
+def read(request):
+    """The body of a POST of JSON (bytes). Raises Refused where it is not one, or not whole."""
+    if request.method != 'POST':
+        raise Refused(405, 'use POST')
+    if request.mimetype not in ('application/json', '') and not request.mimetype.endswith('+json'):
+        raise Refused(415, 'the Content-Type is not application/json')
+    limit, declared = settings['max_body_bytes'], request.content_length
+    stream, body = request.environ['wsgi.input'], b''
+    try:
+        if declared is None or declared <= limit:
+            body = stream.read(limit + 1)
+        if len(body) > limit or (declared or 0) > limit:
+            # A client that is still sending would see a broken connection, not the answer.
+            for _ in range(DRAINED_BODIES):
+                if not stream.read(limit):
+                    break
+            raise Refused(413, 'the body is larger than %d bytes' % limit)
+    except TimeoutError:
+        raise Refused(408, 'the body did not arrive in time')
+    except Refused:
+        raise
+    except Exception as error:  # the server has a dozen kinds for broken chunks and connections
+        raise Refused(400, 'the body cannot be read: %s' % type(error).__name__)
+    if declared is not None and len(body) != declared:
+        raise Refused(400, 'the body ends after %d of %d bytes' % (len(body), declared))
+    return body
+
+
+def refusal(refused):
+    """The response to a refused request: one sentence, and all problems that were found."""
+    row, column, reason = refused.problems[0]
+    place = ', '.join(([] if row is None else ['row %d' % row]) + ([column] if column else []))
+    message = {'message': '%s %s' % (place, reason) if place else reason,
+               'errors': [{'row': row, 'column': column, 'reason': reason}
+                          for row, column, reason in refused.problems]}
+    return AMLResponse(message, refused.status, ALLOWED if refused.status == 405 else {},
+                       json_str=True)

@@ -1,0 +1,76 @@
+"""Serve the newest registered model in the foreground with Azure ML's own inference server.
+
+    python scripts/serve.py --registry outputs/registry --model-name safe_driver_model --port 5001
+"""
+import argparse
+import importlib.util
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+SCORING = Path(__file__).resolve().parent.parent / 'scoring'
+SERVER = 'azureml_inference_server_http'
+
+
+def newest_version(registry, name):
+    """The folder of the highest whole version of a model. Raises LookupError if there is none."""
+    versions = [folder for folder in (registry / name).glob('*')
+                if folder.name.isdigit() and (folder / 'model' / 'model.txt').is_file()]
+    if not versions:
+        raise LookupError('no version of the model %s in %s; `make retrain` registers one'
+                          % (name, registry))
+    return max(versions, key=lambda folder: int(folder.name)).resolve()
+
+
+def port_is_free(port):
+    """Whether a server can listen on all addresses of this machine at this port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('', port))
+        except OSError:
+            return False
+    return True
+
+
+def surroundings(version, environ):
+    """The environment of the server: as on ACI, but `environ` (a dict) wins."""
+    wanted = json.loads((SCORING / 'deployment.json').read_text())['environment']
+    wanted.update(environ, AZUREML_MODEL_DIR=str(version), AML_APP_ROOT=str(SCORING))
+    return wanted
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--registry', type=Path, required=True, help='folder of registered models')
+    parser.add_argument('--model-name', required=True, help='name of the registered model')
+    parser.add_argument('--port', type=int, default=5001, help='port to listen on (default 5001)')
+    args = parser.parse_args(argv)
+    problem = None
+    if importlib.util.find_spec(SERVER) is None:
+        problem = ('%s lacks azureml-inference-server-http: install it there, or leave PYTHON= '
+                   'out so that make uses .venv' % sys.executable)
+    elif not 1 <= args.port <= 65535:
+        problem = 'port %d is not between 1 and 65535' % args.port
+    elif not port_is_free(args.port):
+        problem = 'port %d is in use, or not allowed: choose another, as in PORT=5002' % args.port
+    try:
+        version = newest_version(args.registry, args.model_name)
+    except LookupError as error:
+        problem = error
+    if problem:
+        print('error: %s' % problem, file=sys.stderr)
+        return 1
+    print('Serving %s version %s at http://127.0.0.1:%d/score, its description at /swagger.json\n'
+          'The server listens on all addresses of this machine and asks for no key. '
+          'Ctrl-C stops it.' % (args.model_name, version.name, args.port), flush=True)
+    # The server takes this process over, so that signals reach it.
+    os.execve(sys.executable, [sys.executable, '-m', SERVER, '--entry_script',
+                               str(SCORING / 'score.py'), '--port', str(args.port)],
+              surroundings(version, os.environ))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

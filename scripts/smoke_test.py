@@ -1,0 +1,189 @@
+"""Post known rows to the service and compare the scores with the registered model's own.
+
+    python scripts/smoke_test.py --service local --out outputs --model-name safe_driver_model
+
+SERVICE local is what `make serve` runs; aci is the service that OUT/service.json names. Nothing
+is changed. The rows are made from the ranges that the model file states for its columns.
+"""
+import argparse
+import http.client
+import json
+import math
+import os
+import random
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import files
+import serve
+
+CANDIDATES = 500
+ROWS = 8
+TOLERANCE = 1e-9
+RETRIED = (429, 502, 503, 504)
+PAUSE_SECONDS = 2.0
+BODY_SHOWN = 2000
+
+
+class Failed(Exception):
+    """The service did not pass; the text says why."""
+
+
+def known_rows(model):
+    """ROWS rows (lists of numbers) and their scores, the lowest and the highest of many among them.
+
+    model: a lightgbm.Booster. Raises Failed where the model gives every row the same score.
+    """
+    import numpy
+    rng, stated = random.Random(2017), model.dump_model(num_iteration=1)['feature_infos']
+
+    def value(name):
+        info = stated.get(name, {'min_value': 0, 'max_value': 0, 'values': []})
+        bounds = info['values'] or (info['min_value'], info['max_value'])
+        low, high = min(bounds), max(bounds)
+        if low == int(low) and high == int(high):
+            return int(low + rng.random() * (high - low + 1))
+        return round(low + rng.random() * (high - low), 6)
+
+    names = model.feature_name()
+    rows = [[value(name) for name in names] for _ in range(CANDIDATES)]
+    scores = model.predict(numpy.array(rows)).tolist()
+    ranked = sorted(range(CANDIDATES), key=scores.__getitem__)
+    if scores[ranked[0]] == scores[ranked[-1]]:
+        raise Failed('the registered model gives each of %d different rows the score %r'
+                     % (CANDIDATES, scores[0]))
+    step = (CANDIDATES - 1) / (ROWS - 1)
+    chosen = [ranked[round(number * step)] for number in range(ROWS)]
+    return [rows[index] for index in chosen], [scores[index] for index in chosen]
+
+
+def post(uri, headers, data, open_url, deadline, timeout):
+    """The answer to {"data": data}, as text. Raises Failed.
+
+    Connection errors, timeouts and RETRIED statuses are tried again until `deadline`
+    (time.monotonic()); a try takes at most `timeout` seconds.
+    """
+    body = json.dumps({'data': data}).encode()
+    request = urllib.request.Request(uri, body, dict(headers, **{
+        'Content-Type': 'application/json'}))
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            with open_url(request, timeout=max(0.1, min(timeout, left))) as answer:
+                return answer.read().decode('utf-8', 'replace')
+        except urllib.error.HTTPError as error:
+            text = error.read().decode('utf-8', 'replace')[:BODY_SHOWN]
+            reason = 'status %d %s\n%s' % (error.code, error.reason, text)
+            again = error.code in RETRIED
+        except (OSError, http.client.HTTPException) as error:
+            reason = 'no answer from %s: %s' % (uri, getattr(error, 'reason', error))
+            again = True
+        if not again:
+            raise Failed(reason)
+        if time.monotonic() + PAUSE_SECONDS >= deadline:
+            raise Failed('no good answer before the deadline; the last: ' + reason)
+        print('%s; trying again' % reason.splitlines()[0], flush=True)
+        time.sleep(PAUSE_SECONDS)
+
+
+def check(text, expected):
+    """Raise Failed unless the answer holds exactly the expected scores, as probabilities."""
+    shown = 'status 200\n' + text[:BODY_SHOWN]
+    try:
+        scores = json.loads(text)['result']
+        numbers = [float(score) for score in scores]
+    except (ValueError, TypeError, KeyError):
+        raise Failed('the answer is not {"result": [number, ...]}; %s' % shown)
+    if len(numbers) != len(expected):
+        raise Failed('%d scores for %d rows; %s' % (len(numbers), len(expected), shown))
+    if not all(0 <= score <= 1 for score in numbers):
+        raise Failed('a score is not between 0 and 1; %s' % shown)
+    if min(numbers) == max(numbers):
+        raise Failed('different rows have the same score; %s' % shown)
+    far = max(math.fabs(score - known) for score, known in zip(numbers, expected))
+    if far > TOLERANCE:
+        raise Failed('the scores differ from the registered model by up to %g; is another version '
+                     'served? %s' % (far, shown))
+
+
+def local_service(args):
+    """(uri, headers, path of model.txt, what it is) of `make serve`."""
+    version = serve.newest_version(args.out / 'registry', args.model_name)
+    return ('http://127.0.0.1:%d/score' % args.port, {}, version / 'model' / 'model.txt',
+            '%s version %s' % (args.model_name, version.name))
+
+
+def aci_service(args, folder):
+    """(uri, headers, path of model.txt, what it is) of OUT/service.json; fetches key and model."""
+    import calls
+    import settings
+    import workspace
+    known = files.read_json(args.out / 'service.json')
+    if known is None:
+        raise Failed('there is no %s; `make deploy` writes it' % (args.out / 'service.json'))
+    try:
+        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
+        space = workspace.connect(chosen)
+        with calls.asking('fetch the keys of the service and its model',
+                          chosen.call_timeout_seconds):
+            from azureml.core import Webservice
+            from azureml.core.model import Model
+            key = Webservice(space, known['name']).get_keys()[0]
+            Model(space, known['model'], version=int(known['version'])).download(
+                target_dir=folder, exist_ok=True)
+    except (settings.SettingsError, calls.AzureError) as error:
+        raise Failed(str(error))
+    found = sorted(Path(folder).rglob('model.txt'))
+    if not found:
+        raise Failed('version %s of the model %s holds no model.txt'
+                     % (known['version'], known['model']))
+    return (known['scoring_uri'], {'Authorization': 'Bearer ' + key}, found[0],
+            '%s version %s' % (known['model'], known['version']))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--service', choices=('local', 'aci'), default='local', help='which one')
+    parser.add_argument('--out', type=Path, default=Path('outputs'),
+                        help='folder of registry/ and service.json (default outputs)')
+    parser.add_argument('--model-name', default='safe_driver_model', help='for local: which model')
+    parser.add_argument('--port', type=int, default=5001, help='for local: the port (default 5001)')
+    parser.add_argument('--deadline', type=float, default=None, metavar='SECONDS',
+                        help='when to give up (default 30 for local, 600 for aci)')
+    parser.add_argument('--timeout', type=float, default=30.0, metavar='SECONDS',
+                        help='for one request (default 30)')
+    args = parser.parse_args(argv)
+    seconds = args.deadline or (30 if args.service == 'local' else 600)
+    deadline = time.monotonic() + seconds
+    # A proxy for the way to Azure must not catch requests to this machine.
+    open_url = (urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+                if args.service == 'local' else urllib.request.urlopen)
+    headers = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            uri, headers, path, what = (local_service(args) if args.service == 'local'
+                                        else aci_service(args, folder))
+            import lightgbm
+            model = lightgbm.Booster(model_file=str(path))
+        rows, expected = known_rows(model)
+        as_objects = [dict(reversed(list(zip(model.feature_name(), row)))) for row in rows]
+        for data in (rows, as_objects):
+            check(post(uri, headers, data, open_url, deadline, args.timeout), expected)
+    except (Failed, LookupError, ValueError) as error:
+        # A service that repeats the request in its answer must not put the key into a log.
+        key = headers.get('Authorization', 'Bearer ').partition(' ')[2]
+        text = str(error).replace(key, '***') if key else str(error)
+        print('error: the smoke test of the service %s failed: %s' % (args.service, text),
+              file=sys.stderr)
+        return 1
+    print('%s answers as %s does: %d rows as lists and as objects, scores from %.4f to %.4f'
+          % (uri, what, len(rows), min(expected), max(expected)))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -79,8 +79,8 @@ end-to-end: $(FULL) | $(TESTRESULTS) ## The slower tests: whole paths, real serv
 bench: bench-training bench-scoring ## Both benchmarks; tables and pictures in OUT/bench
 bench-training: $(LOCAL) ## Training against the challenge's reference script
 	$(PY) scripts/bench_training.py --out $(OUT)/bench
-bench-scoring: $(LOCAL) ## Scoring against the challenge's starter script
-	$(PY) scripts/bench_scoring.py --out $(OUT)/bench
+bench-scoring: $(LOCAL) $(if $(REGISTERED),,$(REGISTRATION)) ## Scoring: the registered model, score.py against other scripts on the same server
+	$(PY) scripts/bench_scoring.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --out $(OUT)/bench
 
 ##@ Azure ML: settings from the environment, ids as JSON in OUT
 

@@ -1,0 +1,344 @@
+"""Runs the jobs of a pipeline on this machine, step by step, as the agent of Azure Pipelines would.
+
+Source of the rules: Microsoft's documentation of Azure Pipelines (conditions, logging commands,
+predefined variables, caching) and of the five tasks. Tasks that only publish are checked: their
+inputs, their files, what is in them.
+"""
+import collections
+import glob
+import hashlib
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import xml.etree.ElementTree
+from pathlib import Path
+
+import pipeline_yaml
+
+COMMAND = re.compile(r'##vso\[([\w.]+) ?([^\]]*)\](.*)')
+CANCEL_MINUTES = 5
+TERM_SECONDS = 10
+TAIL_LINES = 12
+
+# One run of a pipeline, what its jobs share:
+#   folder        where logs and results go
+#   cache         folder of the saved caches
+#   seed          folder that an empty cache begins with, or None
+#   origin        repository that jobs check out
+#   surroundings  {name: value} of every step's environment
+#   connection    the same of a task that asks for the service connection
+#   way           the same that leads to Azure, here to its stand-in, from such a task on
+#   variables     {name: value} of the pipeline, groups included
+#   say           function that prints a line
+#   busy          context manager that shows that a step of this title is under way
+#   minute        seconds that a minute of timeoutInMinutes has
+Run = collections.namedtuple('Run', 'folder cache seed origin surroundings connection way '
+                                    'variables say busy minute')
+
+
+class StepError(Exception):
+    """Why a step fails."""
+
+
+def yes(value):
+    """Whether an input is true, as YAML or as text."""
+    return str(value).lower() == 'true'
+
+
+def link_tree(source, target):
+    """Copy a folder by hard links, which takes seconds where copying 700 MB takes a minute.
+
+    The files right in it are copied: make and pip rewrite those in place.
+    """
+    depth = len(Path(source).parts) + 1
+
+    def link(origin, copy):
+        if len(Path(origin).parts) > depth:
+            try:
+                return os.link(origin, copy)
+            except OSError:
+                pass
+        return shutil.copy2(origin, copy)
+
+    shutil.copytree(str(source), str(target), symlinks=True, copy_function=link)
+
+
+class Job:
+    """One job, or one hook of a deployment, on a fresh machine: a folder with only a checkout."""
+
+    def __init__(self, run, folder, minutes):
+        self.run, self.folder = run, Path(folder)
+        self.sources, self.temp = self.folder / 's', self.folder / 'temp'
+        self.sources.mkdir(parents=True)
+        self.temp.mkdir()
+        self.status, self.outputs, self.produced = 'succeeded', {}, []
+        self.surroundings, self.path = dict(run.surroundings), []
+        self.masked, self.to_save = set(), []
+        self.end = time.monotonic() + int(minutes) * run.minute
+        self.plain, self.secret = {}, {}
+        for name, value in dict(run.variables, **{
+                'Agent.OS': platform.system(), 'Agent.TempDirectory': self.temp,
+                'Build.SourcesDirectory': self.sources, 'Pipeline.Workspace': self.folder,
+                'System.DefaultWorkingDirectory': self.sources,
+                'System.StageAttempt': 1}).items():
+            self.set(name, value)
+
+    def set(self, name, value, secret=False):
+        (self.secret if secret else self.plain)[name.lower()] = name, str(value)
+        if secret:
+            self.masked.add(str(value))
+
+    def values(self):
+        """{name in lower case: value} of all variables, secret ones too."""
+        both = list(self.plain.items()) + list(self.secret.items())
+        return {key: value for key, (_, value) in both}
+
+    def fill(self, text):
+        return pipeline_yaml.macros(text, self.values())
+
+    def mask(self, text):
+        for value in self.masked - {''}:
+            text = text.replace(value, '***')
+        return text
+
+    def holds(self, condition):
+        """Whether a step's condition is met."""
+        status = {'succeeded': self.status == 'succeeded', 'canceled': self.status == 'canceled',
+                  'succeededOrFailed': self.status != 'canceled'}
+        tree = pipeline_yaml.parse(condition or 'succeeded()')
+        return pipeline_yaml.true(pipeline_yaml.evaluate(
+            tree, lambda words: self.values().get('.'.join(words[1:]).lower(), ''), status.get))
+
+    def go(self, steps):
+        """Run the steps; returns 'succeeded', 'failed' or 'canceled'."""
+        for number, step in enumerate(steps, 1):
+            kind = next(kind for kind in pipeline_yaml.STEPS if kind in step)
+            title = self.fill(step.get('displayName', '%s %s' % (kind, step[kind])))
+            if not self.holds(step.get('condition')):
+                continue
+            began = time.monotonic()
+            name = re.sub(r'\W+', '-', title.lower()).strip('-')[:50]
+            log = self.folder / ('%02d-%s.log' % (number, name))
+            result = 'succeeded'
+            with open(str(log), 'w', encoding='utf-8', buffering=1) as stream:
+                try:
+                    with self.run.busy(title):
+                        getattr(self, 'step_' + kind)(step, stream)
+                except StepError as error:
+                    stream.write('error: %s\n' % self.mask(str(error)))
+                    result = 'failed'
+            if result == 'failed' and time.monotonic() >= self.end:
+                result, self.end = 'canceled', time.monotonic() + CANCEL_MINUTES * self.run.minute
+            if result != 'succeeded' and self.status != 'canceled':
+                self.status = result
+            self.run.say('    %5.1f s  %-9s  %s' % (time.monotonic() - began, result, title))
+            if result != 'succeeded':
+                for line in log.read_text(encoding='utf-8').splitlines()[-TAIL_LINES:]:
+                    self.run.say('             | ' + line)
+                self.run.say('             all of it: %s' % log)
+        if self.status == 'succeeded':
+            self.save_caches()
+        return self.status
+
+    def environment(self, step):
+        """The environment variables of a step: around it, variables but no secrets, its `env:`."""
+        result = dict(self.surroundings)
+        for name, value in self.plain.values():
+            result[re.sub(r'\W', '_', name).upper()] = value
+        result['PATH'] = os.pathsep.join(self.path + [result.get('PATH', os.defpath)])
+        for name, value in (step.get('env') or {}).items():
+            result[name] = self.fill(value)
+        return result
+
+    def shell(self, script, environment, step, stream):
+        """Run a script as the agent does: bash without -e, so its last command's exit code counts.
+
+        Whatever it leaves running is ended.
+        """
+        path = self.temp / 'step.sh'
+        path.write_text(self.fill(script), encoding='utf-8')
+        process = subprocess.Popen(
+            ['bash', '--noprofile', '--norc', str(path)], cwd=str(self.sources), env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True)
+
+        def end(number=signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+            except OSError:
+                pass
+
+        def reap():
+            process.wait()
+            end()
+
+        left = max(0.0, self.end - time.monotonic())
+        timers = [threading.Timer(left, end, [signal.SIGTERM]),
+                  threading.Timer(left + TERM_SECONDS, end)]
+        reaper = threading.Thread(target=reap)
+        for thread in timers + [reaper]:
+            thread.start()
+        unknown = []
+        try:
+            for line in process.stdout:
+                line = line.decode('utf-8', 'replace').rstrip('\r\n')
+                command = COMMAND.search(line)
+                if command:
+                    name, properties, value = command.groups()
+                    if not self.command(name, properties, value, step):
+                        unknown.append(name)
+                    line = '##[%s %s]%s' % (name, properties, value)
+                stream.write(self.mask(line) + '\n')
+        finally:
+            end()
+            for timer in timers:
+                timer.cancel()
+            reaper.join()
+            process.stdout.close()
+            path.unlink()
+        if time.monotonic() >= self.end:
+            raise StepError('the job took longer than its timeoutInMinutes')
+        if process.returncode:
+            raise StepError('exit code %d' % process.returncode)
+        if unknown:
+            raise StepError('logging commands that are not known here: %s' % ', '.join(unknown))
+
+    def command(self, name, properties, value, step):
+        """Carry out a logging command; False when it is not known."""
+        pairs = (item.split('=', 1) for item in properties.split(';') if '=' in item)
+        properties = {key.lower(): content for key, content in pairs}
+        if name == 'task.setvariable':
+            if yes(properties.get('isoutput')):
+                self.outputs['%s.%s' % (step.get('name', ''), properties['variable'])] = value
+            self.set(properties['variable'], value, yes(properties.get('issecret')))
+        elif name == 'task.prependpath':
+            self.path.insert(0, value)
+        elif name != 'task.logissue':
+            return False
+        return True
+
+    def step_checkout(self, step, stream):
+        clone = ['clone', '--quiet', str(self.run.origin), '.']
+        for command in (clone, ['log', '-1', '--oneline']):
+            if subprocess.call(['git'] + command, cwd=str(self.sources), stdout=stream,
+                               stderr=subprocess.STDOUT):
+                raise StepError('git %s failed' % command[0])
+
+    def step_script(self, step, stream):
+        self.shell(step['script'], self.environment(step), step, stream)
+
+    def step_download(self, step, stream):
+        stream.write('nothing is downloaded by itself\n')
+
+    def step_publish(self, step, stream):
+        source = self.sources / self.fill(step['publish'])
+        name = self.fill(step['artifact'])
+        target = self.run.folder / 'artifacts' / name
+        if not source.is_file():
+            raise StepError('%s does not exist, so there is no artifact %s' % (
+                step['publish'], name))
+        if target.exists():
+            raise StepError('the artifact %s already exists in this run' % name)
+        target.mkdir(parents=True)
+        shutil.copy2(str(source), str(target))
+        stream.write('artifact %s: %s\n' % (name, source.name))
+        self.produced.append('artifact %s (%s)' % (name, source.name))
+
+    def step_task(self, step, stream):
+        inputs = {name: self.fill(value) if isinstance(value, str) else value
+                  for name, value in (step.get('inputs') or {}).items()}
+        name = step['task'].split('@')[0].lower()
+        getattr(self, 'task_' + name)(inputs, step, stream)
+
+    def task_azurecli(self, inputs, step, stream):
+        if inputs['azureSubscription'] != self.run.variables.get('AZURE_RM_SVC_CONNECTION'):
+            raise StepError('there is no service connection %s' % inputs['azureSubscription'])
+        self.surroundings.update(self.run.way)
+        environment = self.environment(step)
+        if yes(inputs.get('addSpnToEnvironment')):
+            environment.update(self.run.connection)
+            self.masked.add(self.run.connection.get('servicePrincipalKey', ''))
+        self.shell(inputs['inlineScript'], environment, step, stream)
+
+    def task_downloadpipelineartifact(self, inputs, step, stream):
+        source = self.run.folder / 'artifacts' / inputs['artifactName']
+        if not source.is_dir():
+            raise StepError('no stage published the artifact %s' % inputs['artifactName'])
+        target = Path(inputs['targetPath'])
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(source.iterdir()):
+            shutil.copy2(str(path), str(target))
+            stream.write('%s\n' % (target / path.name))
+
+    def cache_key(self, key):
+        """A cache's name: a segment in quotes counts as it is, a file by its content."""
+        parts = []
+        for segment in (part.strip() for part in key.split('|')):
+            if segment.startswith('"'):
+                parts.append(segment)
+            elif (self.sources / segment).is_file():
+                content = (self.sources / segment).read_bytes()
+                parts.append(hashlib.sha256(content).hexdigest())
+            else:
+                raise StepError('the cache key names %s, which does not exist' % segment)
+        return hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]
+
+    def task_cache(self, inputs, step, stream):
+        saved = self.run.cache / self.cache_key(inputs['key'])
+        path = self.sources / inputs['path']
+        if saved.is_dir() or self.run.seed:
+            source = saved if saved.is_dir() else self.run.seed
+            stream.write('restored from %s\n' % source)
+            link_tree(source, path)
+        else:
+            stream.write('nothing is saved as %s\n' % saved.name)
+            self.to_save.append((saved, path))
+
+    def save_caches(self):
+        for saved, path in self.to_save:
+            if path.is_dir():
+                saved.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(saved)
+
+    def task_publishtestresults(self, inputs, step, stream):
+        pattern, title = inputs['testResultsFiles'], inputs['testRunTitle']
+        files = sorted(glob.glob(str(self.sources / pattern)))
+        if not files and yes(inputs.get('failTaskOnMissingResultsFile')):
+            raise StepError('no test results: %s does not exist' % pattern)
+        cases, bad = 0, []
+        for path in files:
+            for case in self.root(path).iter('testcase'):
+                cases += 1
+                if case.find('failure') is not None or case.find('error') is not None:
+                    bad.append('%s.%s' % (case.get('classname'), case.get('name')))
+        said = '%s: %d passed' % (title, cases - len(bad))
+        said += ', %d failed' % len(bad) if bad else ''
+        stream.write('\n'.join([said] + bad) + '\n')
+        self.produced.append(said)
+        if bad and yes(inputs.get('failTaskOnFailedTests')):
+            raise StepError('%d of the results are failures' % len(bad))
+
+    def task_publishcodecoverageresults(self, inputs, step, stream):
+        path = Path(inputs['summaryFileLocation'])
+        if not path.is_file():
+            raise StepError('no coverage: %s does not exist' % path)
+        try:
+            rate = float(self.root(path).get('line-rate'))
+        except (TypeError, ValueError):
+            raise StepError('%s is no Cobertura file' % path) from None
+        if not rate and yes(inputs.get('failIfCoverageEmpty')):
+            raise StepError('the coverage is empty')
+        self.produced.append('coverage %.0f %%' % (100 * rate))
+        stream.write('%.1f %% of the lines\n' % (100 * rate))
+
+    def root(self, path):
+        """The root element of a result file."""
+        try:
+            return xml.etree.ElementTree.parse(str(path)).getroot()
+        except xml.etree.ElementTree.ParseError as error:
+            raise StepError('%s is no XML: %s' % (path, error)) from None

@@ -1,0 +1,367 @@
+"""Rehearse the pipelines of devops/ on this machine: no account, no container, stand-ins for Azure.
+
+    python devops/rehearse.py --pipeline devops/ci.yml --out outputs/rehearsal
+
+Every job starts in a fresh checkout with only the artifacts that it downloads. The scripts are the
+real ones, with the real azureml-sdk; what answers them is devops/loopback.
+"""
+import argparse
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = 'THIS-IS-A-REHEARSAL'
+NEEDED_FIRST = {'ci.yml': 'environment.yml'}
+
+# What a step gets of this machine's environment; a hosted agent has none of the rest.
+KEPT = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE',
+        'REQUESTS_CA_BUNDLE', 'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY')
+KEPT_BEGINNINGS = ('PIP_', 'UV_')
+ROWS = '20000'
+GROUP = {'AZURE_RM_SVC_CONNECTION': 'rehearsal', 'RESOURCE_GROUP': 'rehearsal-RG',
+         'WORKSPACE_NAME': 'rehearsal-AML-WS', 'LOCATION': 'westeurope', 'BASE_NAME': 'rehearsal'}
+CONNECTION = ('tenantId', 'servicePrincipalId', 'servicePrincipalKey')
+
+# Faults that someone pushes: a commit of {path: its text, or a function from the old text}.
+COMMITS = {
+    'lint': {'training/rehearsal_fault.py': 'x = 1  # %s\n' % ('a line that is too long ' * 5)},
+    'test': {'tests/test_rehearsal_fault.py': 'def test_that_fails():\n    assert 1 + 1 == 3\n'},
+    'worse': {
+        'devops/variables.yml': lambda text: re.sub(
+            r"(RUN_EVALUATION\n  value: )'false'", r"\1'true'", text),
+        'training/parameters.json': lambda text: re.sub(r'("rounds": )\d+', r'\g<1>1', text)},
+}
+# Faults of Azure, as devops/loopback/faults.py knows them. They last until the failure hook begins:
+# what a new version suffers from, the version before it does not.
+STRIKES = {
+    'train': {'fault': 'step-fails', 'step': 'train'},
+    'deploy': {'fault': 'crash-loop', 'count': None},
+    'smoke': {'fault': 'scoring-500', 'count': None},
+}
+FAULTS = ('lint', 'test', 'train', 'worse', 'deploy', 'smoke')
+# They need a model that is registered already to compare with, a service to roll back.
+AFTER_A_GOOD_RUN = ('worse', 'deploy', 'smoke')
+NEED_AZURE = ('train',) + AFTER_A_GOOD_RUN
+
+
+class RehearsalError(Exception):
+    """Why there can be no rehearsal."""
+
+
+def git(*arguments, folder=ROOT):
+    """Output of a git command. Raises RehearsalError."""
+    name = ['-c', 'user.name=rehearsal', '-c', 'user.email=rehearsal@localhost']
+    try:
+        done = subprocess.run(['git'] + name + list(arguments), cwd=str(folder),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True)
+    except FileNotFoundError:
+        raise RehearsalError('git is missing, and a rehearsal makes fresh checkouts with it')
+    if done.returncode:
+        raise RehearsalError('git %s failed: %s' % (' '.join(arguments), done.stderr.strip()))
+    return done.stdout
+
+
+def snapshot(root, origin, out):
+    """Make the repository `origin` of one commit with what `root` holds now, but no ignored files.
+
+    Returns the files that the project has not committed. They are part of the rehearsal, so that it
+    answers for what one sees. The project's own repository stays untouched.
+    """
+    git('init', '--quiet', '--bare', str(origin))
+    git('--git-dir', str(origin), 'symbolic-ref', 'HEAD', 'refs/heads/master')
+    here = ['--git-dir', str(origin), '--work-tree', str(root)]
+    paths = ['.']
+    if root in out.resolve().parents:
+        paths.append(':(exclude)%s' % out.resolve().relative_to(root).parts[0])
+    git(*(here + ['add', '--all', '--'] + paths), folder=root)
+    git(*(here + ['commit', '--quiet', '--no-verify', '-m', 'Rehearsal']), folder=root)
+    if not (root / '.git').exists():
+        return []
+    return [line[3:] for line in git('status', '--porcelain', folder=root).splitlines()]
+
+
+def commit(origin, files, scratch):
+    """Put files, as in COMMITS, into the repository `origin`, as a push to master would."""
+    git('clone', '--quiet', str(origin), str(scratch))
+    for name, text in files.items():
+        path = scratch / name
+        path.write_text(text if isinstance(text, str) else text(path.read_text()))
+    git('add', '--all', folder=scratch)
+    git('commit', '--quiet', '--no-verify', '-m', 'Fault', folder=scratch)
+    git('push', '--quiet', 'origin', 'HEAD:refs/heads/master', folder=scratch)
+    shutil.rmtree(str(scratch))
+
+
+def result_of(results):
+    """The result of a stage from those of its jobs, or of a run from those of its stages."""
+    return next((result for result in ('canceled', 'failed') if result in results), 'succeeded')
+
+
+def holds(stage, done, outputs):
+    """Whether the condition of a stage is met, after the stages `done`, {name: result}."""
+    import pipeline_yaml
+    needed = {done[name] for name in stage['needs']}
+    status = {'succeeded': needed <= {'succeeded'}, 'canceled': 'canceled' in needed,
+              'succeededOrFailed': needed <= {'succeeded', 'failed'}}
+    tree = pipeline_yaml.parse(stage['condition'] or 'succeeded()')
+    return pipeline_yaml.true(pipeline_yaml.evaluate(
+        tree, lambda words: outputs.get(words[1], {}).get(words[3], ''), status.get))
+
+
+def run_job(run, folder, job, before_failure):
+    """Run a job, or a deployment's hooks in order.
+
+    Returns (result, {'job.step.variable': value}, list of what it produced). `before_failure` is
+    called before the failure hook, which changes no result.
+    """
+    import agent
+    result, outputs, produced = 'succeeded', {}, []
+    for hook, steps in job['hooks']:
+        if (hook == 'failure') == (result == 'succeeded'):
+            continue
+        if hook == 'failure':
+            before_failure()
+        run.say('  %s%s' % (job['title'], ': ' + hook if hook else ''))
+        machine = agent.Job(run, folder / hook, job['minutes'])
+        status = machine.go(steps)
+        found = {'%s.%s' % (job['name'], name): value for name, value in machine.outputs.items()}
+        outputs.update(found)
+        produced += machine.produced + ['%s=%s' % (name.split('.')[-1], value)
+                                        for name, value in found.items()]
+        if (machine.sources / 'outputs').is_dir():
+            (machine.sources / 'outputs').rename(machine.folder / 'outputs')
+        shutil.rmtree(str(machine.sources))
+        shutil.rmtree(str(machine.temp))
+        if hook == 'failure':
+            produced.append('failure hook %s' % status)
+        else:
+            result = status
+    return result, outputs, produced
+
+
+def run_stages(run, stages, before_failure):
+    """Run the stages in order; returns rows (stage, result, seconds, list of what it produced)."""
+    rows, done, outputs = [], {}, {}
+    for number, stage in enumerate(stages, 1):
+        began, name, produced, results = time.monotonic(), stage['name'], [], []
+        outputs[name] = {}
+        title = stage['title'] or stage['jobs'][0]['title']
+        done[name] = 'skipped'
+        if holds(stage, done, outputs):
+            for job in stage['jobs']:
+                folder = run.folder / ('%d-%s' % (number, name or job['name']))
+                if len(stage['jobs']) > 1:
+                    folder = folder / job['name']
+                result, found, made = run_job(run, folder, job, before_failure)
+                outputs[name].update(found)
+                results.append(result)
+                produced += made
+            done[name] = result_of(results)
+        rows.append((title, done[name], time.monotonic() - began, produced))
+    return rows
+
+
+def table(rows):
+    """The rows (pipeline, stage, result, seconds, produced) as text."""
+    cells = [('pipeline', 'stage', 'result', 'seconds', 'produced')]
+    cells += [(pipeline, stage, result, '%.1f' % seconds, '; '.join(produced) or '-')
+              for pipeline, stage, result, seconds, produced in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    return '\n'.join('%-*s  %-*s  %-*s  %*s  %s' % (
+        widths[0], row[0], widths[1], row[1], widths[2], row[2], widths[3], row[3], row[4])
+        for row in cells)
+
+
+def surroundings(environ):
+    """The environment variables that steps get of this machine's."""
+    kept = {name: value for name, value in environ.items()
+            if name.upper() in KEPT or name.startswith(KEPT_BEGINNINGS)}
+    python = environ.get('PYTHON', '')
+    if python:
+        kept['PYTHON'] = os.path.abspath(python) if '/' in python else python
+    kept['ROWS'] = environ.get('ROWS') or ROWS
+    return kept
+
+
+def take(out):
+    """Make `out` the empty folder of this rehearsal, saved caches kept; its lock, an open file.
+
+    Raises RehearsalError when it holds something else or another rehearsal is under way in it.
+    """
+    if out.is_dir() and not (out / MARK).exists() and any(out.iterdir()):
+        raise RehearsalError('%s holds something else than a rehearsal and is left alone: '
+                             'name another folder' % out)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = open(str(out / MARK), 'a')
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise RehearsalError('another rehearsal is under way in %s' % out) from None
+    for path in out.iterdir():
+        if path.is_dir() and path.name != 'cache':
+            shutil.rmtree(str(path))
+        elif path.is_file() and path.name != MARK:
+            path.unlink()
+    return lock
+
+
+class Screen:
+    """What is shown and kept in a log; a long step shows its seconds on a terminal."""
+
+    def __init__(self, path):
+        self.log = open(str(path), 'w', encoding='utf-8', buffering=1)
+
+    def say(self, line):
+        print(line, flush=True)
+        self.log.write(line + '\n')
+
+    @contextlib.contextmanager
+    def busy(self, title):
+        if not sys.stdout.isatty():
+            yield
+            return
+        done, began = threading.Event(), time.monotonic()
+
+        def tick():
+            while not done.wait(1):
+                print('    %5.0f s  ...        %s\r' % (time.monotonic() - began, title),
+                      end='', flush=True)
+
+        thread = threading.Thread(target=tick)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            print('\033[K', end='', flush=True)
+
+
+class Rehearsal:
+    """The folder, the stand-in and the rows of one rehearsal."""
+
+    def __init__(self, out, azure, screen, environ):
+        self.out, self.azure, self.screen, self.environ = out, azure, screen, environ
+        self.rows, self.builds = [], 0
+        own = ROOT / '.venv'
+        self.seed = own if own.is_dir() and Path(sys.prefix).resolve() == own.resolve() else None
+
+    def run(self, name, label, fault=None, parameters=None, without=()):
+        """Run one pipeline file of the repository as it is now; its result.
+
+        label: what the folder and the table call it; without: stages left out by hand at the start.
+        """
+        import agent
+        import pipeline_yaml
+        self.builds += 1
+        origin, clone = self.out / 'origin.git', self.out / 'pipeline-files'
+        git('clone', '--quiet', str(origin), str(clone))
+        pipeline = pipeline_yaml.read(clone / 'devops' / name, parameters)
+        shutil.rmtree(str(clone))
+        stages = [stage for stage in pipeline_yaml.stages(pipeline) if stage['name'] not in without]
+        for stage in stages:
+            stage['needs'] = [need for need in stage['needs'] if need not in without]
+        values = pipeline_yaml.variables(pipeline)
+        if pipeline_yaml.groups(pipeline):
+            values.update(GROUP, SUBSCRIPTION_ID=self.azure.env['SUBSCRIPTION_ID'])
+        values.update({
+            'TF_BUILD': 'True', 'Build.BuildId': self.builds,
+            'Build.SourceBranch': 'refs/heads/master', 'Build.Repository.Name': 'rehearsal',
+            'Build.SourceVersion': git('--git-dir', str(origin), 'rev-parse', 'HEAD').strip(),
+            'System.CollectionUri': 'https://dev.azure.com/rehearsal/',
+            'System.TeamProject': 'rehearsal'})
+        run = agent.Run(
+            folder=self.out / label, cache=self.out / 'cache', seed=self.seed, origin=origin,
+            surroundings=surroundings(self.environ), variables=values, minute=60,
+            connection={key: self.azure.env[key] for key in CONNECTION},
+            way={key: value for key, value in self.azure.env.items()
+                 if key not in CONNECTION and 'SERVICE_PRINCIPAL' not in key},
+            say=self.screen.say, busy=self.screen.busy)
+        if fault:
+            self.azure.faults.add(**fault)
+        self.screen.say('\n%s, build %d' % (label, self.builds))
+        rows = run_stages(run, stages, self.azure.faults.clear)
+        self.azure.faults.clear()
+        self.rows += [(label,) + row for row in rows]
+        return result_of([row[1] for row in rows])
+
+    def play(self, name, fault):
+        """Run a pipeline file and what has to be run before it; the result of the last."""
+        first, label = NEEDED_FIRST.get(name), name[:-len('.yml')]
+        if first and self.run(first, first[:-len('.yml')]) != 'succeeded':
+            return 'failed'
+        if fault in AFTER_A_GOOD_RUN and \
+                self.run(name, label + '-before', without=('code_quality',)) != 'succeeded':
+            return 'failed'
+        if fault in COMMITS:
+            commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
+        return self.run(name, label, STRIKES.get(fault))
+
+
+def rehearse(name, fault, out, environ):
+    """Rehearse the pipeline file devops/`name`; whether it succeeded. Raises RehearsalError."""
+    import loopback
+    screen = Screen(out / 'rehearsal.log')
+    screen.say('REHEARSAL of devops/%s%s on this machine, without the container. Azure ML and '
+               'Azure DevOps are stand-ins.' % (name, ' with FAULT=' + fault if fault else ''))
+    changed = snapshot(ROOT, out / 'origin.git', out)
+    if changed:
+        screen.say('note: files that are not committed take part, %d of them (%s%s); Azure DevOps '
+                   'sees only what is pushed' % (len(changed), ', '.join(changed[:3]),
+                                                 ', ...' if changed[3:] else ''))
+    with loopback.start(str(out / 'azure')) as azure:
+        rehearsal = Rehearsal(out, azure, screen, environ)
+        result = rehearsal.play(name, fault)
+        unknown = list(azure.unknown)
+    screen.say('\n%s\n\nThis was a rehearsal: %s. Logs and results are in %s' % (
+        table(rehearsal.rows), result, out))
+    if unknown:
+        raise RehearsalError('devops/loopback does not know: %s' % '; '.join(unknown[:3]))
+    return result == 'succeeded'
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--pipeline', default='devops/ci.yml', help='pipeline file of devops/')
+    parser.add_argument('--out', type=Path, default=Path('outputs/rehearsal'),
+                        help='folder for logs and results; an earlier rehearsal in it is replaced')
+    parser.add_argument('--fault', choices=FAULTS, help='what is to go wrong')
+    args = parser.parse_args(argv)
+    path = (ROOT / args.pipeline).resolve()
+    if path.parent != ROOT / 'devops' or not path.is_file():
+        parser.error('%s is no pipeline file of devops/' % args.pipeline)
+    if args.fault in NEED_AZURE and path.name not in NEEDED_FIRST:
+        parser.error('FAULT=%s is for PIPELINE=devops/ci.yml' % args.fault)
+    import pipeline_checks
+    import pipeline_yaml
+    names = [name for name in (NEEDED_FIRST.get(path.name), path.name) if name]
+    found = [problem for name in names
+             for problem in pipeline_checks.problems(path.with_name(name), with_schema=False)]
+    if found:
+        print('error: nothing is run, the pipelines have problems:\n  %s' % '\n  '.join(found),
+              file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        out = args.out.resolve()
+        with take(out):
+            return 0 if rehearse(path.name, args.fault, out, os.environ) else 1
+    except KeyboardInterrupt:
+        print('error: stopped; what has ended is in %s' % args.out, file=sys.stderr)
+    except (RehearsalError, pipeline_yaml.PipelineError, OSError) as error:
+        print('error: %s' % error, file=sys.stderr)
+    return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -176,18 +176,25 @@ def test_a_table_that_changed_since_training_is_refused(judge, champion, models,
 
 
 @pytest.mark.parametrize('share', [0, 0.5, 0.99])
-@pytest.mark.parametrize('with_tags', [True, False])
-def test_a_damaged_champion_is_named(judge, champion, tmp_path, capsys, share, with_tags):
+def test_a_damaged_champion_is_named(judge, champion, tmp_path, capsys, share):
     champion('weak')
     version = tmp_path / 'registry' / NAME / '1'
     model = version / 'model' / 'model.txt'
     text = model.read_bytes()
     model.write_bytes(text[:int(share * len(text))])
-    if not with_tags:
-        (version / 'tags.json').write_text('{}')
+    (version / 'tags.json').write_text('{}')
     code, _ = judge('strong')
     error = capsys.readouterr().err
     assert code == 1 and 'version 1 of ' + NAME in error and 'RUN_EVALUATION=false' in error
+
+
+def test_a_champion_that_was_exchanged_is_named(judge, champion, models, tmp_path, capsys):
+    champion('weak')
+    shutil.copy(str(models.folder / 'strong' / 'model.txt'),
+                str(tmp_path / 'registry' / NAME / '1' / 'model'))
+    assert judge('strong')[0] == 1
+    error = capsys.readouterr().err
+    assert 'version 1 of ' + NAME in error and 'changed after' in error
 
 
 def test_a_champion_with_other_columns_is_named(judge, champion, models, tmp_path, capsys):

@@ -163,7 +163,7 @@ def main(argv=None):
     parser.add_argument('--parameters', required=True, help='JSON file with metric and least gain')
     parser.add_argument('--model', required=True, help='folder of the new model, by train.py')
     parser.add_argument('--model-name', required=True, help='name of the registered model')
-    parser.add_argument('--out', required=True, help='file for the decision')
+    parser.add_argument('--out', required=True, help='file, or folder, for the decision')
     parser.add_argument('--data', help='table the model was trained on; not inside Azure ML')
     parser.add_argument('--registry', help='folder of registered models; not inside Azure ML')
     switch = {'type': str.lower, 'choices': ['true', 'false'], 'metavar': 'true|false'}
@@ -174,7 +174,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     try:
         decision = decide(arguments)
-        tracking.write_json(arguments.out, decision)
+        tracking.write_json(tracking.decision_path(arguments.out), decision)
     except (tracking.TrackingError, ValueError, OSError) as error:
         print('error: {}'.format(error), file=sys.stderr)
         return 1

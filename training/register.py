@@ -78,7 +78,7 @@ def register(place, arguments, decision):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--model', required=True, help='folder of the model, by train.py')
-    parser.add_argument('--decision', required=True, help='decision.json, by evaluate.py')
+    parser.add_argument('--decision', required=True, help='file or folder, by evaluate.py')
     parser.add_argument('--model-name', required=True, help='name to register it under')
     parser.add_argument('--out', required=True, help='file for the result; inside Azure ML the '
                         'name of the artifact of the run')
@@ -86,7 +86,7 @@ def main(argv=None):
     parser.add_argument('--build-id', help='a build is registered once, however often it runs')
     arguments = parser.parse_args(argv)
     try:
-        decision = tracking.read_json(arguments.decision)
+        decision = tracking.read_json(tracking.decision_path(arguments.decision))
         place = tracking.connect(arguments.registry)
         result = register(place, arguments, decision)
         place.store(arguments.out, result)

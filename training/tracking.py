@@ -38,13 +38,12 @@ def given(text):
 
 
 def find_build(versions, tags):
-    """The (version, tags) among [(version, tags), ...] that this build has already, or None.
+    """The (version, tags) that this build has already, or None; versions, lowest first, are such.
 
     A build is known by its BuildId or its pipeline run. Without a BuildId the newest version is
     also this build when model and data are the same bytes; an older one is not, for whoever goes
     back to an earlier model wants it to be the newest.
     """
-    versions = sorted(versions, key=lambda item: item[0])
     for key in ('BuildId', 'run_id'):
         for version, known in versions:
             if tags.get(key) and known.get(key) == tags[key]:
@@ -85,6 +84,12 @@ def write_json(path, content):
             os.unlink(temporary)
 
 
+def decision_path(path):
+    """The file for a decision: path, or decision.json in it where it is a folder, as pipeline data
+    of Azure ML may be."""
+    return os.path.join(path, 'decision.json') if os.path.isdir(path) else path
+
+
 def sha256(path):
     """The SHA-256 of the file path in hexadecimal."""
     digest = hashlib.sha256()
@@ -96,7 +101,8 @@ def sha256(path):
 
 def model_files(folder):
     """The names of a model folder's files, without the unfinished, which begin with a dot."""
-    return sorted(name for name in os.listdir(folder) if not name.startswith('.'))
+    return sorted(name for name in os.listdir(folder)
+                  if not name.startswith('.') and os.path.isfile(os.path.join(folder, name)))
 
 
 class Folder:
@@ -209,6 +215,7 @@ class AzureML:
         data_file_path is given, else of a dataset; its version "latest" is settled here.
         """
         from azureml.core import Dataset, Datastore
+        dataset_version = dataset_version or 'latest'
         what = 'file {} of the datastore'.format(data_file_path) if data_file_path else \
             'version {} of dataset {}'.format(dataset_version, dataset_name)
         folder = tempfile.mkdtemp(dir=self.downloads.name)
@@ -223,7 +230,10 @@ class AzureML:
             with contextlib.redirect_stdout(io.StringIO()):
                 if hasattr(dataset, 'to_pandas_dataframe'):
                     paths = [os.path.join(folder, dataset_name + '.csv')]
-                    dataset.to_pandas_dataframe().to_csv(paths[0], index=False)
+                    frame = dataset.to_pandas_dataframe()
+                    # A tabular dataset takes a column of 0 and 1 for one of truth values.
+                    truth = frame.select_dtypes('bool').columns
+                    frame.astype({name: 'int8' for name in truth}).to_csv(paths[0], index=False)
                 else:
                     paths = dataset.download(folder, overwrite=True)
         except Exception as error:

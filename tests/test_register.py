@@ -1,0 +1,184 @@
+"""Registering in a folder: versions that are whole, distinct and never doubled."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import register
+import tracking
+
+NAME = 'safe_driver_model'
+TRAINING = Path(register.__file__).parent
+
+
+def make_model(folder, text='tree', data='data'):
+    """A model folder and its decision beside it: to be registered."""
+    folder.mkdir(parents=True)
+    (folder / 'model.txt').write_text(text)
+    (folder / 'report.html').write_text('<html>' + text)
+    (folder / 'metrics.json').write_text(json.dumps({
+        'auc': 0.63, 'gini': 0.26, 'auc_interval': [0.6, 0.66], 'lineage': {
+            'data': 'table.csv', 'data_sha256': data, 'dataset_version': 4, 'code_commit': 'abc',
+            'build_uri': None, 'packages': {'python': '3.11', 'lightgbm': '4.6.0'}}}))
+    decide(folder)
+    return folder
+
+
+def decide(folder, **changes):
+    decision = dict({'register': True, 'reason': 'It is better.', 'champion_version': None,
+                     'model': NAME, 'model_sha256': tracking.sha256(str(folder / 'model.txt'))},
+                    **changes)
+    (folder.parent / (folder.name + '.json')).write_text(json.dumps(decision))
+
+
+def command(folder, out=None, build=''):
+    place = folder.parent
+    return ['--model', str(folder), '--decision', str(place / (folder.name + '.json')),
+            '--model-name', NAME, '--registry', str(place / 'registry'), '--build-id', build,
+            '--out', str(out or place / 'registration.json')]
+
+
+def put(folder, build=''):
+    """Register, and return registration.json."""
+    assert register.main(command(folder, build=build)) == 0
+    return json.loads((folder.parent / 'registration.json').read_text())
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in Path(str(folder)).iterdir()}
+
+
+def test_a_version_holds_the_model_and_what_is_known_about_it(tmp_path):
+    model = make_model(tmp_path / 'model')
+    (model / '.model.txt.123').write_text('unfinished')
+    assert put(model, '77') == {'result': 'registered', 'reason': 'It is better.', 'model': NAME,
+                                'version': 1, 'run_id': None}
+    version = tmp_path / 'registry' / NAME / '1'
+    (model / '.model.txt.123').unlink()
+    assert files(version / 'model') == files(model)
+    tags = json.loads((version / 'tags.json').read_text())
+    assert tags == {'auc': '0.63', 'gini': '0.26', 'data': 'table.csv', 'data_sha256': 'data',
+                    'dataset_version': '4', 'code_commit': 'abc', 'BuildId': '77',
+                    'model_sha256': tracking.sha256(str(model / 'model.txt')),
+                    'packages': 'lightgbm 4.6.0, python 3.11'}
+    assert sorted(path.name for path in version.parent.iterdir()) == ['.lock', '1']
+
+
+def test_a_build_has_one_version(tmp_path):
+    first = make_model(tmp_path / 'first')
+    second = make_model(tmp_path / 'second', 'another tree')
+    assert put(first, '1')['version'] == 1
+    assert put(second, '2')['version'] == 2
+    again = put(first, '1')
+    assert again['version'] == 1 and 'already' in again['reason']
+    changed = put(second, '1')
+    assert changed['version'] == 1 and 'another' in changed['reason']
+    assert len(tracking.Folder(str(tmp_path / 'registry'))._versions(NAME)) == 2
+
+
+def test_without_a_build_the_same_bytes_are_the_same_version(tmp_path):
+    first, second = make_model(tmp_path / 'first'), make_model(tmp_path / 'second', 'another tree')
+    other_data = make_model(tmp_path / 'other', 'another tree', 'more data')
+    versions = [put(model)['version'] for model in (first, first, second, second, other_data)]
+    assert versions == [1, 1, 2, 2, 3]
+
+
+def test_an_earlier_model_registered_again_is_the_newest(tmp_path):
+    first, second = make_model(tmp_path / 'first'), make_model(tmp_path / 'second', 'another tree')
+    assert [put(model)['version'] for model in (first, second, first)] == [1, 2, 3]
+    version, folder, _ = tracking.Folder(str(tmp_path / 'registry')).champion(NAME)
+    assert version == 3 and files(folder) == files(first)
+
+
+def test_a_kept_version_is_named_and_nothing_is_registered(tmp_path, capsys):
+    put(make_model(tmp_path / 'first'))
+    second = make_model(tmp_path / 'second', 'another tree')
+    decide(second, register=False, reason='It is not better.', champion_version=1)
+    result = put(second)
+    assert (result['result'], result['version']) == ('kept', 1)
+    assert 'kept version 1 of {}. It is not better.'.format(NAME) in capsys.readouterr().out
+    assert not (tmp_path / 'registry' / NAME / '2').exists()
+
+
+def spoil(folder, what):
+    if what == 'another model':
+        (folder / 'model.txt').write_text('another tree')
+    elif what == 'another name':
+        decide(folder, model='other')
+    elif what == 'no decision':
+        (folder.parent / (folder.name + '.json')).write_text('{"register": true}')
+    elif what == 'not JSON':
+        (folder.parent / (folder.name + '.json')).write_text('{"register": tr')
+    elif what == 'empty':
+        (folder / 'model.txt').unlink()
+        (folder / 'metrics.json').unlink()
+    elif what == 'half metrics':
+        (folder / 'metrics.json').write_text('{"auc": 0.6')
+    return folder
+
+
+@pytest.mark.parametrize('what, words', [
+    ('another model', ['another model', 'evaluate again']),
+    ('another name', ['named other', NAME]),
+    ('no decision', ['lacks', 'champion_version', 'another model']),
+    ('not JSON', ['model.json', 'cannot be read']),
+    ('empty', ['model.txt', 'metrics.json']),
+    ('half metrics', ['metrics.json', 'cannot be read']),
+])
+def test_what_does_not_belong_together_is_refused(tmp_path, capsys, what, words):
+    model = spoil(make_model(tmp_path / 'model'), what)
+    (tmp_path / 'registration.json').write_text('an earlier result')
+    assert register.main(command(model)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('error: ') and all(word in error for word in words)
+    assert not (tmp_path / 'registry').exists()
+    assert (tmp_path / 'registration.json').read_text() == 'an earlier result'
+
+
+@pytest.mark.parametrize('name', ['../up', '', 'a/b', '.hidden'])
+def test_a_name_stays_within_the_registry(tmp_path, name):
+    with pytest.raises(tracking.TrackingError, match='named'):
+        tracking.Folder(str(tmp_path / 'registry')).champion(name)
+
+
+def test_latest_is_the_highest_whole_version(tmp_path):
+    for text in ('one', 'two', 'three', 'four'):
+        put(make_model(tmp_path / text, text))
+    home = tmp_path / 'registry' / NAME
+    (home / '4' / 'tags.json').write_text('{"auc":')
+    (home / '3' / 'model' / 'model.txt').unlink()
+    shutil.rmtree(str(home / '1'))
+    (home / 'notes').mkdir()
+    place = tracking.Folder(str(tmp_path / 'registry'))
+    assert place.champion(NAME)[0] == 2
+    assert put(make_model(tmp_path / 'five', 'five'))['version'] == 5
+    assert place.champion(NAME)[0] == 5
+
+
+def test_what_a_dead_registration_left_is_swept(tmp_path):
+    model = make_model(tmp_path / 'model')
+    put(model)
+    left = tmp_path / 'registry' / NAME / '.new-abc'
+    shutil.copytree(str(model), str(left / 'model'))
+    (tmp_path / 'registry' / NAME / '.lock').write_text('')
+    assert put(make_model(tmp_path / 'next', 'next'))['version'] == 2
+    assert not left.exists()
+
+
+def test_twenty_at_once_get_twenty_versions(tmp_path):
+    builds = [str(number) for number in range(20)] + ['0', '0']
+    processes = []
+    for number, build in enumerate(builds):
+        model = make_model(tmp_path / str(number), 'tree {}'.format(number))
+        processes.append(subprocess.Popen(
+            [sys.executable, str(TRAINING / 'register.py')] +
+            command(model, tmp_path / 'result{}.json'.format(number), build),
+            stdout=subprocess.DEVNULL))
+    assert [process.wait(60) for process in processes] == [0] * len(builds)
+    versions = [json.loads((tmp_path / 'result{}.json'.format(number)).read_text())['version']
+                for number in range(len(builds))]
+    assert sorted(versions[:20]) == list(range(1, 21))
+    assert versions[0] == versions[20] == versions[21]

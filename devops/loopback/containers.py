@@ -1,12 +1,10 @@
-"""Scoring containers: Azure ML's own inference server, run as a process with the uploaded script
-and the registered model.
+"""Scoring containers: Azure ML's own inference server with the uploaded script and the model.
 
-Sources: the page "Azure Machine Learning inference HTTP server" for its variables and
-`azmlinfsrv`'s entry point; azureml/core/model.py (InferenceConfig) for the assets, which Azure
-unpacks in /var/azureml-app; "Where models are located" in the v1 deployment pages:
-AZUREML_MODEL_DIR is azureml-models/NAME/VERSION for one model, else azureml-models. A container
-that ends is started again, as ACI's restart policy does; the second crash in a deployment fails
-it.
+Sources: the page "Azure Machine Learning inference HTTP server" for its variables and options;
+azureml/core/model.py (InferenceConfig) for the assets, which Azure unpacks in /var/azureml-app;
+the v1 deployment pages for AZUREML_MODEL_DIR: azureml-models/NAME/VERSION for one model, else
+azureml-models. A container that ends is started again, as ACI does; the second crash in a row of a
+container that never answered fails its deployment.
 """
 import os
 import shutil
@@ -14,6 +12,7 @@ import socket
 import tarfile
 import threading
 import time
+import traceback
 import urllib.request
 
 from . import processes
@@ -22,6 +21,7 @@ from .storage import artifact_path
 from .workspaces import now
 
 OPERATION_ENDED = ('Succeeded', 'Failed', 'Cancelled', 'TimedOut')
+SERVER = 'azureml_inference_server_http.amlserver'
 START_SECONDS = 60
 CRASHES = 2
 CRASH = 'raise RuntimeError("loopback: this container crashes on demand")'
@@ -37,20 +37,21 @@ class Containers:
     def __init__(self, cloud):
         self.cloud = cloud
         self.changed = threading.Condition()
-        self.stopping = False
+        self._stopping = False
         self._containers = {}
 
     def resume(self):
-        """Start again the containers that ran when the stand-in was stopped."""
+        """Start again what ran at the last stop."""
         for workspace in self.cloud.journal.table('workspaces').values():
             for document in self.cloud.table(workspace, 'services').values():
                 if document['state'] != 'Failed':
                     self.replace(workspace, document['name'], document['operationId'])
 
     def replace(self, workspace, name, operation):
+        """Put a new container in the place of the service's old one, if there is one."""
+        container = _Container(self, workspace, name, operation)
         with self.changed:
             old = self._containers.get((workspace['id'], name))
-            container = _Container(self, workspace, name, operation)
             self._containers[workspace['id'], name] = container
         threading.Thread(target=container.live, args=(old,), daemon=True).start()
 
@@ -63,24 +64,23 @@ class Containers:
     def wait(self, condition, seconds):
         """Wait until `condition` holds, `seconds` at most."""
         with self.changed:
-            self.changed.wait_for(lambda: condition() or self.stopping, seconds)
-
-    def tell(self):
-        with self.changed:
-            self.changed.notify_all()
+            self.changed.wait_for(lambda: self._stopping or condition(), seconds)
 
     def behind(self, host):
-        """(service, port) of the healthy container that answers at that host name, or None."""
-        for container in list(self._containers.values()):
+        """(service, port) of the healthy container of that host name, or None."""
+        with self.changed:
+            containers = list(self._containers.values())
+        for container in containers:
             document = container.document()
-            if document and document['host'].lower() == host and container.port:
+            if container.port and document and document['publicFqdn'].lower() == host:
                 return document, container.port
         return None
 
+    def folder(self, workspace, name):
+        return os.path.join(self.cloud.folder, 'services', workspace['name'], name)
+
     def log(self, workspace, name):
-        container = self._containers.get((workspace['id'], name))
-        path = container.log if container else os.path.join(self.cloud.folder, 'services', name,
-                                                            'log.txt')
+        path = os.path.join(self.folder(workspace, name), 'log.txt')
         if not os.path.exists(path):
             return ''
         with open(path, encoding='utf-8', errors='replace') as file:
@@ -88,35 +88,35 @@ class Containers:
 
     def stop(self):
         with self.changed:
-            self.stopping = True
+            self._stopping = True
             self.changed.notify_all()
-        for container in list(self._containers.values()):
+            containers = list(self._containers.values())
+        for container in containers:
             container.end()
 
 
 class _Container:
-    """One deployment of one service, from its assets to the end of its process."""
+    """One deployment of a service, from its assets to the end of its process."""
 
     def __init__(self, containers, workspace, name, operation):
-        self.containers = containers
-        self.cloud = containers.cloud
-        self.workspace = workspace
-        self.name = name
-        self.operation = operation
-        self.folder = os.path.join(self.cloud.folder, 'services', name)
-        self.log = os.path.join(self.folder, 'log.txt')
         self.port = None
+        self._containers = containers
+        self._cloud = containers.cloud
+        self._workspace = workspace
+        self._name = name
+        self._operation = operation
+        self._folder = containers.folder(workspace, name)
         self._process = None
         self._over = threading.Event()
         self._gone = threading.Event()
 
     def document(self):
-        return self.cloud.table(self.workspace, 'services').get(self.name)
+        return self._cloud.table(self._workspace, 'services').get(self._name)
 
     def end(self):
         """Stop the process and wait until it is gone."""
         self.port = None
-        with self.containers.changed:
+        with self._containers.changed:
             self._over.set()
             if self._process:
                 processes.kill(self._process)
@@ -127,81 +127,78 @@ class _Container:
         try:
             if old:
                 old.end()
-            command, environment, work = self._prepare()
-            late = self.cloud.faults.take('late')
-            if late:
-                self._over.wait(late.get('seconds', 3))
-            crashes = 0
-            while not self._over.is_set() and crashes < CRASHES:
-                port = _free_port()
-                with self.containers.changed:
-                    if self._over.is_set():
-                        return
-                    self._process = processes.start(
-                        command + ([] if command[1] == '-c' else ['--port', str(port)]), work,
-                        environment, self.log)
-                if self._answers(port):
-                    self.port = port
-                    self._report('Healthy', 'Succeeded')
-                    crashes = 0
-                self._process.wait()
-                self.port = None
-                crashes += 1
-            if not self._over.is_set():
-                self._report('Failed', 'Failed', {
-                    'code': 'AciDeploymentFailed', 'statusCode': 400,
-                    'message': 'Aci Deployment failed with exception: ' + CRASHED % self.name,
-                    'details': [{'code': 'CrashLoopBackOff', 'message': CRASHED % self.name}]})
+            self._run(*self._prepare())
+        except Exception:
+            self._cloud.report('service %s: %s' % (self._name, traceback.format_exc()))
+            self._report('Failed', {'code': 'ServiceError', 'statusCode': 500,
+                                    'message': traceback.format_exc(), 'details': []})
         finally:
             self._gone.set()
 
+    def _run(self, command, folder, variables):
+        crashes = 0
+        while crashes < CRASHES:
+            port = _free_port()
+            with self._containers.changed:
+                if self._over.is_set():
+                    return
+                self._process = processes.start(
+                    [part.replace('PORT', str(port)) for part in command], folder, variables,
+                    os.path.join(self._folder, 'log.txt'))
+            if self._answers(port):
+                self.port = port
+                self._report('Healthy')
+                crashes = -1
+            self._process.wait()
+            self.port = None
+            crashes += 1
+        self._report('Failed', {
+            'code': 'AciDeploymentFailed', 'statusCode': 400,
+            'message': 'Aci Deployment failed with exception: ' + CRASHED % self._name,
+            'details': [{'code': 'CrashLoopBackOff', 'message': CRASHED % self._name}]})
+
     def _prepare(self):
-        """(command, environment, folder), the folder laid out like /var/azureml-app."""
+        """(command, folder, variables), the folder laid out like /var/azureml-app."""
         document = self.document()
         request = document['environmentImageRequest']
-        app = os.path.join(self.folder, 'azureml-app')
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.makedirs(app, mode=0o700)
+        app = os.path.join(self._folder, 'azureml-app')
+        models = os.path.join(app, 'azureml-models')
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.makedirs(models, mode=0o700)
         for asset in request['assets']:
             origin, container, path = asset['url'][len('aml://artifact/'):].split('/', 2)
-            blob = artifact_path(self.cloud, self.workspace, origin, container, path)
+            blob = artifact_path(self._cloud, self._workspace, origin, container, path)
             if asset.get('unpack'):
                 with tarfile.open(blob) as archive:
                     archive.extractall(app)
             else:
                 shutil.copyfile(blob, os.path.join(app, os.path.basename(path)))
-        models = os.path.join(app, 'azureml-models')
         for model in document['models']:
-            unpack(self.cloud, self.workspace, model,
-                   os.path.join(models, model['name'], str(model['version'])))
-        only = document['models'][0] if len(document['models']) == 1 else None
-        variables = (request.get('environment') or {}).get('environmentVariables') or {}
-        environment = processes.surroundings(self.cloud.python, os.path.join(self.folder, 'home'))
-        environment.update(self.cloud.proxy_environment())
-        environment.update(variables)
-        environment.update({
-            'AML_APP_ROOT': app,
-            'AZUREML_MODEL_DIR': os.path.join(models, only['name'], str(only['version']))
-            if only else models, 'AZUREML_ENTRY_SCRIPT': variables.get('AZUREML_ENTRY_SCRIPT')
-            or request['driverProgram']
-        })
+            place = os.path.join(models, model['name'], str(model['version']))
+            unpack(self._cloud, self._workspace, model, place)
+        variables = processes.surroundings(self._cloud.python, os.path.join(self._folder, 'home'))
+        variables.update(self._cloud.proxy_environment())
+        variables['AZUREML_ENTRY_SCRIPT'] = request['driverProgram']
+        variables.update((request.get('environment') or {}).get('environmentVariables') or {})
+        variables.update(AML_APP_ROOT=app, AZUREML_MODEL_DIR=place if len(
+            document['models']) == 1 else models)
         if document['appInsightsEnabled']:
-            environment.update({
-                'AML_APP_INSIGHTS_ENABLED': 'true',
-                'AML_APP_INSIGHTS_KEY': self.workspace['properties']['workspaceId']
-            })
-        if self.cloud.faults.take('crash-loop'):
-            return [self.cloud.python, '-c', CRASH], environment, app
-        return [
-            self.cloud.python, '-m', 'azureml_inference_server_http.amlserver', '--entry_script',
-            environment['AZUREML_ENTRY_SCRIPT']
-        ], environment, app
+            variables.update(AML_APP_INSIGHTS_ENABLED='true', AML_APP_INSIGHTS_KEY=self._workspace[
+                'properties']['workspaceId'])
+        late = self._cloud.faults.take('late')
+        if late:
+            self._over.wait(late.get('seconds', 3))
+        arguments = ['-m', SERVER, '--port', 'PORT', '--entry_script']
+        arguments.append(variables['AZUREML_ENTRY_SCRIPT'])
+        if self._cloud.faults.take('crash-loop'):
+            arguments = ['-c', CRASH]
+        return [self._cloud.python] + arguments, app, variables
 
     def _answers(self, port):
-        """Whether the server's liveness probe answers before the process ends or the time is up."""
+        """Whether the liveness probe answers before the process ends or its time is up."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until and self._process.poll() is None and not self._over.is_set():
+        while time.monotonic() < until and self._process.poll() is None:
             try:
                 opener.open('http://127.0.0.1:%d/' % port, timeout=5).close()
                 return True
@@ -210,24 +207,26 @@ class _Container:
         processes.kill(self._process)
         return False
 
-    def _report(self, state, operation_state, error=None):
-        """Write the new state down; only the first of a deployment ends its operation."""
-        services = self.cloud.table(self.workspace, 'services')
-        with self.cloud.journal.lock:
-            document = services.get(self.name)
-            if self._over.is_set() or not document or document['operationId'] != self.operation:
+    def _report(self, state, error=None):
+        """Write the new state down, and end the operation if it is under way."""
+        services = self._cloud.table(self._workspace, 'services')
+        operations = self._cloud.table(self._workspace, 'operations')
+        with self._cloud.journal.lock:
+            document = services.get(self._name)
+            if self._over.is_set() or not document or document['operationId'] != self._operation:
                 return
             document.update(state=state, error=error, updatedTime=now())
             if state == 'Healthy':
-                document.update(scoringUri='http://%s/score' % document['host'],
-                                publicIp='127.0.0.1',
-                                swaggerUri='http://%s/swagger.json' % document['host'])
-            services[self.name] = document
-            operations = self.cloud.table(self.workspace, 'operations')
-            if operations[self.operation]['state'] not in OPERATION_ENDED:
-                with operations.change(self.operation) as operation:
-                    operation.update(state=operation_state, error=error, endTime=now())
-        self.containers.tell()
+                place = 'http://' + document['publicFqdn']
+                document.update(scoringUri=place + '/score', swaggerUri=place + '/swagger.json',
+                                publicIp='127.0.0.1')
+            services[self._name] = document
+            with operations.change(self._operation) as operation:
+                if operation['state'] not in OPERATION_ENDED:
+                    operation.update(state='Failed' if error else 'Succeeded', error=error,
+                                     endTime=now())
+        with self._containers.changed:
+            self._containers.changed.notify_all()
 
 
 def _free_port():

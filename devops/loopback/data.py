@@ -7,7 +7,7 @@ versions are numbered from 1; version `latest` moves.
 import json
 import uuid
 
-from .transport import API, WORKSPACE, problem, route
+from .routing import API, WORKSPACE, problem, route
 from .workspaces import SUBSCRIPTION, account, now
 
 DATASTORES = '/datastore/v1.0' + WORKSPACE

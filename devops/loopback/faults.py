@@ -12,7 +12,7 @@ import re
 import threading
 
 from .sign_in import OBJECT, expired
-from .transport import Dropped, problem
+from .routing import Dropped, problem
 
 NAMES = {
     'throttled': '429 with Retry-After of `seconds` (1)',
@@ -25,6 +25,7 @@ NAMES = {
     'step-fails': 'a step (`step`: its name, any unless given) exits with 1',
     'step-never-ends': 'a step (`step`) runs until it is canceled',
     'no-capacity': 'the cluster cannot allocate nodes: runs stay queued while the fault is set',
+    'admin-user-off': 'the admin user of the container registry is not enabled',
     'registration-collides': '409 to the registration of a model',
     'crash-loop': 'a service\'s container crashes at every start',
     'late': 'a service is healthy `seconds` (3) later',

@@ -9,7 +9,7 @@ import uuid
 
 from .sign_in import CLIENT, TENANT
 from .storage import CONTAINER, _content, account
-from .transport import API, WORKSPACE, problem, route
+from .routing import API, WORKSPACE, problem, route
 from .workspaces import now
 
 HISTORY = '/history/v1.0' + WORKSPACE
@@ -52,9 +52,10 @@ def new_run(table, experiment, run=None, **facts):
 
 
 def set_status(table, run, status, error=None):
-    """Move a run on. A run that has ended stays as it is."""
+    """Move a run on. One that has ended stays as it is, one that is canceled never runs again."""
     with table.change(run) as row:
-        if row['dto']['status'] not in ENDED:
+        old = row['dto']['status']
+        if old not in ENDED and (old, status) != ('CancelRequested', 'Running'):
             row['dto']['status'] = status
             row['error'] = error
             if status == 'Running':

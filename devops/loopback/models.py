@@ -10,7 +10,7 @@ import uuid
 
 from .sign_in import CLIENT, TENANT
 from .storage import CONTAINER, account
-from .transport import API, WORKSPACE, Answer, route
+from .routing import API, WORKSPACE, Answer, route
 from .workspaces import now
 
 MANAGEMENT = '/modelmanagement/v1.0' + WORKSPACE

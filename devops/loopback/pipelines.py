@@ -11,8 +11,8 @@ import uuid
 
 from .history import ENDED, get_or_create_experiment, new_run
 from .storage import artifact_path
-from .transport import API, WORKSPACE, Answer, problem, route
-from .workspaces import now
+from .routing import API, WORKSPACE, Answer, problem, route
+from .workspaces import api_root, need_registry, now
 
 PIPELINES = '/pipelines/v1.0' + WORKSPACE
 NODES = PIPELINES + '/PipelineRuns/{run}/Graph/'
@@ -96,8 +96,8 @@ def publish(call):
     }
     document = entity(fields, GraphId=graph, TotalRunSteps=len(asked['Graph'].get('ModuleNodes')
                                                                or []))
-    document['Url'] = '%s/PipelineRuns/PipelineSubmit/%s' % (
-        call.api % 'pipelines/v1.0', document['Id'])
+    document['Url'] = '%s/pipelines/v1.0%s/PipelineRuns/PipelineSubmit/%s' % (
+        api_root(call.workspace), call.workspace['id'], document['Id'])
     call.table('pipelines')[document['Id']] = document
     return document
 
@@ -184,6 +184,7 @@ def _submit(call, experiment, asked, graph, pipeline):
                 'azureml.continue_on_step_failure': str(bool(asked.get('continuerunonstepfailure')))
             }))
     run = row['dto']['runId']
+    need_registry(call.cloud, call.workspace)
     call.table('pipeline-runs')[run] = dict(
         entity({
             'Description': asked.get('description'), 'GraphId': graph, 'IsSubmitted': True,

@@ -1,12 +1,11 @@
 """ACI web services: deployments, their operations and keys, and the way to their containers.
 
-Sources: modelManagement.json of Azure/azure-rest-api-specs;
-azureml/core/webservice/{aci,webservice}.py; the error texts of failed deployments in public
-issues (microsoft/MLOpsPython 127, Azure/ai-toolkit-iot-edge 22); "Update containers in Azure
-Container Instances" (an update restarts the containers in place; cpu and memory cannot be
-updated). An update here stops the old container first and so has an outage of seconds. An
-operation's state is answered when it changes, or after HOLD seconds, so that clients that sleep
-between polls do not make tests slow.
+Sources: modelManagement.json of Azure/azure-rest-api-specs; the SDK's core/webservice/aci.py and
+webservice.py; the errors of failed deployments in public issues (microsoft/MLOpsPython 127,
+Azure/ai-toolkit-iot-edge 22, MicrosoftDocs/azure-docs 38067); "Update containers in Azure Container
+Instances": an update restarts the containers in place, cpu and memory cannot be updated. Here an
+update stops the old container first, so nobody answers for a second or two. The state of an
+operation is answered when it has ended, or after HOLD_SECONDS, for the SDK sleeps 5 s after a poll.
 """
 import http.client
 import re
@@ -15,32 +14,30 @@ import uuid
 
 from .containers import OPERATION_ENDED
 from .models import MANAGEMENT, patch, refused
+from .routing import API, SCORING, Answer, Dropped, route
 from .sign_in import CLIENT, TENANT
-from .transport import API, SCORING, Answer, Dropped, route
-from .workspaces import now
+from .workspaces import api_root, need_registry, now
 
 SERVICES = MANAGEMENT + '/services'
-HOLD = 2
-FIXED = ('If you are going to update the os type, restart policy, network profile, CPU, memory or '
-         'GPU resources for a container group, you must delete it first and then create a new one.')
-HOP = ('connection', 'keep-alive', 'proxy-connection', 'transfer-encoding', 'content-length',
-       'host')
+HOLD_SECONDS = 4
+MOST_CORES, MOST_GB = 4, 16
+FIXED = ('The updates on container group \'%s\' are invalid. If you are going to update the os '
+         'type, restart policy, network profile, CPU, memory or GPU resources for a container '
+         'group, you must delete it first and then create a new one.')
+EXISTS = ('Service %s with the same name already exists, please use a different service name or '
+          'delete the existing service.')
+HOP_BY_HOP = ('connection', 'keep-alive', 'proxy-connection', 'transfer-encoding',
+              'content-length', 'host')
 
 
 def _public(document):
-    """The service as the API shows it: without keys and without our own notes."""
-    return {key: value for key, value in document.items() if key not in ('keys', 'host', 'number')}
+    """The service as the API shows it, without its keys."""
+    return {key: value for key, value in document.items() if key != 'keys'}
 
 
 @route('GET', API, SERVICES)
 def list_services(call):
-    found = call.table('services').values()
-    if call.query.get('modelId'):
-        found = [
-            one for one in found
-            if call.query['modelId'] in one['environmentImageRequest']['modelIds']
-        ]
-    return {'value': [_public(one) for one in found]}
+    return {'value': [_public(one) for one in call.table('services').values()]}
 
 
 @route('POST', API, SERVICES + '/validate')
@@ -53,13 +50,7 @@ def validate(call):
 @route('POST', API, SERVICES + '/validate/name/{name}')
 def validate_name(call, name):
     if name in call.table('services'):
-        return {
-            'error': {
-                'code': 'Conflict',
-                'message': 'Service %s with the same name already exists, please use a '
-                'different service name or delete the existing service.' % name
-            }
-        }
+        return {'error': {'code': 'Conflict', 'message': EXISTS % name}}
     return {}
 
 
@@ -80,62 +71,57 @@ def create_service(call):
     """Create, or with `overwrite` create or update."""
     asked = call.json
     name = asked['name']
-    if not re.match(r'^[a-z]([-a-z0-9]*[a-z0-9])?$', name) or not 3 <= len(name) <= 32:
-        raise refused(
-            400, 'BadRequest',
-            'Service name %s is invalid: 3 to 32 lower case letters, digits or hyphens.' % name)
-    if asked.get('computeType') != 'ACI':
-        raise refused(501, 'NotImplemented',
-                      'Loopback knows ACI services only, not %s.' % asked.get('computeType'))
-    old = call.table('services').get(name)
-    if old and not asked.get('overwrite'):
-        raise refused(409, 'Conflict', 'Service %s with the same name already exists.' % name)
     wanted = asked.get('containerResourceRequirements') or {}
     resources = {'cpu': wanted.get('cpu') or 0.1, 'memoryInGB': wanted.get('memoryInGB') or 0.5}
-    if resources['cpu'] > 4 or resources['memoryInGB'] > 16:
-        raise refused(
-            400, 'BadRequest',
-            'ACI gives a container 4 cores and 16 GB at most; asked for were %s and %s GB.' %
-            (resources['cpu'], resources['memoryInGB']))
-    if old and old['containerResourceRequirements'] != resources and old['state'] != 'Failed':
-        return _accepted(
-            call,
-            _operation(
-                call, name, 'Failed', {
-                    'code': 'AciDeploymentFailed', 'statusCode': 400,
-                    'message': 'Aci Deployment failed with exception: The updates '
-                    'on container group \'%s\' are invalid. %s' % (name, FIXED),
-                    'details': [{'code': 'InvalidContainerGroupUpdate', 'message': FIXED}]
-                }))
-    keys = {key: value for key, value in (asked.get('keys') or {}).items() if value}
-    host = old['host'] if old else '%s.%s.azurecontainer.io' % (
-        asked.get('dnsNameLabel') or uuid.uuid4(),
-        asked.get('location') or call.workspace['location'])
+    if not re.match(r'[a-z]([-a-z0-9]{1,30}[a-z0-9])$', name):
+        raise refused(400, 'BadRequest', 'Service name %s is invalid: 3 to 32 lower case letters, '
+                      'digits or hyphens are wanted.' % name)
+    if asked.get('computeType') != 'ACI':
+        raise refused(501, 'NotImplemented', 'Loopback knows services on ACI only.')
+    if resources['cpu'] > MOST_CORES or resources['memoryInGB'] > MOST_GB:
+        raise refused(400, 'BadRequest', 'ACI gives %d cores and %d GB at most, not %s and %s.' % (
+            MOST_CORES, MOST_GB, resources['cpu'], resources['memoryInGB']))
+    old = call.table('services').get(name)
+    if old and not asked.get('overwrite'):
+        raise refused(409, 'Conflict', EXISTS % name)
+    if old and old['state'] == 'Transitioning':
+        raise refused(409, 'Conflict', 'Service %s has an operation in progress.' % name)
+    if old and old['state'] != 'Failed' and old['containerResourceRequirements'] != resources:
+        return _accepted(call, _operation(call, name, 'Failed', {
+            'code': 'AciDeploymentFailed', 'statusCode': 400,
+            'message': 'Aci Deployment failed with exception: ' + FIXED % name,
+            'details': [{'code': 'AciDeploymentFailed', 'message': FIXED % name}]}))
+    return _accepted(call, _deploy(call, _service(call, asked, resources, old)))
+
+
+def _service(call, asked, resources, old):
+    """The document of a service; `old` is the one that is updated, or None."""
+    location = asked.get('location') or call.workspace['location']
+    keys = asked.get('keys') or {}
     document = {
-        'id': name, 'name': name, 'description': asked.get('description'),
-        'kvTags': asked.get('kvTags') or {}, 'properties': asked.get('properties') or {},
-        'createdTime': old['createdTime'] if old else now(), 'computeType': 'ACI',
+        'id': asked['name'], 'name': asked['name'], 'createdTime': now(), 'location': location,
+        'description': asked.get('description'), 'kvTags': asked.get('kvTags') or {},
+        'properties': asked.get('properties') or {}, 'computeType': 'ACI',
+        'createdBy': {'userObjectId': CLIENT, 'userTenantId': TENANT, 'userName': 'loopback'},
         'deploymentType': 'HttpRealtimeEndpoint', 'containerResourceRequirements': resources,
-        'location': asked.get('location') or call.workspace['location'], 'authEnabled': bool(
-            asked.get('authEnabled')), 'sslEnabled': bool(asked.get('sslEnabled')),
-        'sslCertificate': None, 'sslKey': None, 'cname': asked.get('cname'),
-        'appInsightsEnabled': bool(asked.get('appInsightsEnabled')), 'publicIp': None,
-        'publicFqdn': host, 'scoringUri': old['scoringUri'] if old else None, 'swaggerUri': None,
-        'modelConfigMap': {}, 'environmentImageRequest': asked['environmentImageRequest'],
-        'models': [], 'vnetConfiguration': None, 'encryptionProperties': None, 'error': None,
-        'host': host, 'keys': {
-            'primaryKey': keys.get('primaryKey') or secrets.token_urlsafe(24),
-            'secondaryKey': keys.get('secondaryKey') or secrets.token_urlsafe(24)
-        }, 'createdBy': {'userObjectId': CLIENT, 'userTenantId': TENANT, 'userName': 'loopback'}
-    }
-    if old and not keys:
-        document['keys'] = old['keys']
-    return _accepted(call, _deploy(call, document))
+        'environmentImageRequest': asked['environmentImageRequest'], 'modelConfigMap': {},
+        'authEnabled': bool(asked.get('authEnabled')),
+        'appInsightsEnabled': bool(asked.get('appInsightsEnabled')),
+        'sslEnabled': False, 'sslCertificate': None, 'sslKey': None, 'cname': None,
+        'scoringUri': None, 'swaggerUri': None, 'publicIp': None, 'publicFqdn':
+            '%s.%s.azurecontainer.io' % (asked.get('dnsNameLabel') or uuid.uuid4(), location),
+        'vnetConfiguration': None, 'encryptionProperties': None, 'keys': {
+            key: keys.get(key) or secrets.token_urlsafe(24)
+            for key in ('primaryKey', 'secondaryKey')}}
+    for key in ('createdTime', 'publicFqdn', 'scoringUri', 'swaggerUri', 'publicIp', 'keys'):
+        if old and not (key == 'keys' and any(keys.values())):
+            document[key] = old[key]
+    return document
 
 
 @route('PATCH', API, SERVICES + '/{name}')
 def update_service(call, name):
-    """Tags alone are changed in place; whatever the container needs, replaces it."""
+    """Tags, properties and description change in place; all else replaces the container."""
     document = _find(call, name)
     patch(document, call.json)
     if all(re.match('/(kvTags|properties|description)', one['path']) for one in call.json):
@@ -146,15 +132,16 @@ def update_service(call, name):
 
 
 def _deploy(call, document):
+    """Start to replace the container; the id of the operation that tells how it went."""
     request = document['environmentImageRequest']
-    request.setdefault('modelIds', [])
-    document['models'] = [call.table('models').get(model) for model in request['modelIds']]
-    if None in document['models']:
-        missing = request['modelIds'][document['models'].index(None)]
-        raise refused(404, 'ModelNotFound', 'Model %s was not found.' % missing)
+    document['models'] = []
+    for model in request.setdefault('modelIds', []):
+        if model not in call.table('models'):
+            raise refused(404, 'ModelNotFound', 'Model %s was not found.' % model)
+        document['models'].append(call.table('models')[model])
+    need_registry(call.cloud, call.workspace)
     operation = _operation(call, document['name'], 'Running')
-    document.update(operationId=operation, state='Transitioning', updatedTime=now(), error=None,
-                    number=secrets.token_hex(4))
+    document.update(operationId=operation, state='Transitioning', error=None, updatedTime=now())
     call.table('services')[document['name']] = document
     call.cloud.containers.replace(call.workspace, document['name'], operation)
     return operation
@@ -164,24 +151,23 @@ def _operation(call, name, state, error=None):
     operation = str(uuid.uuid4())
     call.table('operations')[operation] = {
         'id': operation, 'operationType': 'Service', 'state': state, 'createdTime': now(),
-        'error': error, 'endTime': now() if state in OPERATION_ENDED else None,
+        'endTime': now() if state in OPERATION_ENDED else None, 'error': error,
         'resourceLocation': '%s/services/%s' % (call.workspace['id'], name),
-        'operationDetails': {'subOperationType': 'DeployService', 'subOperationState': state}
-    }
+        'operationDetails': {'subOperationType': 'DeployService', 'subOperationState': state}}
     return operation
 
 
 def _accepted(call, operation):
-    return Answer(
-        None, 202,
-        {'Operation-Location': '%s/operations/%s' % (call.api % 'modelmanagement/v1.0', operation)})
+    place = '%s/modelmanagement/v1.0%s/operations/%s' % (
+        api_root(call.workspace), call.workspace['id'], operation)
+    return Answer(None, 202, {'Operation-Location': place})
 
 
 @route('GET', API, MANAGEMENT + '/operations/{operation}')
 def get_operation(call, operation):
-    call.cloud.containers.wait(
-        lambda: call.table('operations')[operation]['state'] in OPERATION_ENDED, HOLD)
-    return call.table('operations')[operation]
+    table = call.table('operations')
+    call.cloud.containers.wait(lambda: table[operation]['state'] in OPERATION_ENDED, HOLD_SECONDS)
+    return table[operation]
 
 
 @route('DELETE', API, SERVICES + '/{name}')
@@ -190,19 +176,18 @@ def delete_service(call, name):
         return Answer(status=204)
     call.cloud.containers.remove(call.workspace, name)
     del call.table('services')[name]
-    return Answer(status=200)
 
 
 @route('POST', API, SERVICES + '/{name}/listkeys')
 def list_keys(call, name):
     document = _find(call, name)
     if not document['authEnabled']:
-        raise refused(400, 'BadRequest', 'Key authentication is not enabled for service %s.' % name)
+        raise refused(400, 'BadRequest', 'Service %s has no key authentication.' % name)
     return document['keys']
 
 
 @route('POST', API, SERVICES + '/{name}/regenerateKeys')
-def regenerate_keys(call, name):
+def regenerate_key(call, name):
     _find(call, name)
     with call.table('services').change(name) as document:
         key = call.json['keyType'].lower() + 'Key'
@@ -222,8 +207,7 @@ def get_logs(call, name):
 @route('POST', SCORING, '/{path*}', signed_in=False)
 @route('OPTIONS', SCORING, '/{path*}', signed_in=False)
 def forward(call, path=''):
-    """Hand a request to the container behind the host name. Nobody listens there while it is
-    being replaced."""
+    """Hand a request to the container of that host name; while there is none, nobody listens."""
     found = call.cloud.containers.behind(call.host)
     if found is None:
         raise Dropped
@@ -231,18 +215,19 @@ def forward(call, path=''):
     if path and document['authEnabled']:
         given = call.headers.get('Authorization', '').partition(' ')[2]
         if not any(secrets.compare_digest(given, key) for key in document['keys'].values()):
-            raise Answer({'status': 401, 'message': 'Unauthorized: the key is missing or wrong.'},
-                         401)
+            raise Answer({'message': 'The key is missing or wrong.'}, 401)
     if call.method == 'POST' and call.cloud.faults.take('scoring-500'):
         raise Answer({'message': 'An unexpected error occurred in scoring script.'}, 500)
-    headers = {name: value for name, value in call.headers.items() if name.lower() not in HOP}
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
     try:
-        connection.request(call.method, call.target, call.body, headers)
+        connection.request(call.method, call.target, call.body, _end_to_end(call.headers.items()))
         answer = connection.getresponse()
-        return Answer(answer.read(), answer.status, {
-            name: value for name, value in answer.getheaders() if name.lower() not in HOP})
+        return Answer(answer.read(), answer.status, _end_to_end(answer.getheaders()))
     except (OSError, http.client.HTTPException):
         raise Dropped
     finally:
         connection.close()
+
+
+def _end_to_end(headers):
+    return {name: value for name, value in headers if name.lower() not in HOP_BY_HOP}

@@ -13,7 +13,7 @@ import json
 import secrets
 import time
 
-from .transport import SIGN_IN, Answer, problem, route
+from .routing import SIGN_IN, Answer, problem, route
 
 TENANT = '11111111-1111-1111-1111-111111111111'
 CLIENT = '33333333-3333-3333-3333-333333333333'

@@ -7,7 +7,6 @@ specification/machinelearningservices/data-plane; the SDK's calls. An artifact i
 azureml/ORIGIN/CONTAINER/PATH of the workspace's account, so there is no second list of them.
 """
 import email.utils
-import hashlib
 import hmac
 import os
 import re
@@ -16,7 +15,7 @@ import uuid
 from xml.sax.saxutils import escape
 
 from .sign_in import LIFETIME
-from .transport import API, BLOB, WORKSPACE, Answer, problem, route
+from .routing import API, BLOB, WORKSPACE, Answer, problem, route
 from .workspaces import account, now
 
 ARTIFACTS = '/artifact/v2.0' + WORKSPACE + '/artifacts'
@@ -27,23 +26,20 @@ XML = '<?xml version="1.0" encoding="utf-8"?>'
 
 def shared_link(call, name, container=CONTAINER):
     """A URL of a blob with a shared access signature, good for this blob only."""
-    path = '/%s/%s' % (container, urllib.parse.quote(name))
-    host = account(call.workspace) + '.blob.core.windows.net'
-    return 'https://%s%s?sv=2019-02-02&sr=b&sp=rwc&se=%s&sig=%s' % (
-        host, path, urllib.parse.quote(now(LIFETIME)), _signature(call, host + path))
-
-
-def _signature(call, place):
-    return hmac.new(call.cloud.seed.encode(),
-                    urllib.parse.unquote(place).encode(), hashlib.sha256).hexdigest()
+    place = '%s.blob.core.windows.net/%s/%s' % (account(call.workspace), container, name)
+    return 'https://%s?sv=2019-02-02&sr=b&sp=rwc&se=%s&sig=%s' % (
+        urllib.parse.quote(place), urllib.parse.quote(now(LIFETIME)), call.cloud.signature(place))
 
 
 def _check_access(call):
-    """A signature for this very blob, or a request signed with the account's key (whose sum is
-    not checked)."""
+    """The account, if the link is signed for this very blob or the request with the account's key.
+
+    Of the latter only the form is checked.
+    """
     name = call.host.split('.', 1)[0]
     signed = call.headers.get('Authorization', '').startswith('SharedKey %s:' % name)
-    linked = hmac.compare_digest(call.query.get('sig', ''), _signature(call, call.host + call.path))
+    place = call.host + urllib.parse.unquote(call.path)
+    linked = hmac.compare_digest(call.query.get('sig', ''), call.cloud.signature(place))
     if not signed and not linked:
         raise _blob_problem(403, 'AuthenticationFailed',
                             'Server failed to authenticate the request.')
@@ -179,6 +175,10 @@ def _paths(call, origin, container, prefix=''):
 @route('POST', API, ARTIFACTS + '/batch/metadata/{origin}/{container}')
 def create_artifacts(call, origin, container):
     paths = [one['path'] for one in call.json['paths']]
+    for path in paths:
+        if os.path.exists(artifact_path(call.cloud, call.workspace, origin, container, path)):
+            raise problem(409, 'UserError', 'Resource Conflict: ArtifactId %s/%s/%s already exists.'
+                          % (origin, container, path))
     return {
         'artifacts': {path: _artifact(origin, container, path)
                       for path in paths}, 'artifactContentInformation': {
@@ -240,16 +240,23 @@ def snapshot_blobs(call):
 
 @route('POST', API, SNAPSHOTS + '/{snapshot}')
 def put_snapshot(call, snapshot):
-    call.table('snapshots')[snapshot] = call.json
+    nodes = (call.json.get('FileRevisionList') or {}).get('FileNodes') or []
+    call.table('snapshots')[snapshot] = {
+        'parent': call.json.get('ParentSnapshotId'),
+        'files': {node['FullName']: _blob_name(node['BlobUri']) for node in nodes}}
     return {'id': snapshot}
+
+
+def _blob_name(link):
+    return urllib.parse.unquote(urllib.parse.urlsplit(link).path).split('/', 2)[2]
 
 
 def snapshot_files(cloud, workspace, snapshot):
     """{name in the snapshot: path of its blob}, those of the parent snapshots included."""
     row = cloud.table(workspace, 'snapshots')[snapshot]
-    parent = row.get('ParentSnapshotId')
-    files = snapshot_files(cloud, workspace, parent) if parent and uuid.UUID(parent).int else {}
-    for node in (row.get('FileRevisionList') or {}).get('FileNodes') or []:
-        name = urllib.parse.unquote(urllib.parse.urlsplit(node['BlobUri']).path).split('/', 2)[2]
-        files[node['FullName']] = cloud.blobs.path(account(workspace), CONTAINER, name)
+    files = {}
+    if row['parent'] and uuid.UUID(row['parent']).int:
+        files = snapshot_files(cloud, workspace, row['parent'])
+    for name, blob in row['files'].items():
+        files[name] = cloud.blobs.path(account(workspace), CONTAINER, blob)
     return files

@@ -1,14 +1,11 @@
-"""How requests come in: one port that is an HTTP proxy, ends TLS with its own authority, and hands
-each request to a route.
+"""How requests come in: one port, an HTTP proxy that ends TLS with an authority of its own.
 
-Clients reach every Azure host by HTTPS_PROXY and trust the authority by REQUESTS_CA_BUNDLE
+Clients reach every Azure host by HTTPS_PROXY. They trust the authority by REQUESTS_CA_BUNDLE
 (requests, msrest, azure-core, msal) and SSL_CERT_FILE (the Rust part of azureml-dataprep); both
-were found by running the SDK. A plain http:// request, as to a scoring URI, comes in absolute
-form (RFC 9112, 3.2.2) and takes the same routes.
+were found by running the SDK. A plain http:// request, as to a scoring URI, comes in absolute form
+(RFC 9112, 3.2.2) and takes the same routes.
 """
-import collections
 import json
-import re
 import socket
 import ssl
 import struct
@@ -21,94 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import trustme
 
+from .routing import ROUTES, Answer, Call, Dropped, problem
 from .state import Missing
-
-SIGN_IN = r'login\.(?:microsoftonline|windows)\.(?:com|net)'
-ARM = r'management\.azure\.com'
-API = r'[\w.-]+\.api\.azureml\.ms'
-BLOB = r'[a-z0-9]+\.blob\.core\.windows\.net'
-SCORING = r'[\w.-]+\.azurecontainer\.io'
-TELEMETRY = r'(?:dc\.services\.visualstudio\.com|[\w.-]+\.applicationinsights\.azure\.com)'
-METADATA = r'169\.254\.169\.254'
-GROUP = '/subscriptions/{subscription}/resourceGroups/{group}'
-WORKSPACE = GROUP + '/providers/Microsoft.MachineLearningServices/workspaces/{workspace}'
-
-ROUTES = []
-Route = collections.namedtuple('Route', 'method pattern handler open')
-
-
-class Answer(Exception):
-    """What goes back: a JSON value or bytes. Raised to answer from deeper down, returned
-    otherwise."""
-
-    def __init__(self, body=None, status=200, headers=None):
-        super().__init__(status)
-        self.body = body
-        self.status = status
-        self.headers = headers or {}
-
-
-class Dropped(Exception):
-    """The connection is to be cut without an answer."""
-
-
-def problem(status, code, message, headers=None):
-    """An error as ARM and the Azure ML services word it (Azure REST guidelines: error.code,
-    error.message)."""
-    return Answer({'error': {'code': code, 'message': message}}, status, headers)
-
-
-def route(method, host, path, signed_in=True):
-    """Register a handler. {name} in the path takes one segment, {name*} the rest; upper and
-    lower case are alike."""
-    expression = re.sub(r'\\\{(\w+)(\\\*)?\\\}', lambda found: '(?P<%s>%s)' % (
-        found.group(1), '.+' if found.group(2) else '[^/]+'), re.escape(path))
-    pattern = re.compile('(?P<host>%s)%s/?$' % (host, expression), re.IGNORECASE)
-
-    def register(handler):
-        ROUTES.append(Route(method, pattern, handler, not signed_in))
-        return handler
-    return register
-
-
-class Call:
-    """One request: method, host, path, query (first values), headers, body; `cloud` is the
-    stand-in."""
-
-    def __init__(self, cloud, method, host, target, headers, body):
-        parts = urllib.parse.urlsplit(target)
-        self.target = parts.path + ('?' + parts.query if parts.query else '')
-        self.cloud = cloud
-        self.method = method
-        self.host = host
-        self.path = re.sub('/+', '/', parts.path)
-        self.query = {key: values[0] for key, values in urllib.parse.parse_qs(
-            parts.query, keep_blank_values=True).items()}
-        self.headers = headers
-        self.body = body
-        self.workspace = None
-        self.token = None
-
-    @property
-    def json(self):
-        try:
-            return json.loads(self.body.decode())
-        except ValueError:
-            raise problem(400, 'InvalidRequestContent', 'The request content is not JSON.')
-
-    @property
-    def form(self):
-        return {key: values[0] for key, values in urllib.parse.parse_qs(self.body.decode()).items()}
-
-    def table(self, name):
-        """A table of the workspace that the URL names."""
-        return self.cloud.table(self.workspace, name)
-
-    @property
-    def api(self):
-        """The address of the data plane with the workspace's path; %s takes the service's name
-        and version."""
-        return self.cloud.api_url(self.workspace)
+from .workspaces import check_subscription, find_workspace
 
 
 def dispatch(call):
@@ -118,20 +30,21 @@ def dispatch(call):
         if match and candidate.method == call.method:
             break
     else:
-        call.cloud.report_unknown(call, 'no such route')
+        call.cloud.report('%s: no such route' % call)
         return problem(
             501, 'LoopbackUnknownRoute',
-            'Loopback Azure ML does not know %s https://%s%s' % (call.method, call.host, call.path))
+            'Loopback Azure ML does not know %s' % call)
     values = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items()}
     values.pop('host')
     try:
         after = call.cloud.faults.strike(call)
         if not candidate.open:
-            call.token = call.cloud.tokens.check(call.headers.get('Authorization'))
+            call.cloud.tokens.check(call.headers.get('Authorization'))
         if 'subscription' in values:
-            call.cloud.check_subscription(values.pop('subscription'))
+            check_subscription(values.pop('subscription'))
         if 'workspace' in values:
-            call.workspace = call.cloud.find_workspace(values.pop('group'), values.pop('workspace'))
+            call.workspace = find_workspace(
+                call.cloud, values.pop('group'), values.pop('workspace'))
         result = candidate.handler(call, **values)
         if after:
             raise after
@@ -143,8 +56,7 @@ def dispatch(call):
 
 
 class Proxy(ThreadingHTTPServer):
-    """The listening socket. `stop` also cuts the connections that are open, so that nothing
-    stale ever answers."""
+    """The listening socket. `stop` cuts what is open, so that nothing stale ever answers."""
     daemon_threads = True
     request_queue_size = 128
 
@@ -235,23 +147,21 @@ class _Connection(BaseHTTPRequestHandler):
 
     def do_any(self):
         began = time.time()
-        parts = urllib.parse.urlsplit(self.path)
-        host = self.tunnel or (parts.netloc or self.headers.get('Host', '')).rsplit(':',
-                                                                                    1)[0].lower()
+        place = urllib.parse.urlsplit(self.path).netloc or self.headers.get('Host', '')
+        host = self.tunnel or place.rsplit(':', 1)[0].lower()
         cloud = self.server.cloud
         call = Call(cloud, self.command, host, self.path, self.headers, self.read_body())
         try:
             answer = dispatch(call)
         except Dropped:
-            cloud.log('%s https://%s%s cut off' % (call.method, host, call.path))
+            cloud.log('cut %s' % call)
             self.close_connection = True
             cut(self.connection)
             return
         except Exception:
-            cloud.report_unknown(call, traceback.format_exc())
+            cloud.report('%s: %s' % (call, traceback.format_exc()))
             answer = problem(501, 'LoopbackFailed', traceback.format_exc())
-        cloud.log('%s %s https://%s%s %d ms' % (
-            answer.status, call.method, host, call.path, 1000 * (time.time() - began)))
+        cloud.log('%s %s %d ms' % (answer.status, call, 1000 * (time.time() - began)))
         cloud.record(call, answer)
         self.send(answer)
 

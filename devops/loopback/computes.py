@@ -1,0 +1,133 @@
+"""Compute of a workspace: clusters, the sizes of their machines, and the quota.
+
+Sources: azureml/core/compute/{compute,amlcompute}.py; the REST reference of
+Microsoft.MachineLearningServices (Compute, Virtual Machine Sizes, Usages). A cluster is there at
+once and has as many nodes as steps run on it; a size is taken only if the region offers it.
+"""
+import re
+import uuid
+
+from .routing import API, ARM, WORKSPACE, Answer, problem, route
+from .workspaces import PROVIDER, SUBSCRIPTION, not_found, now
+
+REGION = '/subscriptions/{subscription}/providers/' + PROVIDER + '/locations/{location}'
+# Name of a size: (family, cores, memory in GB).
+SIZES = {
+    'Standard_D2_v2': ('Dv2', 2, 7), 'Standard_D3_v2': ('Dv2', 4, 14),
+    'Standard_DS2_v2': ('DSv2', 2, 7), 'Standard_DS3_v2': ('DSv2', 4, 14),
+    'Standard_DS11_v2': ('DSv2', 2, 14), 'Standard_DS12_v2': ('DSv2', 4, 28),
+    'Standard_F4s_v2': ('FSv2', 4, 8), 'Standard_E4s_v3': ('ESv3', 4, 32)}
+QUOTA_CORES = 24
+PRIORITIES = ('Dedicated', 'LowPriority')
+
+
+@route('GET', ARM, WORKSPACE + '/computes')
+@route('GET', API, '/rp/workspaces' + WORKSPACE + '/computes')
+def list_computes(call):
+    return {'value': [_current(call, one) for one in call.table('computes').values()]}
+
+
+@route('GET', ARM, WORKSPACE + '/computes/{name}')
+@route('GET', API, '/rp/workspaces' + WORKSPACE + '/computes/{name}')
+def get_compute(call, name):
+    document = call.table('computes').get(name.lower())
+    if document is None:
+        raise not_found(PROVIDER + '/workspaces/computes', name, call.workspace['group'])
+    return _current(call, document)
+
+
+@route('PUT', ARM, WORKSPACE + '/computes/{name}')
+def put_compute(call, name):
+    asked = call.json['properties']
+    kind = asked['computeType']
+    old = call.table('computes').get(name.lower())
+    if old and old['properties']['computeType'] != kind:
+        raise problem(409, 'Conflict', 'Compute \'%s\' exists and is of type %s.' % (
+            name, old['properties']['computeType']))
+    if not re.match(r'[a-zA-Z][a-zA-Z0-9-]{0,14}[a-zA-Z0-9]$', name):
+        raise problem(
+            400, 'BadRequest', 'Compute name \'%s\' is invalid: 2 to 16 letters, digits or '
+            'hyphens, the first a letter, the last not a hyphen.' % name)
+    if kind == 'AmlCompute':
+        size = asked['properties'].get('vmSize', '')
+        if size.lower() not in [known.lower() for known in SIZES]:
+            raise problem(
+                400, 'InvalidPropertyValue', 'The specified vmSize \'%s\' is not available in this '
+                'region. The available sizes are: %s' % (size, ', '.join(sorted(SIZES))))
+    call.table('computes')[name.lower()] = {
+        'id': '%s/computes/%s' % (call.workspace['id'], name), 'name': name,
+        'type': PROVIDER + '/workspaces/computes', 'location': call.workspace['location'],
+        'tags': call.json.get('tags') or {}, 'properties': {
+            'computeType': kind, 'description': asked.get('description'),
+            'computeLocation': asked.get('computeLocation') or call.workspace['location'],
+            'createdOn': now(), 'modifiedOn': now(), 'provisioningState': 'Succeeded',
+            'provisioningErrors': None, 'resourceId': asked.get('resourceId'),
+            'isAttachedCompute': 'resourceId' in asked, 'properties': asked.get('properties')}}
+    return Answer(get_compute(call, name), 201, _operation(call))
+
+
+@route('PATCH', ARM, WORKSPACE + '/computes/{name}')
+def patch_compute(call, name):
+    get_compute(call, name)
+    with call.table('computes').change(name.lower()) as document:
+        document['properties']['properties'].update(call.json['properties'].get('properties') or {})
+        document['properties']['modifiedOn'] = now()
+    return Answer(get_compute(call, name), 200, _operation(call))
+
+
+@route('DELETE', ARM, WORKSPACE + '/computes/{name}')
+def delete_compute(call, name):
+    get_compute(call, name)
+    del call.table('computes')[name.lower()]
+    return Answer(status=202, headers=_operation(call))
+
+
+def _current(call, document):
+    """The compute as it is at this moment."""
+    own = document['properties']['properties']
+    if document['properties']['computeType'] == 'AmlCompute':
+        busy = call.cloud.jobs.nodes(document['name'])
+        errors = call.cloud.faults.capacity_errors()
+        count = busy if errors else max(busy, own['scaleSettings']['minNodeCount'])
+        document['properties']['properties'] = dict({
+            'vmPriority': 'Dedicated', 'subnet': None, 'osType': 'Linux',
+            'remoteLoginPortPublicAccess': 'NotSpecified', 'enableNodePublicIp': True,
+            'isolatedNetwork': False, 'allocationState': 'Steady',
+            'allocationStateTransitionTime': now(), 'errors': errors, 'currentNodeCount': count,
+            'targetNodeCount': count, 'nodeStateCounts': {
+                'preparingNodeCount': 0, 'runningNodeCount': busy, 'idleNodeCount': count - busy,
+                'unusableNodeCount': 0, 'leavingNodeCount': 0, 'preemptedNodeCount': 0}}, **own)
+    return document
+
+
+def _operation(call):
+    path = '/subscriptions/%s/providers/%s/locations/%s/computeOperationsStatus/%s' % (
+        SUBSCRIPTION, PROVIDER, call.workspace['location'], uuid.uuid4())
+    return {'Azure-AsyncOperation': 'https://management.azure.com%s?api-version=2021-01-01' % path}
+
+
+@route('GET', ARM, REGION + '/computeOperationsStatus/{operation}')
+def get_operation_status(call, location, operation):
+    return {'status': 'Succeeded'}
+
+
+@route('GET', ARM, REGION + '/vmSizes')
+def list_sizes(call, location):
+    sizes = [{
+        'name': name, 'family': 'standard%sFamily' % family, 'vCPUs': cores, 'memoryGB': memory,
+        'gpus': 0, 'osVhdSizeMB': 1047552, 'maxResourceVolumeMB': 51200, 'premiumIO': False,
+        'lowPriorityCapable': True, 'supportedComputeTypes': ['AmlCompute', 'ComputeInstance']}
+        for name, (family, cores, memory) in SIZES.items()]
+    return {'value': sizes, 'amlCompute': sizes}
+
+
+@route('GET', ARM, REGION + '/usages')
+def list_usages(call, location):
+    """Cores in use and allowed, of the region and of each family."""
+    place = '/subscriptions/%s/providers/%s/locations/%s/' % (SUBSCRIPTION, PROVIDER, location)
+    names = ['Total Cluster %s Regional vCPUs' % priority for priority in PRIORITIES]
+    names += ['Standard %s Family Cluster Dedicated vCPUs' % family
+              for family in sorted({family for family, _, _ in SIZES.values()})]
+    return {'value': [{
+        'id': place + 'usages', 'type': PROVIDER + '/usages', 'unit': 'Count', 'currentValue': 0,
+        'limit': QUOTA_CORES, 'name': {'value': name, 'localizedValue': name}} for name in names]}

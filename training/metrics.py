@@ -66,11 +66,11 @@ def brier(label, probability):
     return float(((probability - label) ** 2).mean())
 
 
-def deciles(label, score):
-    """Ten groups of equal size by score, highest first: rows, claim rate, mean score, lift."""
+def deciles(label, score, groups=10):
+    """Groups of equal size by score, highest first: rows, claim rate, mean score, lift of each."""
     label, score = checked(label, score)
     order = np.argsort(-score, kind='stable')
-    groups = [group for group in np.array_split(order, 10) if len(group)]
+    groups = [group for group in np.array_split(order, groups) if len(group)]
     rate = label.mean()
     return [{'rows': len(group), 'claim_rate': float(label[group].mean()),
              'mean_score': float(score[group].mean()),

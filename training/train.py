@@ -2,13 +2,37 @@
 
 python training/train.py --data outputs/data/safe_driver.csv --out outputs/model
 """
+import argparse
+import datetime
 import difflib
+import fnmatch
+import hashlib
 import json
+import logging
 import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import table
+import tracking
+
+# Points of the learning curve that the report draws.
+CURVE_POINTS = 20
+SECONDS_BETWEEN_LINES = 5
+BOOTSTRAP_DRAWS = 1000
 
 
 class ParametersError(ValueError):
     """Everything that is wrong with a file of parameters; the text is for the user."""
+
+
+class TrainingError(RuntimeError):
+    """Why no model came of it; the text is for the user."""
 
 
 def choice(*names):
@@ -122,9 +146,21 @@ def load_parameters(path):
         problems += section_problems(parameters['evaluation'], EVALUATION, 'evaluation.')
     if isinstance(parameters.get('training'), dict):
         problems += training_problems(parameters['training'])
+    if not problems:
+        problems += ['dropped_columns: no feature is called ' + pattern
+                     for pattern in parameters['dropped_columns']
+                     if not fnmatch.filter(table.FEATURES, pattern)]
+        if dropped(parameters) == set(table.FEATURES):
+            problems.append('dropped_columns: no feature is left')
     if problems:
         raise ParametersError('{}:\n  {}'.format(path, '\n  '.join(problems)))
     return parameters
+
+
+def dropped(parameters):
+    """The names of the features that are not trained on."""
+    return {name for pattern in parameters['dropped_columns']
+            for name in fnmatch.filter(table.FEATURES, pattern)}
 
 
 def section_problems(section, known, prefix):
@@ -192,11 +228,251 @@ def train_model(data, parameters, rounds=500, early_stopping_rounds=20, callback
     callbacks = list(callbacks)
     if early_stopping_rounds:
         callbacks.append(lightgbm.early_stopping(early_stopping_rounds, verbose=False))
+    # Before version 4 LightGBM prints each round unless it is told not to.
+    quiet = {'verbose_eval': False} if lightgbm.__version__ < '4' else {}
     return lightgbm.train(dict(parameters), data[0], rounds, callbacks=callbacks,
-                          valid_sets=[data[1]] if data[1] is not None else None)
+                          valid_sets=[data[1]] if data[1] is not None else None, **quiet)
 
 
 def get_model_metrics(model, data):
     """{"auc": area under the ROC curve} of the model on data[1], whose raw frame is kept."""
     import metrics
     return {'auc': metrics.auc(data[1].label, model.predict(data[1].data))}
+
+
+class Progress:
+    """LightGBM callback: says how far training is, and keeps the learning curve.
+
+    The validation AUC is LightGBM's own where it stops early by it. Where it does not, the model so
+    far scores the hold-out a few times on the way, which decides nothing; as the trees' scores are
+    summed, that is no more work than to score it once at the end.
+    """
+
+    def __init__(self, rounds, matrix, label):
+        self.rounds, self.matrix, self.label = rounds, matrix, label
+        self.step = max(1, rounds // CURVE_POINTS)
+        self.raw, self.scored = None, 0
+        self.curve = []
+        self.start = self.spoken = time.monotonic()
+
+    def __call__(self, env):
+        done = env.iteration + 1
+        if env.evaluation_result_list:
+            self.curve.append([done, env.evaluation_result_list[0][2]])
+        elif done % self.step == 0:
+            self.score(env.model)
+        now = time.monotonic()
+        pause = 0.2 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+        if self.curve and now - self.spoken >= pause:
+            self.spoken = now
+            self.say(done, (now - self.start) / done * (self.rounds - done))
+
+    def score(self, model):
+        """Add the trees since last time to the raw scores of the hold-out."""
+        import metrics
+        trees = model.current_iteration()
+        if trees > self.scored:
+            new = model.predict(self.matrix, raw_score=True, start_iteration=self.scored,
+                                num_iteration=trees - self.scored, verbosity=-1)
+            self.raw = new if self.raw is None else self.raw + new
+            self.scored = trees
+            self.curve.append([trees, metrics.auc(self.label, self.raw)])
+
+    def say(self, done, seconds):
+        line = 'round {} of {}, validation AUC {:.4f}, at most {:.0f} s left'.format(
+            done, self.rounds, self.curve[-1][1], seconds)
+        tty = sys.stderr.isatty()
+        print('\r' + line + '\033[K' if tty else line, end='' if tty else '\n', file=sys.stderr,
+              flush=True)
+
+    def end(self):
+        if sys.stderr.isatty():
+            print('\r\033[K', end='', file=sys.stderr, flush=True)
+
+
+def matrix(frame, rows, without):
+    """The features of these row numbers, float32 of shape (rows, 57).
+
+    A column to go without is 0 in all rows. LightGBM leaves it out at no cost, and the model still
+    takes the 57 numbers of the contract.
+    """
+    import numpy as np
+    values = np.zeros((len(rows), len(table.FEATURES)), dtype=np.float32)
+    for position, name in enumerate(table.FEATURES):
+        if name not in without:
+            values[:, position] = frame[name].to_numpy()[rows]
+    return values
+
+
+def subsample(label, rows, share, seed):
+    """(row numbers, weights): all claims of `rows`, and a random share of the others.
+
+    Those that are kept stand for all: their weights sum to the number of rows without a claim, so
+    probabilities stay calibrated. Weights are None where the share is 1.
+    """
+    import numpy as np
+    if share == 1:
+        return rows, None
+    # RandomState: its stream is the same in every version of NumPy.
+    kept = (label[rows] == 1) | (np.random.RandomState(seed).random_sample(len(rows)) < share)
+    weight = np.ones(len(rows), dtype=np.float32)
+    others = label[rows] == 0
+    weight[others] = others.sum() / max(1, (others & kept).sum())
+    return rows[kept], weight[kept]
+
+
+def fit(frame, parameters):
+    """Train on a checked table: (Booster, hold-out labels, hold-out probabilities, the rest).
+
+    With early stopping, that part of the rows decides when to stop and nothing else. Without, it is
+    trained on as well. The rest: {"rows", "claims", "rounds", "curve": [[round, AUC], ...]}.
+    """
+    import lightgbm
+    import numpy as np
+    label = frame['target'].to_numpy()
+    part = table.parts(frame['id'].to_numpy())
+    stopping = parameters['early_stopping_rounds']
+    if not stopping:
+        part[part == table.EARLY_STOPPING] = table.TRAINING
+    train_rows, stop_rows, out_rows = [np.flatnonzero(part == number) for number in (
+        table.TRAINING, table.EARLY_STOPPING, table.HOLD_OUT)]
+    own = dict(parameters['training'], seed=parameters['seed'], deterministic=True,
+               force_col_wise=True)
+    without = dropped(parameters)
+    rows, weight = subsample(label, train_rows, parameters['non_claims_kept'], parameters['seed'])
+    train_data = lightgbm.Dataset(matrix(frame, rows, without), label[rows], weight=weight,
+                                  params=own, feature_name=table.FEATURES)
+    stop_data = lightgbm.Dataset(matrix(frame, stop_rows, without), label[stop_rows],
+                                 reference=train_data) if stopping else None
+    out, truth = matrix(frame, out_rows, without), label[out_rows]
+    progress = Progress(parameters['rounds'], out, truth)
+    try:
+        model = train_model((train_data, stop_data), own, parameters['rounds'], stopping,
+                            [progress])
+    except lightgbm.basic.LightGBMError as error:
+        raise TrainingError('LightGBM refuses: {}'.format(error))
+    finally:
+        progress.end()
+    if stopping:
+        probability = model.predict(out)
+    else:
+        progress.score(model)
+        probability = 1 / (1 + np.exp(-progress.raw))
+    counts = {'training': train_rows, 'early_stopping': stop_rows, 'hold_out': out_rows}
+    return model, truth, probability, {
+        'rows': {name: len(rows) for name, rows in counts.items()},
+        'claims': {name: int(label[rows].sum()) for name, rows in counts.items()},
+        'rounds': model.best_iteration or model.current_iteration(), 'curve': progress.curve}
+
+
+def code_commit():
+    """The commit of this file's repository, with -dirty where files differ from it, or None."""
+    def git(*words):
+        return subprocess.check_output(('git',) + words, cwd=os.path.dirname(
+            os.path.abspath(__file__)), stderr=subprocess.DEVNULL, timeout=10).decode().strip()
+    try:
+        return git('rev-parse', 'HEAD') + (
+            '-dirty' if git('status', '--porcelain', '--untracked-files=no') else '')
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_set(folder, files):
+    """Write {name: text} into the folder, metrics.json last.
+
+    All of it is on the disk before the first file of an earlier set is replaced, and metrics.json
+    is never there beside a model that is not its own.
+    """
+    os.makedirs(folder, exist_ok=True)
+    for name in os.listdir(folder):
+        if name.startswith('.new-'):
+            shutil.rmtree(os.path.join(folder, name))
+    new = tempfile.mkdtemp(prefix='.new-', dir=folder)
+    try:
+        for name, text in files.items():
+            with open(os.path.join(new, name), 'w', encoding='utf-8', newline='') as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        last = os.path.join(folder, 'metrics.json')
+        if os.path.exists(last):
+            os.remove(last)
+        for name in sorted(files, key='metrics.json'.__eq__):
+            os.replace(os.path.join(new, name), os.path.join(folder, name))
+    finally:
+        shutil.rmtree(new)
+
+
+def run(arguments):
+    """Fetch, train, judge, write; raises ParametersError, TableError, TrackingError and OSError."""
+    start = time.monotonic()
+    parameters = load_parameters(arguments.parameters)
+    place = tracking.connect()
+    path, source = place.fetch_table(
+        data=arguments.data, dataset_name=tracking.given(arguments.dataset_name),
+        dataset_version=tracking.given(arguments.dataset_version),
+        data_file_path=tracking.given(arguments.data_file_path))
+    frame = table.read_table(path)
+    lineage = dict(source, data_sha256=tracking.sha256(path), data_rows=len(frame))
+    seconds = {'reading': time.monotonic() - start}
+    print('{}: {:,} rows, {:,} claims'.format(path, len(frame), frame['target'].sum()), flush=True)
+    model, label, probability, rest = fit(frame, parameters)
+    del frame
+    import lightgbm
+    import metrics
+    import numpy
+    import pandas
+    import report
+    lineage.update(
+        code_commit=tracking.given(arguments.code_commit) or code_commit(),
+        packages={'python': platform.python_version(), 'lightgbm': lightgbm.__version__,
+                  'numpy': numpy.__version__, 'pandas': pandas.__version__},
+        build_id=tracking.given(arguments.build_id), build_uri=tracking.given(arguments.build_uri),
+        caller_run_id=tracking.given(arguments.caller_run_id),
+        created=datetime.datetime.utcnow().strftime('%Y-%m-%dT%H:%M:%SZ'))
+    curve = rest.pop('curve')
+    figures = metrics.summary(label, probability)
+    result = dict(figures, auc_interval=metrics.bootstrap_auc_interval(
+        label, probability, parameters['seed'], BOOTSTRAP_DRAWS), **rest)
+    result.update(parameters=parameters, lineage=lineage)
+    features = list(zip(table.FEATURES, model.feature_importance(
+        'gain', iteration=result['rounds']).tolist()))
+    seconds['total'] = time.monotonic() - start
+    page = report.page(result, features, label, probability, curve)
+    seconds['report'] = time.monotonic() - start - seconds['total']
+    result['seconds'] = {name: round(value, 2) for name, value in seconds.items()}
+    text = model.model_to_string(num_iteration=result['rounds'])
+    write_set(arguments.out, {'model.txt': text, 'report.html': page,
+                              'metrics.json': json.dumps(result, indent=2) + '\n'})
+    place.log(figures)
+    print('{:,} trees, AUC {:.4f} [{:.4f}, {:.4f}] on {:,} rows held out; {}'.format(
+        result['rounds'], result['auc'], result['auc_interval'][0], result['auc_interval'][1],
+        result['rows']['hold_out'], arguments.out))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--data', help='CSV file of the table; not inside Azure ML')
+    parser.add_argument('--dataset-name', help='Azure ML dataset of the table')
+    parser.add_argument('--dataset-version', help='its version, a number or latest')
+    parser.add_argument('--data-file-path', help='file of the datastore instead of a dataset')
+    parser.add_argument('--parameters', default=os.path.join(os.path.dirname(
+        os.path.abspath(__file__)), 'parameters.json'), help='default: %(default)s')
+    parser.add_argument('--out', required=True, help='folder for the model and what goes with it')
+    parser.add_argument('--build-id', help='of the build that trains, for the lineage')
+    parser.add_argument('--build-uri', help='address of that build')
+    parser.add_argument('--caller-run-id', help='of the run that called the pipeline')
+    parser.add_argument('--code-commit', help="default: git's")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
+    try:
+        run(arguments)
+    except (ParametersError, TrainingError, table.TableError, tracking.TrackingError,
+            OSError) as error:
+        print('error: {}'.format(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

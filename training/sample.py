@@ -94,11 +94,11 @@ def _chunks(rows, seed):
     """Frames of up to CHUNK_ROWS rows."""
     import numpy
     import pandas
-    latent = list(table.CORRELATIONS)
+    latent = list(table.PUBLISHED["correlations"])
     noise = [name for name in table.FEATURES if name.startswith('ps_calc_')]
     correlations = numpy.eye(len(latent))
     for row, name in enumerate(latent):
-        correlations[row, :row] = correlations[:row, row] = table.CORRELATIONS[name]
+        correlations[row, :row] = correlations[:row, row] = table.PUBLISHED["correlations"][name]
     mixer = numpy.linalg.cholesky(correlations).T
     last_id = 0
     for start in range(0, rows, CHUNK_ROWS):
@@ -108,8 +108,8 @@ def _chunks(rows, seed):
         normal[:len(latent)] = mixer.T.dot(normal[:len(latent)])
         columns = {}
         for name, values in zip(latent + noise, normal):
-            if name in table.CHOICES:
-                choices = table.CHOICES[name]
+            if name in table.PUBLISHED["choices"]:
+                choices = table.PUBLISHED["choices"][name]
                 shares = [_known(member)['counts']['1'] for member in choices if member]
                 shares.insert(choices.index(0) if 0 in choices else len(choices),
                               ROWS_PUBLISHED - sum(shares))
@@ -124,7 +124,8 @@ def _chunks(rows, seed):
         columns['id'] = (last_id + numpy.cumsum(gaps + 1)).astype(numpy.int32)
         last_id = columns['id'][-1]
         frame = pandas.DataFrame(columns)
-        frame['target'] = (random.random(CHUNK_ROWS) < claim_probabilities(frame)).astype(numpy.int8)
+        claims = random.random(CHUNK_ROWS) < claim_probabilities(frame)
+        frame["target"] = claims.astype(numpy.int8)
         yield frame[table.COLUMNS][:rows - start]
 
 

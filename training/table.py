@@ -14,28 +14,30 @@ import os
 import sys
 import zlib
 
-with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'columns.json')) as known:
-    published = json.load(known)
-KNOWN = published['columns']
-CHOICES, CORRELATIONS = published['choices'], published['correlations']
+with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'columns.json')) as file:
+    PUBLISHED = json.load(file)
+KNOWN = PUBLISHED['columns']
 COLUMNS = list(KNOWN)
 FEATURES = COLUMNS[2:]
 MISSING = -1
+
 TRAINING, EARLY_STOPPING, HOLD_OUT = 0, 1, 2
-PART_NAMES = ('training', 'early-stopping', 'hold-out')
-# Percent of the ids below which a part ends: 64 % training, 16 % early stopping, 20 % hold-out.
+PART_NAMES = ('training', 'early stopping', 'hold-out')
+# Of 100 ids, those below 64 train, those below 80 stop training early, the rest are held out.
 PART_ENDS = (64, 80)
-# Fewer claims or non-claims than this in a part, and its AUC says nothing.
+# With fewer claims than this in a part, an AUC and its interval mean nothing.
 LEAST_PER_PART = 5
-BLOCK_BYTES = 4 << 20
+
+# pandas needs some milliseconds per call whatever the size, and memory in proportion to it.
+BLOCK_BYTES = 3 << 20
 LONGEST_LINE_BYTES = 1 << 20
 LARGEST_FLOAT32 = 3.4e38
 EMPTY_WORDS = {'', 'nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none'}
 
-log = logging.getLogger('table')
-
-Block = collections.namedtuple('Block', 'data line')      # whole lines; number of the first
+Block = collections.namedtuple('Block', 'data line cut_off')
 Parsed = collections.namedtuple('Parsed', 'columns lines problems')
+
+log = logging.getLogger('table')
 
 
 class TableError(ValueError):
@@ -43,123 +45,127 @@ class TableError(ValueError):
 
 
 class Problems(collections.OrderedDict):
-    """Kinds of problems, each with its count, its first line and its first value."""
+    """Kind of problem -> (count, first line, first value)."""
 
-    def add(self, text, count=1, line=None, value=None):
-        before = self.get(text)
-        self[text] = (before[0] + count,) + before[1:] if before else (count, line, value)
+    def add(self, kind, count=1, line=None, value=None):
+        before = self.get(kind, (0, line, value))
+        self[kind] = (before[0] + count,) + before[1:]
 
     def merge(self, other):
-        for text, (count, line, value) in other.items():
-            self.add(text, count, line, value)
+        for kind, details in other.items():
+            self.add(kind, *details)
 
     def sentences(self):
-        for text, (count, line, value) in self.items():
-            where = '' if line is None else ', first in line {}'.format(line)
-            what = '' if value is None else ' ({})'.format(value)
-            yield text.format(count='{:,}'.format(count), s='' if count == 1 else 's') + where + what
+        for kind, (count, line, value) in self.items():
+            text = kind.replace('{count}', format(count, ','))
+            text = text.replace('{s}', '' if count == 1 else 's')
+            if line is not None:
+                text += ', first in line {:,}'.format(line)
+            yield text if value is None else '{} ({})'.format(text, value)
 
 
 def parts(ids):
-    """Part of each row, from its id alone, so that a row keeps its part when the table grows.
+    """The part of each row, from its id alone: a row keeps its part when the table grows.
 
-    ids: integers, shape (rows,). Returns uint8 of the same shape: TRAINING (64 % of the ids),
-    EARLY_STOPPING (16 %) or HOLD_OUT (20 %). The hash is the output function of SplitMix64
-    (Steele, Lea, Flood, OOPSLA 2014, doi 10.1145/2660193.2660195), the same on every machine.
+    ids: whole numbers, shape (rows,). Returns uint8, shape (rows,): TRAINING for 64 % of all ids,
+    EARLY_STOPPING for 16 %, HOLD_OUT for 20 %. The hash is the output function of SplitMix64
+    (Steele, Lea, Flood 2014, doi 10.1145/2714064.2660195), the same on every machine.
     """
     import numpy
     mixed = numpy.array(ids, dtype=numpy.int64).view(numpy.uint64)
     mixed += numpy.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        mixed ^= mixed >> numpy.uint64(shift)
-        mixed *= numpy.uint64(factor)
-    percent = ((mixed >> numpy.uint64(32)) * numpy.uint64(100)) >> numpy.uint64(32)
-    return numpy.digitize(percent.astype(numpy.uint8), PART_ENDS).astype(numpy.uint8)
+    mixed ^= mixed >> numpy.uint64(30)
+    mixed *= numpy.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> numpy.uint64(27)
+    mixed *= numpy.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> numpy.uint64(31)
+    percent = (mixed >> numpy.uint64(32)) * numpy.uint64(100) >> numpy.uint64(32)
+    return sum((percent >= numpy.uint64(end)).view(numpy.uint8) for end in PART_ENDS)
 
 
 def read_table(path):
-    """The table in the file `path`, CSV or CSV in gzip, checked, columns in standard order.
+    """The checked table in the file `path`, a CSV or a CSV in gzip, its columns in any order.
 
-    Returns a pandas.DataFrame: id int32, target and the other whole-number columns int8 (a column
-    with larger values gets the type that holds them), the ten fractional ones float32.
-    LightGBM puts its thresholds midway between neighbouring values and rounding to float32 keeps
-    their order, so a model scores a number the same whether it comes as float32 or as a double.
-    Raises TableError, which lists all problems at once. Values that the published table does not
-    have are logged as a warning.
+    Returns a pandas.DataFrame in the order of COLUMNS: id int32, the other whole numbers int8, the
+    ten columns of fractions float32; a column with larger whole numbers than the published ones
+    gets the type that holds them. float32 costs nothing: rounding keeps the order of values, and
+    LightGBM puts its thresholds midway between two neighbours, so a double is on the same side.
+
+    Raises TableError, which lists all that is wrong. Values that the published table does not have
+    are logged as warnings.
     """
+    import numpy
     import pandas
     problems = Problems()
     try:
         with _open(path) as stream:
             header = _read_header(stream, problems)
-            results = list(_in_parallel(lambda block: _parse(block, header),
-                                        _blocks(stream, problems))) if header else []
+            columns, lines = _collect(
+                _in_parallel(lambda block: _parse(block, header), _blocks(stream, problems)),
+                problems, os.path.getsize(path)) if header else ({}, [])
     except OSError as error:
         raise TableError('{}: {}'.format(path, _reason(error)))
-    for result in results:
-        problems.merge(result.problems)
-    columns = _join(results)
-    if header and columns:
-        _check_rows(columns, results, problems)
-    elif header:
-        problems.add('no rows below the header')
+    if header:
+        with numpy.errstate(invalid='ignore'):
+            _check_rows(columns, lines, problems)
     if problems:
-        sentences = list(problems.sentences())
-        raise TableError('{} cannot be used, {}:\n- {}'.format(
-            path, '1 problem' if len(sentences) == 1 else '{} problems'.format(len(sentences)),
-            '\n- '.join(sentences)))
+        raise TableError('{} cannot be used:\n- {}'.format(path, '\n- '.join(problems.sentences())))
     for sentence in _unusual(columns):
         log.warning('%s: %s', path, sentence)
-    return pandas.DataFrame({name: columns[name] for name in COLUMNS}, columns=COLUMNS)
+    return pandas.DataFrame({name: columns.pop(name) for name in COLUMNS}, copy=False)
+
+
+def _open(path):
+    stream = open(path, 'rb')
+    packed = stream.read(2) == b'\x1f\x8b'
+    stream.seek(0)
+    return gzip.GzipFile(fileobj=stream) if packed else stream
 
 
 def _reason(error):
     if isinstance(error, FileNotFoundError):
         return 'there is no such file'
     if isinstance(error, IsADirectoryError):
-        return 'is a directory; name the CSV file in it'
+        return 'is a folder; name the CSV file in it'
     return 'cannot be read: {}'.format(error.strerror or error)
 
 
-def _open(path):
-    stream = open(path, 'rb')
-    start = stream.read(2)
-    stream.seek(0)
-    return gzip.GzipFile(fileobj=stream) if start == b'\x1f\x8b' else stream
-
-
 def _read_header(stream, problems):
-    """Names in the first line, [] where they are of no use."""
+    """The names in the first line; [] where there is nothing in it to go on with."""
     try:
         line = stream.readline(LONGEST_LINE_BYTES)
     except (EOFError, zlib.error) as error:
-        problems.add('the gzip file is truncated or damaged: {}'.format(error))
-        return []
-    if not line.strip():
-        problems.add('the file is empty' if not line else 'the first line is empty; '
-                     'it must hold the column names')
+        problems.add('the gzip file is truncated or damaged ({})'.format(error))
         return []
     if line.startswith(b'PK\x03\x04'):
-        problems.add('this is a zip archive, not a CSV file; unpack it first')
+        problems.add('this is a zip archive; unpack it first')
+        return []
+    if not line.strip():
+        problems.add('the first line is empty, it must hold the column names' if line else
+                     'the file is empty')
         return []
     try:
-        names = next(csv.reader([line.decode('utf-8-sig').replace('\0', '')]))
+        text = line.decode('utf-8-sig')
+        names = [name.strip() for name in next(csv.reader([text.rstrip('\r\n')]))]
     except UnicodeDecodeError:
-        problems.add('the first line is not UTF-8 text; is this a CSV file?')
+        problems.add('the first line is not UTF-8; is this a CSV file?')
         return []
-    names = [name.strip() for name in names]
+    except csv.Error as error:
+        problems.add('the first line is not CSV ({})'.format(error))
+        return []
     missing = [name for name in COLUMNS if name not in names]
     if len(missing) == len(COLUMNS):
-        problems.add('none of the {} columns is in the first line; it must hold the names {}, '
-                     'separated by commas, and begins with {!r}'.format(
-                         len(COLUMNS), ', '.join(COLUMNS[:4]) + ' ...', ','.join(names)[:60]))
+        problems.add('the first line must hold the {} column names with commas between them ({}, '
+                     '...), and has none of them: {!r}'.format(
+                         len(COLUMNS), ', '.join(COLUMNS[:3]), text[:60]))
         return []
-    for text, found in (
-            ('missing columns: {}', missing),
-            ('unknown columns: {}', [repr(name) for name in names if name not in KNOWN]),
-            ('repeated columns: {}', [n for n, k in collections.Counter(names).items() if k > 1])):
+    for kind, found in (
+            ('missing', missing),
+            ('unknown', [repr(name) for name in names if name not in KNOWN]),
+            ('repeated', [n for n, times in collections.Counter(names).items() if times > 1])):
         if found:
-            problems.add(text.format(', '.join(found)).replace('{', '{{').replace('}', '}}'))
+            problems.add('{} {} column{}: {}'.format(
+                len(found), kind, '' if len(found) == 1 else 's', ', '.join(found)))
     return names
 
 
@@ -170,27 +176,24 @@ def _blocks(stream, problems):
         try:
             data = stream.read(BLOCK_BYTES)
         except (EOFError, zlib.error, OSError) as error:
-            problems.add('the file is truncated or damaged: {}'.format(error))
+            problems.add('the file is truncated or damaged ({})'.format(error))
             data = b''
         end = data.rfind(b'\n') + 1
-        if data and not end:
-            rest += data
-            if len(rest) > LONGEST_LINE_BYTES + BLOCK_BYTES:
-                problems.add('a line is longer than 1 MB', line=line)
-                return
-            continue
-        block, rest = rest + data[:end], data[end:]
+        block, rest = (rest + data[:end], data[end:]) if end else (b'', rest + data)
         if not data:
-            block, rest = block.rstrip(), b''
+            block = rest.rstrip()
         if block:
-            yield Block(block, line)
+            yield Block(block, line, not data and rest == block)
             line += block.count(b'\n')
         if not data:
+            return
+        if len(rest) > LONGEST_LINE_BYTES:
+            problems.add('a line longer than {:,} bytes'.format(LONGEST_LINE_BYTES), line=line)
             return
 
 
 def _in_parallel(function, items):
-    """function(item) in order; pandas parses without the interpreter's lock, so threads help."""
+    """function(item) for each item, in order; pandas parses without Python's lock."""
     workers = min(os.cpu_count() or 1, 4)
     waiting = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -203,203 +206,217 @@ def _in_parallel(function, items):
 
 
 def _parse(block, header):
-    return _parse_fast(block, header) or _parse_with_care(block, header)
+    import numpy
+    with numpy.errstate(invalid='ignore'):
+        return _parse_fast(block, header) or _parse_with_care(block, header)
 
 
 def _parse_fast(block, header):
-    """The block's columns, or None where anything at all is unusual."""
+    """The block as it should be, or None where anything is unusual."""
+    import numpy
     import pandas
     data, rows = block.data, block.data.rstrip(b'\n').count(b'\n') + 1
-    if b'\0' in data or b'"' in data or data.count(b',') != rows * (len(header) - 1):
+    # Cells are counted here because pandas lets a first line that is too long pass.
+    if b'\0' in data or data.count(b',') != rows * (len(header) - 1):
         return None
-    types = [{'float32': 'float64'}.get(KNOWN.get(name, {}).get('type'), 'int64' if name in KNOWN
-             else 'object') for name in header]
+    names = {name: place for place, name in reversed(list(enumerate(header))) if name in KNOWN}
+    types = dict.fromkeys(range(len(header)), numpy.dtype(object))
+    types.update((place, numpy.dtype('float64' if _is_fraction(name) else 'int64'))
+                 for name, place in names.items())
     try:
-        frame = pandas.read_csv(
-            io.BytesIO(data), header=None, names=range(len(header)), na_filter=False,
-            dtype=dict(enumerate(types)), float_precision='high', index_col=False, engine='c')
+        frame = pandas.read_csv(io.BytesIO(data), header=None, names=range(len(header)),
+                                dtype=types, na_filter=False, float_precision='high')
     except (ValueError, OverflowError):
         return None
     if len(frame) != rows:
         return None
-    columns = {}
-    for position, name in enumerate(header):
-        if name in KNOWN and name not in columns:
-            values = frame[position].values
-            low, high = values.min(), values.max()
-            if types[position] == 'float64':
-                # Written so that NaN fails as well.
-                if not (low > -LARGEST_FLOAT32 and high < LARGEST_FLOAT32):
-                    return None
-            columns[name] = _compact(name, values)
-    return Parsed(columns, range(block.line, block.line + rows), Problems())
+    columns = {name: frame[place].values for name, place in names.items()}
+    for name, values in columns.items():
+        # NaN is not below the limit either. Whole numbers beyond int64 come as uint64.
+        if not (abs(values).max() < LARGEST_FLOAT32 and values.dtype == types[names[name]]):
+            return None
+    return Parsed({name: _compact(name, values) for name, values in columns.items()},
+                  range(block.line, block.line + rows), Problems())
+
+
+def _is_fraction(name):
+    return KNOWN[name]['type'] == 'float32'
 
 
 def _compact(name, values):
     import numpy
     wanted = numpy.dtype(KNOWN[name]['type'])
-    if wanted.kind == 'i':
-        wanted = numpy.promote_types(wanted, numpy.promote_types(
-            numpy.min_scalar_type(min(values.min(), -1)), numpy.min_scalar_type(
-                -1 - max(values.max(), 0))))
+    if not _is_fraction(name):
+        while wanted.itemsize < 8 and not (numpy.iinfo(wanted).min <= values.min() and
+                                           values.max() <= numpy.iinfo(wanted).max):
+            wanted = numpy.dtype('int{}'.format(wanted.itemsize * 16))
     return values.astype(wanted)
 
 
 def _parse_with_care(block, header):
-    """The block's columns as float64 with NaN where a cell is of no use, and what is wrong."""
+    """The block with NaN in place of every cell that is of no use, and all that is wrong."""
     import numpy
     import pandas
     problems = Problems()
-    kept, numbers = [], []
-    for number, line in enumerate(block.data.split(b'\n'), block.line):
-        if b'\0' in line:
-            problems.add('NUL bytes in {count} line{s}', line=number)
-        elif line.strip():
-            try:
-                kept.append(line.decode())
-                numbers.append(number)
-            except UnicodeDecodeError:
-                problems.add('{count} line{s} not in UTF-8', line=number)
     rows, lines = [], []
-    reader = csv.reader(kept)
-    while True:
-        first = reader.line_num
+    for line, text in enumerate(block.data.split(b'\n'), block.line):
+        if not text.strip():
+            continue
+        if b'\0' in text:
+            problems.add('NUL bytes in {count} line{s}', line=line)
+            continue
         try:
-            cells = next(reader)
-        except StopIteration:
-            break
+            cells = next(csv.reader([text.decode()]))
+        except UnicodeDecodeError:
+            problems.add('{count} line{s} not in UTF-8', line=line)
+            continue
         except csv.Error as error:
-            problems.add('{count} line{s} not CSV', line=numbers[first], value=error)
+            problems.add('{count} line{s} not CSV', line=line, value=error)
             continue
         if len(cells) == len(header):
             rows.append(cells)
-            lines.append(numbers[first])
+            lines.append(line)
+        elif block.cut_off and line == block.line + block.data.count(b'\n'):
+            problems.add('the last line, {:,}, has {} of {} cells and no end: the file is cut off'
+                         .format(line, len(cells), len(header)))
         else:
-            problems.add('{{count}} line{{s}} with another number of cells than {}'.format(
-                len(header)), line=numbers[first], value='{} cells'.format(len(cells)))
-    columns = {}
+            problems.add('{count} line{s} with too ' + (
+                'few cells' if len(cells) < len(header) else 'many cells'), line=line,
+                value='{} cells, the first line has {}'.format(len(cells), len(header)))
     lines = numpy.array(lines, dtype=numpy.int64)
+    columns = {}
     for name, cells in zip(header, zip(*rows)):
         if name in KNOWN and name not in columns:
-            cells = numpy.array(cells, dtype=object)
-            values = pandas.to_numeric(pandas.Series(cells), errors='coerce').values
-            columns[name] = _check_cells(name, cells, values, lines, problems)
+            cells = pandas.Series(cells, dtype=object)
+            values = pandas.to_numeric(cells, errors='coerce').values
+            columns[name] = _check_cells(name, cells.values, values, lines, problems)
     return Parsed(columns, lines, problems)
 
 
 def _check_cells(name, cells, values, lines, problems):
-    """`values` in the compact type, or as float64 with NaN for every cell of no use."""
     import numpy
-    whole = KNOWN[name]['type'] != 'float32'
-    limit = 2.0 ** 63 if whole else LARGEST_FLOAT32
     floats = values.astype(numpy.float64)
-    no_number = numpy.isnan(floats)
-    empty = no_number & numpy.array([cell.strip().lower() in EMPTY_WORDS for cell in cells])
+    unread = numpy.isnan(floats)
+    empty = numpy.array([cell.strip().lower() in EMPTY_WORDS for cell in cells])
     infinite = numpy.isinf(floats)
-    huge = (abs(floats) >= limit) & ~infinite
-    fraction = ~no_number & ~infinite & (floats != numpy.rint(floats)) if whole else huge & False
-    for text, bad in ((' cell{s} empty or NaN (a missing value is -1)', empty),
-                      (' cell{s} with text', no_number & ~empty),
-                      (' infinite value{s}', infinite),
-                      (' number{s} too large', huge),
-                      (' fractional number{s} in a column of whole numbers', fraction)):
-        if bad.any():
-            first = bad.argmax()
-            problems.add(name + ': {count}' + text, int(bad.sum()), int(lines[first]),
+    large = ~infinite & (abs(floats) >= (LARGEST_FLOAT32 if _is_fraction(name) else 2. ** 63))
+    broken = ~unread & ~infinite & (floats != numpy.rint(floats)) & (not _is_fraction(name))
+    for kind, wrong in (('{count} empty or NaN cell{s} (-1 stands for a missing value)', empty),
+                        ('{count} cell{s} with text instead of a number', unread & ~empty),
+                        ('{count} infinite value{s}', infinite),
+                        ('{count} number{s} too large', large),
+                        ('{count} fractional number{s} in a column of whole numbers', broken)):
+        if wrong.any():
+            first = int(wrong.argmax())
+            problems.add('{}: {}'.format(name, kind), int(wrong.sum()), int(lines[first]),
                          repr(cells[first][:40]))
-    bad = no_number | infinite | huge | fraction
-    if bad.any():
-        return numpy.where(bad, numpy.nan, floats)
-    return _compact(name, values.astype(numpy.int64) if whole else floats)
+    wrong = unread | infinite | large | broken
+    if wrong.any():
+        return numpy.where(wrong, numpy.nan, floats)
+    return _compact(name, floats if _is_fraction(name) else values.astype(numpy.int64))
 
 
-def _join(results):
-    """One array per column; of a column with a wider type in one block, the wider type."""
+def _collect(results, problems, file_bytes):
+    """All columns, and the line numbers of their rows as a list of ranges and arrays.
+
+    The columns are filled in place: pieces kept until the end would lie between the parser's
+    blocks of memory, and the system would not get those back.
+    """
     import numpy
-    results = [result for result in results if len(result.lines)]
-    names = results[0].columns if results else ()
-    return {name: numpy.concatenate([result.columns.pop(name) for result in results])
-            for name in list(names)}
+    columns, lines, rows, room = {}, [], 0, 0
+    for parsed in results:
+        problems.merge(parsed.problems)
+        end = rows + len(parsed.lines)
+        if end == rows:
+            continue
+        if not rows:
+            room = end * (1 + file_bytes // BLOCK_BYTES)
+        while room < end:
+            room *= 2
+        for name, values in parsed.columns.items():
+            column = columns.get(name, values[:0])
+            kind = numpy.promote_types(column.dtype, values.dtype)
+            if len(column) < end or kind != column.dtype:
+                columns[name] = numpy.empty(room, kind)
+                columns[name][:rows] = column[:rows]
+            columns[name][rows:end] = values
+        lines.append(parsed.lines)
+        rows = end
+    return {name: column[:rows] for name, column in columns.items()}, lines
 
 
-def _check_rows(columns, results, problems):
-    """What can be seen only in the whole table: targets, ids, the size of the parts."""
+def _check_rows(columns, lines, problems):
+    """What shows only in the whole table: targets, repeated ids, the sizes of the parts."""
     import numpy
 
     def line(row):
-        for result in results:
-            if row < len(result.lines):
-                return int(result.lines[row])
-            row -= len(result.lines)
+        for piece in lines:
+            if row < len(piece):
+                return int(piece[row])
+            row -= len(piece)
 
+    if not lines:
+        problems.add('no row that can be read below the first line')
+        return
     target, ids = columns.get('target'), columns.get('id')
-    whole = all(values is not None and values.dtype.kind == 'i' for values in (target, ids))
     if target is not None:
-        wrong = (target != 0) & (target != 1) & ~numpy.isnan(target)
+        wrong = (target != 0) & (target != 1) & (target == target)
         if wrong.any():
             first = int(wrong.argmax())
             problems.add('target: {count} value{s} other than 0 and 1', int(wrong.sum()),
                          line(first), '{:g}'.format(target[first]))
-            whole = False
-        for value in (0, 1):
-            if (target == value).all():
-                problems.add('target: {} in every row; a model needs claims (1) and others '
-                             '(0)'.format(value))
-                whole = False
-    if ids is not None:
-        ids_there = ids[~numpy.isnan(ids)]
-        if len(ids_there) > 1 and not (numpy.diff(ids_there) > 0).all():
-            order = numpy.argsort(ids, kind='stable')
-            again = numpy.sort(order[1:][ids[order[1:]] == ids[order[:-1]]])
-            if len(again):
-                problems.add('id: {count} row{s} with an id that an earlier row has',
-                             len(again), line(int(again[0])), int(ids[again[0]]))
-    if whole and not problems:
-        side = parts(ids)
-        counts = numpy.bincount(side * 2 + target, minlength=6).reshape(3, 2)
+        elif (target == target[0]).all():
+            problems.add('target: {:g} in all {:,} rows, and a model needs both 0 and 1'.format(
+                target[0], len(target)))
+    if ids is not None and not (ids[1:] > ids[:-1]).all():
+        order = numpy.argsort(ids, kind='stable')
+        again = numpy.sort(order[1:][ids[order[1:]] == ids[order[:-1]]])
+        if len(again):
+            problems.add('id: {count} row{s} with the id of an earlier row', len(again),
+                         line(again[0]), 'id {:.0f}'.format(ids[again[0]]))
+    if not problems:
+        counts = numpy.bincount(parts(ids) * 2 + target, minlength=6).reshape(3, 2)
         if counts.min() < LEAST_PER_PART:
-            problems.add('too few rows to split: {}; each part needs at least {} of each, or its '
-                         'AUC says nothing (a table with about {} claims has them)'.format(
-                             ', '.join('{} part {} claims and {} others'.format(name, ones, zeros)
-                                       for name, (zeros, ones) in zip(PART_NAMES, counts)),
-                             LEAST_PER_PART, LEAST_PER_PART * 12))
+            problems.add(
+                'too few rows to split: {}; each part needs at least {} rows with target 1 and as '
+                'many with 0 for an AUC, which takes about {} of each in the table'.format(
+                    ', '.join('{} has {} with target 1 and {} with 0'.format(name, ones, zeros)
+                              for name, (zeros, ones) in zip(PART_NAMES, counts)),
+                    LEAST_PER_PART, LEAST_PER_PART * 12))
 
 
 def _unusual(columns):
-    """A sentence for each column with values that the published table does not have."""
+    """A sentence on each column with values that the published table does not have."""
     import numpy
     for name in FEATURES:
         values, known = columns[name], KNOWN[name]
-        if values.dtype.kind == 'i':
-            seen = numpy.array([int(value) for value in known['counts']])
-            if values.min() in seen and values.max() in seen and len(seen) == 1 + max(seen) - min(seen):
-                continue
-            odd = ~numpy.isin(values, seen)
-        else:
-            low, high = known['min'] - 1e-4, known['max'] + 1e-4
-            odd = (values < low) | (values > high)
+        if _is_fraction(name):
+            # The published ends are rounded.
+            odd = (values < known['min'] - 1e-4) | (values > known['max'] + 1e-4)
             if known['missing']:
                 odd &= values != MISSING
+        else:
+            odd = ~numpy.isin(values, [int(value) for value in known['counts']])
         if odd.any():
             found = numpy.unique(values[odd])
-            yield '{}: {:,} value{} never seen in the published table, from {:g} to {:g}'.format(
+            yield '{}: {:,} value{} not in the published table, from {:g} to {:g}'.format(
                 name, odd.sum(), '' if odd.sum() == 1 else 's', found[0], found[-1])
 
 
 def main(argv=None):
-    arguments = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    arguments.add_argument('--data', required=True, help='CSV file, may be in gzip')
-    path = arguments.parse_args(argv).data
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--data', required=True, help='the table: a CSV file, may be in gzip')
+    path = parser.parse_args(argv).data
     logging.basicConfig(level=logging.WARNING, format='warning: %(message)s')
     try:
         table = read_table(path)
     except TableError as error:
         print('error: {}'.format(error), file=sys.stderr)
         return 1
-    missing = (table == MISSING).sum()
+    missing = [(table[name] == MISSING).sum() for name in FEATURES]
     print('{}: {:,} rows, {:,} claims ({:.2%}), {:,} missing values in {} columns'.format(
-        path, len(table), table.target.sum(), table.target.mean(), missing.sum(),
-        (missing > 0).sum()))
+        path, len(table), table.target.sum(), table.target.mean(), sum(missing),
+        sum(1 for count in missing if count)))
     return 0
 
 

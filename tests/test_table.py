@@ -1,0 +1,358 @@
+"""The table: what is read, what is refused and how it is said, what is only warned of."""
+import gzip
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+
+import numpy
+import pandas
+import pytest
+
+import sample
+import table
+
+ROWS = 3000
+REAL = os.path.join(os.path.dirname(__file__), '..', '..', 'shared', 'data',
+                    'porto_seguro_10000.csv')
+
+
+@pytest.fixture(scope='module')
+def good(tmp_path_factory):
+    path = tmp_path_factory.mktemp('table') / 'good.csv'
+    assert sample.main(['--rows', str(ROWS), '--out', str(path)]) == 0
+    return path.read_bytes()
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name='table.csv'):
+        path = tmp_path / name
+        path.write_bytes(content)
+        return str(path)
+    return write
+
+
+def cells_of(content):
+    return [line.split(b',') for line in content.splitlines()]
+
+
+def joined(rows):
+    return b''.join(b','.join(row) + b'\n' for row in rows)
+
+
+def set_cells(column, value, lines):
+    """Damage: `value` in `column` of these lines, as numbered in the file."""
+    def damage(content):
+        rows = cells_of(content)
+        for line in lines:
+            rows[line - 1][table.COLUMNS.index(column)] = value
+        return joined(rows)
+    return damage
+
+
+def edit_line(line, edit):
+    def damage(content):
+        lines = content.splitlines(True)
+        lines[line - 1] = edit(lines[line - 1])
+        return b''.join(lines)
+    return damage
+
+
+def drop_column(column):
+    def damage(content):
+        place = table.COLUMNS.index(column)
+        return joined(row[:place] + row[place + 1:] for row in cells_of(content))
+    return damage
+
+
+def add_column(name, value):
+    def damage(content):
+        rows = cells_of(content)
+        return joined([rows[0] + [name]] + [row + [value] for row in rows[1:]])
+    return damage
+
+
+def both(*damages):
+    def damage(content):
+        for one in damages:
+            content = one(content)
+        return content
+    return damage
+
+
+def targets(value, least=None):
+    """Damage: all targets are `value`, but for the first `least` rows."""
+    def damage(content):
+        rows = cells_of(content)
+        for row in rows[1 + (least or 0):]:
+            row[1] = value
+        return joined(rows)
+    return damage
+
+
+DAMAGES = [
+    ('missing column', drop_column('ps_car_13'), ['1 missing column', 'ps_car_13']),
+    ('two missing', both(drop_column('ps_calc_20_bin'), drop_column('ps_reg_03')),
+     ['2 missing columns', 'ps_reg_03, ps_calc_20_bin']),
+    ('missing id', drop_column('id'), ['1 missing column: id']),
+    ('missing target', drop_column('target'), ['1 missing column: target']),
+    ('unknown column', add_column(b'premium', b'7'), ["1 unknown column: 'premium'"]),
+    ('unknown text column', add_column(b'name', b'x'), ["1 unknown column: 'name'"]),
+    ('renamed column', edit_line(1, lambda line: line.replace(b'ps_car_13', b'ps_car_13_x')),
+     ['missing column: ps_car_13', "unknown column: 'ps_car_13_x'"]),
+    ('repeated column', add_column(b'ps_ind_03', b'1'), ['1 repeated column: ps_ind_03']),
+    ('no header', lambda content: content.split(b'\n', 1)[1],
+     ['first line must hold the 59 column names']),
+    ('semicolons', lambda content: content.replace(b',', b';'),
+     ['first line must hold', 'commas between them', 'id;target']),
+    ('text', set_cells('ps_car_13', b'large', [17, 400]),
+     ['ps_car_13: 2 cells with text', 'first in line 17', "'large'"]),
+    ('decimal comma', edit_line(5, lambda line: line.replace(b'0.', b'0,', 1)),
+     ['1 line with too many cells, first in line 5', '60 cells']),
+    ('fraction', set_cells('ps_ind_01', b'2.5', [9]),
+     ['ps_ind_01: 1 fractional number in a column of whole numbers', 'line 9', "'2.5'"]),
+    ('fractional target', set_cells('target', b'0.5', [8]), ['target: 1 fractional number']),
+    ('empty cell', set_cells('ps_reg_03', b'', [3, 4, 5]),
+     ['ps_reg_03: 3 empty or NaN cells', '-1 stands for a missing value', 'line 3']),
+    ('NaN', set_cells('ps_car_14', b'NaN', [30]), ['ps_car_14: 1 empty or NaN cell', 'line 30']),
+    ('NaN whole', set_cells('ps_car_11', b'nan', [31]), ['ps_car_11: 1 empty or NaN', 'line 31']),
+    ('infinite', set_cells('ps_reg_01', b'inf', [40, 50]),
+     ['ps_reg_01: 2 infinite values', 'line 40']),
+    ('minus infinite whole', set_cells('ps_ind_15', b'-Infinity', [41]),
+     ['ps_ind_15: 1 infinite value', 'line 41']),
+    ('too large', set_cells('ps_car_12', b'1e300', [44]), ['ps_car_12: 1 number too large']),
+    ('too large whole', set_cells('id', b'99999999999999999999', [44]),
+     ['id: 1 number too large', 'line 44']),
+    ('just too large', set_cells('ps_ind_01', b'9223372036854775808', [46]),
+     ['ps_ind_01: 1 number too large', 'line 46']),
+    ('hexadecimal', set_cells('ps_ind_01', b'0x10', [46]), ['ps_ind_01: 1 cell with text']),
+    ('target 2', set_cells('target', b'2', [11, 21]),
+     ['target: 2 values other than 0 and 1', 'line 11', '(2)']),
+    ('target -1', set_cells('target', b'-1', [2]), ['target: 1 value other than 0 and 1', '(-1)']),
+    ('only zeros', targets(b'0'), ['target: 0 in all 3,000 rows']),
+    ('only ones', targets(b'1'), ['target: 1 in all 3,000 rows']),
+    ('repeated ids', set_cells('id', b'7777777', [100, 200, 300]),
+     ['id: 2 rows with the id of an earlier row', 'line 200', 'id 7777777']),
+    ('repeated rows', lambda content: content + b''.join(content.splitlines(True)[10:15]),
+     ['id: 5 rows with the id of an earlier row', 'line 3,002']),
+    ('too few claims', targets(b'0', least=30),
+     ['too few rows to split', 'hold-out has', 'at least 5', 'about 60']),
+    ('few rows', lambda content: b''.join(content.splitlines(True)[:40]),
+     ['too few rows to split']),
+    ('short line', edit_line(77, lambda line: line[:60] + b'\n'),
+     ['1 line with too few cells', 'line 77']),
+    ('long line', edit_line(2, lambda line: line.strip() + b',1\n'),
+     ['1 line with too many cells', 'line 2', '60 cells']),
+    ('short and long', both(edit_line(2, lambda line: line.strip() + b',1\n'),
+                            edit_line(3, lambda line: line.rsplit(b',', 1)[0] + b'\n')),
+     ['too many cells, first in line 2', 'too few cells, first in line 3']),
+    ('cut off', lambda content: content[:-40], ['the last line, 3,001,', 'cut off']),
+    ('cut off in gzip', lambda content: gzip.compress(content)[:-5000], ['truncated']),
+    ('damaged gzip', lambda content: gzip.compress(content)[:-8] + b'12345678',
+     ['truncated or damaged']),
+    ('gzip stub', lambda content: gzip.compress(content)[:11], ['gzip', 'truncated']),
+    ('empty', lambda content: b'', ['file is empty']),
+    ('empty in gzip', lambda content: gzip.compress(b''), ['file is empty']),
+    ('blank', lambda content: b'\n\n\n', ['first line is empty']),
+    ('header only', lambda content: content.split(b'\n')[0] + b'\n', ['no row']),
+    ('UTF-16', lambda content: content.decode().encode('utf-16'), ['not UTF-8']),
+    ('Latin-1 cell', set_cells('ps_ind_01', b'm\xfcnchen', [13, 14]),
+     ['2 lines not in UTF-8', 'line 13']),
+    ('Latin-1 header', edit_line(1, lambda line: line.replace(b'ps_ind_01', b'\xfc')),
+     ['first line is not UTF-8']),
+    ('NUL bytes', set_cells('ps_car_13', b'\0\0', [15]), ['NUL bytes in 1 line', 'line 15']),
+    ('NULs at the end', lambda content: content + b'\0' * 512, ['NUL bytes in 1 line', '3,002']),
+    ('zip archive', lambda content: b'PK\x03\x04' + content, ['zip archive', 'unpack']),
+    ('old Mac line ends', lambda content: content.replace(b'\n', b'\r'), ['first line is not CSV']),
+    ('endless line', lambda content: content + b'1' * (5 << 20), ['line longer than 1,048,576']),
+    ('open quote', set_cells('ps_ind_03', b'"3', [50]), ['1 line with too few cells', 'line 50']),
+    ('everything', both(set_cells('ps_car_13', b'large', [17]), set_cells('ps_ind_01', b'.5', [9]),
+                        set_cells('target', b'3', [12]), set_cells('id', b'5', [20, 21]),
+                        edit_line(60, lambda line: line[:30] + b'\n'),
+                        set_cells('ps_reg_02', b'', [70]), set_cells('ps_calc_01', b'inf', [80]),
+                        drop_column('ps_calc_19_bin'), add_column(b'extra', b'1')),
+     ['ps_car_13: 1 cell with text', 'ps_ind_01: 1 fractional', 'target: 1 value', 'id: ',
+      'ps_reg_02: 1 empty', 'ps_calc_01: 1 infinite', 'missing column: ps_calc_19_bin',
+      "unknown column: 'extra'"]),
+]
+
+
+@pytest.mark.parametrize('damage, words', [case[1:] for case in DAMAGES],
+                         ids=[case[0] for case in DAMAGES])
+def test_damaged_table_is_refused_in_words(good, write, capsys, damage, words):
+    path = write(damage(good))
+    assert table.main(['--data', path]) == 1
+    output = capsys.readouterr()
+    assert output.out == ''
+    assert output.err.startswith('error: ' + path)
+    for word in words:
+        assert word in output.err
+    assert len(output.err) < 3000
+
+
+def test_refused_on_the_command_line_without_a_traceback(good, write):
+    path = write(dict((name, damage) for name, damage, _ in DAMAGES)['everything'](good))
+    done = subprocess.run([sys.executable, table.__file__, '--data', path],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    message = done.stderr.decode()
+    assert done.returncode == 1 and done.stdout == b''
+    assert message.startswith('error: ') and 'Traceback' not in message
+    assert 'Warning' not in message
+
+
+@pytest.mark.parametrize('make, words', [
+    (lambda folder: folder / 'nowhere.csv', 'there is no such file'),
+    (lambda folder: folder, 'is a folder'),
+    (lambda folder: folder / ('x' * 300), 'cannot be read')])
+def test_what_is_not_a_file_is_refused(tmp_path, capsys, make, words):
+    assert table.main(['--data', str(make(tmp_path))]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_unreadable_file_is_refused(good, write, capsys):
+    path = write(good)
+    os.chmod(path, 0)
+    if os.access(path, os.R_OK):
+        pytest.skip('this user may read everything')
+    assert table.main(['--data', path]) == 1
+    assert 'Permission denied' in capsys.readouterr().err
+
+
+def test_damage_beyond_the_first_block_has_the_right_line(good, write, monkeypatch):
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 200000)
+    blank_line = edit_line(1500, lambda line: line + b'\n')
+    damage = both(set_cells('ps_car_13', b'x', [2900]), set_cells('target', b'4', [2800, 2999]),
+                  set_cells('id', b'3', [2950]), blank_line)
+    with pytest.raises(table.TableError) as caught:
+        table.read_table(write(damage(good)))
+    assert 'ps_car_13: 1 cell with text instead of a number, first in line 2,901' in str(
+        caught.value)
+    assert 'target: 2 values other than 0 and 1, first in line 2,801 (4)' in str(caught.value)
+    assert 'id: 1 row with the id of an earlier row, first in line 2,951 (id 3)' in str(
+        caught.value)
+
+
+def read(path, caplog):
+    """The table, after a check that there was nothing to warn of."""
+    with caplog.at_level(logging.WARNING):
+        frame = table.read_table(path)
+    assert caplog.messages == []
+    return frame
+
+
+def test_types_order_and_values(good, write, caplog):
+    frame = read(write(good), caplog)
+    plain = pandas.read_csv(write(good))
+    assert list(frame) == table.COLUMNS == list(plain)
+    assert len(table.COLUMNS) == 59 and table.FEATURES == table.COLUMNS[2:]
+    for name in frame:
+        assert frame[name].dtype == ('int32' if name == 'id' else
+                                     'float32' if plain[name].dtype == 'float64' else 'int8')
+        assert (frame[name] == plain[name].astype(frame[name].dtype)).all()
+
+
+@pytest.mark.parametrize('change', [
+    gzip.compress,
+    lambda content: content.replace(b'\n', b'\r\n'),
+    lambda content: content.rstrip(b'\n'),
+    lambda content: content + b'\n\n \n',
+    lambda content: b'\xef\xbb\xbf' + content,
+    lambda content: content.replace(b',', b', '),
+    lambda content: b'\n'.join(b'"' + line.replace(b',', b'","') + b'"'
+                               for line in content.splitlines()),
+    lambda content: joined([row[:2] + row[:1:-1] for row in cells_of(content)]),
+    lambda content: joined([row[::-1] for row in cells_of(content)]),
+    lambda content: set_cells('ps_ind_01', b'1.0', [2])(set_cells('ps_ind_01', b'1', [3])(content)),
+], ids=['gzip', 'CRLF', 'no last line end', 'blank lines', 'byte order mark', 'blanks', 'quotes',
+        'other column order', 'reversed columns', 'whole number written as 1.0'])
+def test_other_ways_to_write_the_same_table(good, write, caplog, monkeypatch, change):
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 200000)
+    good = set_cells('ps_ind_01', b'1', [2, 3])(good)
+    expected = read(write(good), caplog)
+    pandas.testing.assert_frame_equal(read(write(change(good), 'changed.csv'), caplog), expected)
+
+
+def test_large_whole_numbers_are_kept(good, write, caplog):
+    damage = both(set_cells('ps_ind_01', b'300', [5]), set_cells('ps_calc_10', b'-40000', [6]),
+                  set_cells('id', b'9000000000000000001', [3001]))
+    with caplog.at_level(logging.WARNING):
+        frame = table.read_table(write(damage(good)))
+    assert frame.ps_ind_01[3] == 300 and frame.ps_calc_10[4] == -40000
+    assert frame.id.iloc[-1] == 9000000000000000001
+    assert [str(kind) for kind in frame.dtypes[['ps_ind_01', 'ps_calc_10', 'id', 'ps_ind_03']]] == [
+        'int16', 'int32', 'int64', 'int8']
+
+
+def test_values_never_seen_are_a_warning_with_counts(good, write, caplog):
+    damage = both(set_cells('ps_car_11_cat', b'105', [5, 6, 7]),
+                  set_cells('ps_ind_02_cat', b'0', [8]),
+                  set_cells('ps_car_13', b'9.5', [9, 10]), set_cells('ps_reg_01', b'-1', [11]),
+                  set_cells('ps_reg_03', b'-1', [12]))
+    with caplog.at_level(logging.WARNING):
+        frame = table.read_table(write(damage(good)))
+    assert len(frame) == ROWS
+    text = '\n'.join(caplog.messages)
+    assert len(caplog.messages) == 4
+    assert 'ps_car_11_cat: 3 values not in the published table, from 105 to 105' in text
+    assert 'ps_ind_02_cat: 1 value not in' in text
+    assert 'ps_car_13: 2 values' in text and 'ps_reg_01: 1 value' in text
+
+
+def test_command_line_says_in_one_line_what_is_in_the_table(good, write, capsys):
+    path = write(good)
+    plain = pandas.read_csv(path)
+    assert table.main(['--data', path]) == 0
+    output = capsys.readouterr()
+    assert output.out == (
+        '{}: 3,000 rows, {} claims ({:.2%}), {:,} missing values in {} columns\n'.format(
+            path, plain.target.sum(), plain.target.mean(), (plain == -1).values.sum(),
+            (plain == -1).any().sum()))
+
+
+def test_a_float32_is_on_the_same_side_of_every_threshold_as_its_double(good, write):
+    lightgbm = pytest.importorskip('lightgbm')
+    path = write(good)
+    frame, plain = table.read_table(path), pandas.read_csv(path)
+    features = frame[table.FEATURES].astype('float32').values
+    model = lightgbm.train(
+        {'objective': 'binary', 'verbose': -1, 'num_threads': 1, 'min_data_in_leaf': 3,
+         'num_leaves': 200, 'max_bin': 5000, 'min_data_in_bin': 1, 'learning_rate': .5,
+         'feature_pre_filter': False},
+        lightgbm.Dataset(features, frame.target.values), num_boost_round=10)
+    as_json = plain[table.FEATURES].values.astype('float64')
+    assert (model.predict(features) == model.predict(as_json)).all()
+
+
+def test_a_row_keeps_its_part_for_ever():
+    ids = [-1, 0, 1, 2, 7, 9, 13, 1488027, 2 ** 40 + 1, 9000000000000000001]
+    assert table.parts(ids).tolist() == [2, 2, 0, 0, 0, 1, 1, 0, 0, 2]
+    many = numpy.arange(1000000)
+    assert hashlib.sha256(table.parts(many).tobytes()).hexdigest() == (
+        'bea77f22d4fcc917f68bdc6af31fbbb9a533d0ca0e9801f7327076d656ea1dcb')
+    for kind in ('int32', 'int64'):
+        assert (table.parts(many.astype(kind)[500:600]) == table.parts(many)[500:600]).all()
+    assert table.parts(pandas.Series([7, 9])).dtype == numpy.uint8
+
+
+def test_parts_have_their_shares_whatever_the_ids():
+    rows = numpy.arange(500000)
+    for ids in (rows, rows * 2 ** 33, 10 * rows + 3):
+        shares = numpy.bincount(table.parts(ids), minlength=3) / len(ids)
+        assert abs(shares - [.64, .16, .20]).max() < .004
+
+
+def test_parts_do_not_change_when_the_table_grows_or_is_shuffled():
+    ids = sample.generate(2000, seed=5).id.values
+    longer = sample.generate(3000, seed=5).id.values
+    assert (table.parts(longer)[:2000] == table.parts(ids)).all()
+    order = numpy.random.RandomState(0).permutation(2000)
+    assert (table.parts(ids[order]) == table.parts(ids)[order]).all()
+
+
+@pytest.mark.skipif(not os.path.exists(REAL), reason='the real rows are not on this machine')
+def test_real_rows(caplog):
+    frame = read(REAL, caplog)
+    assert frame.shape == (10000, 59) and frame.target.sum() == 379
+    assert frame.memory_usage(index=False).sum() == 10000 * (4 + 48 + 40)

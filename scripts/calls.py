@@ -13,8 +13,9 @@ import threading
 import time
 import warnings
 
-# The SDK waits 32, 64 and 128 s after 429, whatever Retry-After says, longer than our deadlines.
-SDK_BACKOFF_SECONDS = '2'
+# By default the SDK repeats a request after 32, 64 and 128 s when it is throttled, and after up to
+# 40 s when it meets 503, whatever Retry-After says: longer than our deadlines. It doubles these.
+SDK_BACKOFF = {'AZUREML_DEFAULT_BACKOFF': '2', 'AZUREML_DEFAULT_503_BACKOFF': '2'}
 
 # Modules whose exceptions come from the service or from the way there, not from a mistake here.
 SERVICE_MODULES = ('azure', 'azureml', 'msal', 'msrest', 'msrestazure', 'adal', 'requests',
@@ -22,7 +23,7 @@ SERVICE_MODULES = ('azure', 'azureml', 'msal', 'msrest', 'msrestazure', 'adal', 
 CAUSES = ('inner_exception', 'inner_error', '__cause__', '__context__')
 
 SECRETS = re.compile(
-    r'eyJ[\w-]{10,}(\.[\w-]*)*'                     # a token
+    r'eyJ[\w-]{10,}(\.[\w-]+)*'                     # a token
     r'|(?<=[?&;])(sig|sv|se|st|sp|spr|sr|skoid|sktid)=[^&\s"\']+'  # a signed address
     r'|(?i:bearer\s+)[\w.~+/=-]+'
     r'|(?i:(accountkey|sharedaccesskey|client_secret|password)["\']?\s*[=:]\s*)["\']?[^\s"\',;&]+')
@@ -36,7 +37,7 @@ ADVICE = {
 }
 SIGN_IN = 'check tenantId, servicePrincipalId and servicePrincipalKey, or renew the secret'
 LATER = 'Azure has a fault: run this again later; nothing is done twice'
-CONNECTION = 'there is no connection: check the network and HTTPS_PROXY, then run this again'
+CONNECTION = 'check the network and HTTPS_PROXY, then run this again; nothing is done twice'
 
 
 class AzureError(Exception):
@@ -99,20 +100,19 @@ def reason_of(error):
 
 
 def explain(what, error):
-    """An AzureError for an error of the SDK: could not <what>: <reason>; <advice>."""
-    status = status_of(error)
-    advice = ADVICE.get(status)
-    if status is None and any(isinstance(link, OSError) or 'Connection' in type(link).__name__
-                              for link in chain(error)):
-        advice = CONNECTION
-    if status is not None and status >= 500:
-        advice = LATER
-    reason = reason_of(error)
+    """An AzureError for an error of the SDK: could not <what>: <reason>, and the advice."""
+    status, reason = status_of(error), reason_of(error)
+    advice = LATER if (status or 0) >= 500 else ADVICE.get(status)
     if 'AADSTS' in reason:
         # https://learn.microsoft.com/entra/identity-platform/reference-error-codes
         status, advice = 401, SIGN_IN
     if status:
         reason = 'HTTP %d, %s' % (status, reason)
+    elif any(isinstance(link, OSError) or 'Connection' in type(link).__name__
+             for link in chain(error)):
+        host = re.search(r"host='([^']+)'", reason)
+        reason = 'no connection to %s' % host.group(1) if host else 'no connection: ' + reason
+        advice = CONNECTION
     return AzureError('could not %s: %s%s' % (what, reason, '\n' + advice if advice else ''),
                       status)
 
@@ -144,7 +144,8 @@ def asking(what, seconds):
     Raises AzureError for what the service or the network refuses. Ends the process with exit
     code 1 when the calls take longer than so many seconds.
     """
-    os.environ.setdefault('AZUREML_DEFAULT_BACKOFF', SDK_BACKOFF_SECONDS)
+    for name, backoff in SDK_BACKOFF.items():
+        os.environ.setdefault(name, backoff)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter('ignore')
     try:
@@ -161,7 +162,8 @@ def asking(what, seconds):
 def repeat(call, seconds, delay=1):
     """call(), repeated while it fails by throttling, a fault of the server or the connection.
 
-    For the few calls that the SDK does not repeat by itself: those to the environment service.
+    For the calls that the SDK does not repeat by itself: all to the environment service, and POST
+    to the pipeline service.
     """
     end = time.monotonic() + seconds
     while True:

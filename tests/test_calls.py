@@ -1,0 +1,112 @@
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import requests
+
+import calls
+from conftest import ROOT
+
+TOKEN = 'eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.eyJleHAiOjF9.abc-DEF_123'
+
+
+@pytest.fixture(autouse=True)
+def loud_again():
+    yield
+    logging.disable(logging.NOTSET)
+    for name in calls.SDK_BACKOFF:
+        os.environ.pop(name, None)
+
+
+def answer(status, text):
+    response = requests.Response()
+    response.status_code = status
+    response._content = text.encode()
+    return response
+
+
+def refused(error):
+    with pytest.raises(calls.AzureError) as info:
+        with calls.asking('deploy', 10):
+            raise error
+    return info.value
+
+
+@pytest.mark.parametrize('text', [
+    'token ' + TOKEN, 'Authorization: Bearer ' + TOKEN, 'Authorization: Bearer s3cr3tkey',
+    'https://a.blob.core.windows.net/c/f?sv=2019&sr=b&sig=s3cr3tkey%3D&se=1',
+    'AccountKey=s3cr3tkey==;x', '{"client_secret": "s3cr3tkey"}', "password='s3cr3tkey'"])
+def test_texts_are_cleaned_of_secrets(text):
+    cleaned = calls.clean(text)
+    assert 's3cr3tkey' not in cleaned and 'eyJ' not in cleaned and '***' in cleaned
+
+
+def test_what_the_service_says_is_one_sentence_with_advice():
+    response = answer(403, '{"error": {"code": "X", "message": "May not, says %s."}}' % TOKEN)
+    error = refused(requests.HTTPError('403 Client Error for url', response=response))
+    assert error.status == 403
+    assert str(error) == ('could not deploy: HTTP 403, May not, says ***.\n' + calls.ADVICE[403])
+
+
+def test_status_in_the_text_of_the_sdk():
+    error = refused(Exception('Error retrieving the environment definition. Code: 503\n: busy'))
+    assert error.status == 503 and str(error).endswith(calls.LATER)
+
+
+def test_a_lost_connection_is_called_one():
+    error = refused(requests.ConnectionError("HTTPSConnectionPool(host='a.b', port=443): no way"))
+    assert error.status is None
+    assert str(error) == 'could not deploy: no connection to a.b\n' + calls.CONNECTION
+
+
+def test_mistakes_of_our_own_stay_visible():
+    with pytest.raises(TypeError):
+        with calls.asking('deploy', 10):
+            None + 1
+
+
+def test_prints_of_the_sdk_are_swallowed(capsys):
+    with calls.asking('deploy', 10):
+        print('noise')
+    print('said')
+    assert capsys.readouterr().out == 'said\n'
+
+
+@pytest.mark.parametrize('status, tries', [(503, 3), (429, 3), (404, 1), (401, 1)])
+def test_only_transient_errors_are_repeated(status, tries):
+    asked = []
+
+    def ask():
+        asked.append(1)
+        if len(asked) < 3:
+            raise requests.HTTPError(response=answer(status, 'no'))
+        return 'good'
+
+    if tries == 3:
+        assert calls.repeat(ask, 10, delay=0.001) == 'good'
+    else:
+        with pytest.raises(requests.HTTPError):
+            calls.repeat(ask, 10, delay=0.001)
+    assert len(asked) == tries
+
+
+def test_repeating_ends():
+    with pytest.raises(requests.ConnectionError):
+        calls.repeat(lambda: requests.get('http://127.0.0.1:1'), 0.01, delay=0.004)
+
+
+def test_a_call_that_hangs_ends_the_process():
+    code = ('import calls, socket\n'
+            'server = socket.create_server(("127.0.0.1", 0))\n'
+            'with calls.asking("open the workspace", 0.2):\n'
+            '    socket.create_connection(server.getsockname()).recv(1)\n')
+    if sys.version_info < (3, 8):
+        code = code.replace('socket.create_server(("127.0.0.1", 0))',
+                            'socket.socket(); server.bind(("127.0.0.1", 0)); server.listen(1)')
+    done = subprocess.run([sys.executable, '-c', code], cwd=str(ROOT / 'scripts'),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith(
+        'error: could not open the workspace: no answer within 0.2 s\n')

@@ -19,7 +19,7 @@ import time
 
 from . import sign_in, state, transport, workspaces
 # These bring their routes along when they are imported; the others are used here as well.
-from . import computes, data, pipelines, services  # noqa: F401
+from . import blobs, computes, data, pipelines, services  # noqa: F401
 from .containers import Containers
 from .faults import Faults
 from .jobs import Jobs

@@ -16,8 +16,8 @@ import traceback
 import urllib.request
 
 from . import processes
+from .artifacts import artifact_path
 from .models import unpack
-from .storage import artifact_path
 from .workspaces import now
 
 OPERATION_ENDED = ('Succeeded', 'Failed', 'Cancelled', 'TimedOut')

@@ -21,9 +21,8 @@ CONTAINERS = {DEFAULT: 'azureml-blobstore', 'workspaceartifactstore': 'azureml'}
 @route('GET', API, DATASTORES + '/datastores/{name}')
 def get_datastore(call, name=DEFAULT):
     if name not in CONTAINERS:
-        raise problem(
-            404, 'UserError',
-            'Could not find datastore %s in workspace %s.' % (name, call.workspace['name']))
+        raise problem(404, 'UserError', 'Could not find datastore %s in workspace %s.' % (
+            name, call.workspace['name']))
     key = call.cloud.storage_key(account(call.workspace))
     return {
         'name': name, 'dataStoreType': 'AzureBlob', 'hasBeenValidated': True, 'tags': {},
@@ -34,9 +33,7 @@ def get_datastore(call, name=DEFAULT):
             'credential': key, 'accountKey': key, 'isSas': False, 'sasToken': None,
             'blobCacheTimeout': None, 'clientCredentials': None,
             'areWorkspaceManagedIdentitiesAllowed': False, 'subscriptionId': SUBSCRIPTION,
-            'resourceGroup': call.workspace['id'].split('/')[4]
-        }
-    }
+            'resourceGroup': call.workspace['group']}}
 
 
 @route('GET', API, DATASTORES + '/datastores')
@@ -76,8 +73,8 @@ def register_dataset(call):
         if saved not in call.table('saved-datasets'):
             call.table('saved-datasets')[saved] = {
                 'id': saved, 'datasetType': asked.get('datasetType'),
-                'properties': latest.get('properties') or {}, 'dataflowJson': latest.get('dataflow')
-            }
+                'properties': latest.get('properties') or {},
+                'dataflowJson': latest.get('dataflow')}
         versions.append(document)
         call.table('datasets')[asked['name']] = row
     return document
@@ -118,14 +115,11 @@ def list_dataset_versions(call, identity):
 
 @route('GET', API, '/data/v1.0' + WORKSPACE + '/dataversion/{name}/versions/{version}')
 def get_data_version(call, name, version):
-    """What the Rust reader asks for before it reads a dataset that has been saved but not
-    registered."""
+    """What the Rust reader asks for before it reads a dataset that is saved but not registered."""
     saved = call.table('saved-datasets')[name[len('unregistered-'):]]
     dataflow = json.loads(saved['dataflowJson'] or '{}').get('meta', {}).get('RsDataflow')
-    return {
-        'legacyDataflow': dataflow, 'legacyDataflowType': 'rslex',
-        'dataVersion': {'dataType': saved.get('datasetType')}
-    }
+    return {'legacyDataflow': dataflow, 'legacyDataflowType': 'rslex',
+            'dataVersion': {'dataType': saved.get('datasetType')}}
 
 
 @route('PUT', API, ENVIRONMENTS + '/{name}')
@@ -136,8 +130,8 @@ def put_environment(call, name, version=None):
         row = call.table('environments').get(name) or {'versions': []}
         document = dict(call.json, name=name, version=version or str(len(row['versions']) + 1))
         for known in row['versions']:
-            if known['version'] == version or dict(known, version=None) == dict(
-                    document, version=None):
+            same = dict(known, version=None) == dict(document, version=None)
+            if same or known['version'] == version:
                 return known
         row['versions'].append(document)
         call.table('environments')[name] = row
@@ -147,8 +141,8 @@ def put_environment(call, name, version=None):
 @route('GET', API, ENVIRONMENTS + '/{name}')
 @route('GET', API, ENVIRONMENTS + '/{name}/versions/{version}')
 def get_environment(call, name, version=None):
-    for document in reversed((call.table('environments').get(name)
-                              or {'versions': []})['versions']):
+    row = call.table('environments').get(name) or {'versions': []}
+    for document in reversed(row['versions']):
         if version in (None, document['version']):
             return document
     raise problem(404, 'UserError', 'No environment %s, version %s, in workspace %s.' % (
@@ -161,13 +155,7 @@ def list_environments(call):
 
 
 @route('GET', API, ENVIRONMENTS + '/{name}/versions/{version}/image')
-def environment_image(call, name, version):
+def get_environment_image(call, name, version):
     """Nothing is built here; every image is said to exist."""
-    return {
-        'imageExistsInRegistry': True, 'dockerImage': {'name': 'azureml/' + name, 'registry': None}
-    }
-
-
-@route('POST', API, ENVIRONMENTS + '/{name}/versions/{version}/recipe')
-def environment_recipe(call, name, version):
-    return {}
+    return {'imageExistsInRegistry': True,
+            'dockerImage': {'name': 'azureml/' + name, 'registry': None}}

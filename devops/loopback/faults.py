@@ -1,18 +1,17 @@
-"""Faults on demand: what can go wrong between a client and Azure ML, made to happen without
-touching the client.
+"""Faults on demand: what can go wrong on Azure's side, without touching the client.
 
-A fault is a dictionary: `fault` (its name, see NAMES), `count` (how often it strikes; 1 unless
-given, null without end), `skip` (how many occasions it lets pass first), and what its name
-needs. Faults are given as a list, or as a JSON file that holds such a list and is read again
-whenever it changes, so that faults can be set while the stand-in runs.
+A fault is a dictionary: `fault` (its name, see NAMES), `count` (how often it strikes: once unless
+given, without end if null), `skip` (how many occasions it lets pass first), and what its name
+takes. Faults come as a list, or as a JSON file of such a list, which is read again whenever it
+changes, so that faults can be set while the stand-in runs.
 """
 import json
 import os
 import re
 import threading
 
+from .routing import METADATA, TELEMETRY, Dropped, problem
 from .sign_in import OBJECT, expired
-from .routing import Dropped, problem
 
 NAMES = {
     'throttled': '429 with Retry-After of `seconds` (1)',
@@ -31,16 +30,16 @@ NAMES = {
     'late': 'a service is healthy `seconds` (3) later',
     'scoring-500': 'a service answers 500 to POST',
 }
-# These strike requests in whose "METHOD https://host/path" the regular expression `path` is found.
-# With `after` true the request is carried out and only its answer is lost.
-TRANSPORT = ('throttled', 'server-error', 'unavailable', 'reset', 'stalled', 'expired-token',
-             'forbidden')
+# These strike requests in whose "METHOD https://host/path" the regular expression `path` is found
+# (any unless given). With `after` true the request is carried out and only its answer is lost.
+ON_REQUESTS = ('throttled', 'server-error', 'unavailable', 'reset', 'stalled')
+ON_SIGNED_IN_REQUESTS = ('expired-token', 'forbidden')
+STALL_SECONDS = 600
 KEYS = ('fault', 'count', 'skip', 'path', 'after', 'seconds', 'step')
 
 
 class Faults:
-    """The faults that are still to come. `source` is None, a list of faults, or the path of a
-    JSON file."""
+    """The faults that are still to come. `source`: None, a list, or the path of a JSON file."""
 
     def __init__(self, source=None):
         self._lock = threading.Lock()
@@ -60,9 +59,8 @@ class Faults:
         details['fault'] = fault
         strange = sorted(set(details) - set(KEYS))
         if fault not in NAMES or strange:
-            raise ValueError('unknown fault %r%s: the names are %s; the keys %s' %
-                             (fault, ' with %s' % ', '.join(strange) if strange else '',
-                              ', '.join(NAMES), ', '.join(KEYS)))
+            raise ValueError('unknown fault %r or key %s: the names are %s; the keys are %s' % (
+                fault, strange, ', '.join(NAMES), ', '.join(KEYS)))
         with self._lock:
             self._faults.append(dict({'count': 1, 'skip': 0}, **details))
 
@@ -71,13 +69,12 @@ class Faults:
             self._faults = []
 
     def take(self, *names, **matching):
-        """The next due fault of one of these names, counted as having struck; None if there is
-        none."""
+        """The next fault of one of these names that is due, counted as having struck, or None."""
         self._refresh()
         with self._lock:
             for fault in self._faults:
-                if fault['fault'] not in names or not _meets(fault,
-                                                             matching) or fault['count'] == 0:
+                due = fault['fault'] in names and fault['count'] != 0
+                if not due or not _fits(fault, **matching):
                     continue
                 if fault['skip']:
                     fault['skip'] -= 1
@@ -99,45 +96,36 @@ class Faults:
         with self._lock:
             if not any(fault['fault'] == 'no-capacity' for fault in self._faults):
                 return None
-        return [{
-            'error': {
-                'code': 'ClusterCoreQuotaReached',
-                'message': 'Operation results in exceeding quota limits of '
-                'Core. Maximum allowed: 0, Current in use: 0.'
-            }
-        }]
+        return [{'error': {'code': 'ClusterCoreQuotaReached', 'message': 'Operation results in '
+                           'exceeding quota limits of Core. Maximum allowed: 0.'}}]
 
-    def strike(self, call):
-        """Raise what the request has to suffer; return it when it is to be suffered after it has
-        been carried out."""
-        fault = self.take(*TRANSPORT, path='%s https://%s%s' % (call.method, call.host, call.path))
-        if fault is None:
+    def of(self, call, signed_in):
+        """The fault that this request has to suffer, or None; telemetry suffers none."""
+        if re.match('%s$|%s$' % (TELEMETRY, METADATA), call.host):
             return None
-        answer = self._answer(fault)
-        if fault.get('after'):
-            return answer
-        raise answer
+        names = ON_REQUESTS + (ON_SIGNED_IN_REQUESTS if signed_in else ())
+        return self.take(*names, path=str(call))
 
-    def _answer(self, fault):
+    def suffer(self, fault):
+        """Raise what the client gets to see."""
         name, seconds = fault['fault'], fault.get('seconds')
         if name == 'throttled':
-            return problem(429, 'TooManyRequests', 'The request is throttled.',
-                           {'Retry-After': str(seconds or 1)})
+            raise problem(429, 'TooManyRequests', 'The request is throttled.',
+                          {'Retry-After': str(seconds or 1)})
         if name == 'server-error':
-            return problem(500, 'InternalServerError', 'Encountered an unexpected error.')
+            raise problem(500, 'InternalServerError', 'Encountered an unexpected error.')
         if name == 'unavailable':
-            return problem(503, 'ServiceUnavailable', 'The service is unavailable.')
+            raise problem(503, 'ServiceUnavailable', 'The service is unavailable.')
         if name == 'expired-token':
-            return expired()
+            raise expired()
         if name == 'forbidden':
-            return problem(
-                403, 'AuthorizationFailed',
-                'The client with object id \'%s\' does not have authorization to perform this '
-                'action over this scope or the scope is invalid. If access was recently granted, '
-                'please refresh your credentials.' % OBJECT)
+            raise problem(
+                403, 'AuthorizationFailed', 'The client with object id \'%s\' does not have '
+                'authorization to perform this action over this scope or the scope is invalid. If '
+                'access was recently granted, please refresh your credentials.' % OBJECT)
         if name == 'stalled':
-            self.stopping.wait(seconds or 600)
-        return Dropped()
+            self.stopping.wait(seconds or STALL_SECONDS)
+        raise Dropped
 
     def _refresh(self):
         """Read the file again if it has changed since."""
@@ -154,9 +142,5 @@ class Faults:
             self.add(**fault)
 
 
-def _meets(fault, matching):
-    if 'path' in matching:
-        return re.search(fault.get('path', ''), matching['path'])
-    if 'step' in matching:
-        return fault.get('step') in (None, matching['step'])
-    return True
+def _fits(fault, path='', step=None):
+    return fault.get('step') in (None, step) and re.search(fault.get('path', ''), path)

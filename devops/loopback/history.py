@@ -1,28 +1,27 @@
 """Run history: experiments, runs with their tags, properties and states, events, metrics.
 
-Sources: runHistory.json of Azure/azure-rest-api-specs; the SDK's models RunDto, RunDetailsDto
-and MetricV2Dto; the filters that azureml/_restclient/_odata writes. A row of the table `runs`
-holds the RunDto, the experiment and the error.
+Sources: runHistory.json of Azure/azure-rest-api-specs; the SDK's models RunDto, RunDetailsDto and
+MetricV2Dto; the filters that azureml/_restclient/_odata writes. A row of the table `runs` holds
+the RunDto, the experiment's name and the error, and for a step its outputs.
 """
 import re
 import uuid
 
-from .sign_in import CLIENT, TENANT
-from .storage import CONTAINER, _content, account
+from .artifacts import artifact_link, artifact_names
 from .routing import API, WORKSPACE, problem, route
+from .sign_in import CLIENT, LIFETIME, TENANT
 from .workspaces import now
 
 HISTORY = '/history/v1.0' + WORKSPACE
 PLACES = ('', '/experiments/{experiment}', '/experimentids/{experiment}')
 METRICS = '/metric/v2.0' + WORKSPACE + '/runs/{run}'
 ENDED = ('Completed', 'Failed', 'Canceled')
-EVENTS = {
-    'Microsoft.MachineLearning.Run.Start': 'Running',
-    'Microsoft.MachineLearning.Run.Completed': 'Completed',
-    'Microsoft.MachineLearning.Run.Failed': 'Failed',
-    'Microsoft.MachineLearning.Run.Canceled': 'Canceled'
-}
-LOGS = ('azureml-logs/', 'user_logs/', 'system_logs/', 'logs/azureml/')
+EVENTS = {'Microsoft.MachineLearning.Run.Start': 'Running',
+          'Microsoft.MachineLearning.Run.Completed': 'Completed',
+          'Microsoft.MachineLearning.Run.Failed': 'Failed',
+          'Microsoft.MachineLearning.Run.Canceled': 'Canceled'}
+ORIGIN = 'ExperimentRun'
+LOGS = ('user_logs/', 'azureml-logs/', 'system_logs/', 'logs/azureml/')
 
 
 def runs_route(method, path):
@@ -35,18 +34,16 @@ def runs_route(method, path):
 
 
 def new_run(table, experiment, run=None, **facts):
-    """Add a run to the table `runs` and return its row. Facts are fields of RunDto."""
+    """Add a run to the table `runs` and return its row. The facts are fields of RunDto."""
     run = run or str(uuid.uuid4())
-    dto = {
+    dto = dict({
         'runId': run, 'runUuid': str(uuid.uuid4()), 'rootRunId': run, 'parentRunId': None,
         'runNumber': len(table) + 1, 'experimentId': experiment['experimentId'],
-        'dataContainerId': 'dcid.' + run, 'displayName': run, 'name': None, 'status': 'NotStarted',
-        'createdUtc': now(), 'startTimeUtc': None, 'endTimeUtc': None, 'tags': {}, 'properties': {},
-        'runType': None, 'target': None, 'description': None, 'hidden': False,
-        'heartbeatEnabled': False,
-        'createdBy': {'userObjectId': CLIENT, 'userTenantId': TENANT, 'userName': 'loopback'}
-    }
-    dto.update(facts)
+        'dataContainerId': 'dcid.' + run, 'displayName': run, 'name': None,
+        'status': 'NotStarted', 'createdUtc': now(), 'startTimeUtc': None, 'endTimeUtc': None,
+        'tags': {}, 'properties': {}, 'runType': None, 'target': None, 'description': None,
+        'hidden': False, 'heartbeatEnabled': False, 'createdBy': {
+            'userObjectId': CLIENT, 'userTenantId': TENANT, 'userName': 'loopback'}}, **facts)
     table[run] = {'dto': dto, 'experiment': experiment['name'], 'error': None}
     return table[run]
 
@@ -54,25 +51,32 @@ def new_run(table, experiment, run=None, **facts):
 def set_status(table, run, status, error=None):
     """Move a run on. One that has ended stays as it is, one that is canceled never runs again."""
     with table.change(run) as row:
-        old = row['dto']['status']
-        if old not in ENDED and (old, status) != ('CancelRequested', 'Running'):
-            row['dto']['status'] = status
-            row['error'] = error
-            if status == 'Running':
-                row['dto']['startTimeUtc'] = now()
-            if status in ENDED:
-                row['dto']['endTimeUtc'] = now()
+        dto = row['dto']
+        if dto['status'] in ENDED or (dto['status'], status) == ('CancelRequested', 'Running'):
+            return
+        dto['status'] = status
+        row['error'] = error
+        if status == 'Running':
+            dto['startTimeUtc'] = now()
+        if status in ENDED:
+            dto['endTimeUtc'] = now()
 
 
 def get_or_create_experiment(table, name):
     if name not in table:
-        if not re.match(r'^[a-zA-Z0-9][\w-]{0,255}$', name):
+        if not re.match(r'[a-zA-Z0-9][\w-]{0,254}$', name):
             raise problem(400, 'UserError', 'The experiment name \'%s\' is invalid.' % name)
-        table[name] = {
-            'experimentId': str(uuid.uuid4()), 'name': name, 'description': None,
-            'createdUtc': now(), 'archivedTime': None, 'tags': {}
-        }
+        table[name] = {'experimentId': str(uuid.uuid4()), 'name': name, 'description': None,
+                       'createdUtc': now(), 'archivedTime': None, 'tags': {}}
     return table[name]
+
+
+def _experiment(call, name):
+    """The experiment of that name or id, made if there is none."""
+    for row in call.table('experiments').values():
+        if name in (row['name'], row['experimentId']):
+            return row
+    return get_or_create_experiment(call.table('experiments'), name)
 
 
 @route('POST', API, HISTORY + '/experiments:query')
@@ -104,12 +108,11 @@ def patch_run(call, run, experiment=None):
     with table.change(run) as row:
         for key, value in call.json.items():
             if key in ('tags', 'properties'):
-                row['dto'][key].update(
-                    {name: text
-                     for name, text in (value or {}).items() if text is not None})
+                row['dto'][key].update({
+                    name: text for name, text in (value or {}).items() if text is not None})
             elif value is not None:
                 row['dto'][key] = value
-    return table[run]['dto']
+    return row['dto']
 
 
 @runs_route('DELETE', '/runs/{run}/tags')
@@ -121,67 +124,53 @@ def delete_tags(call, run, experiment=None):
 
 
 @runs_route('GET', '/runs/{run}/details')
-def run_details(call, run, experiment=None):
+def get_details(call, run, experiment=None):
     row = call.table('runs')[run]
     dto = row['dto']
-    container = dto['dataContainerId']
-    start = 'ExperimentRun/%s/' % container
-    names = call.cloud.blobs.names(account(call.workspace), CONTAINER, start)
-    logs = [name[len(start):] for name in names if name[len(start):].startswith(LOGS)]
-    return {
-        'runId': run, 'target': dto['target'], 'status': dto['status'],
-        'startTimeUtc': dto['startTimeUtc'], 'endTimeUtc': dto['endTimeUtc'],
-        'properties': dto['properties'], 'error': row['error'], 'warnings': None,
-        'inputDatasets': [], 'outputDatasets': [], 'runDefinition': None, 'services': {},
-        'logFiles': {
-            name: _content(call, 'ExperimentRun', container, name)['contentUri']
-            for name in logs
-        }
-    }
+    names = artifact_names(call.cloud, call.workspace, ORIGIN, dto['dataContainerId'])
+    logs = {name: artifact_link(call, ORIGIN, dto['dataContainerId'], name)
+            for name in names if name.startswith(LOGS)}
+    return dict({key: dto[key] for key in (
+        'runId', 'target', 'status', 'startTimeUtc', 'endTimeUtc', 'properties')},
+        error=row['error'], warnings=None, inputDatasets=[], outputDatasets=[],
+        runDefinition=None, services={}, logFiles=logs)
 
 
 @runs_route('GET', '/runs/{run}/children')
 def list_children(call, run, experiment=None):
-    return {
-        'value': [
-            row['dto'] for row in call.table('runs').values() if row['dto']['parentRunId'] == run
-        ], 'continuationToken': None
-    }
+    return {'continuationToken': None, 'value': [
+        row['dto'] for row in call.table('runs').values() if row['dto']['parentRunId'] == run]}
 
 
 @runs_route('POST', '/runs:query')
 @runs_route('POST', '/runs/:query')
 def query_runs(call, experiment=None):
-    name = _experiment(call, experiment)['name'] if experiment else None
-    found = [
-        row['dto'] for row in call.table('runs').values() if name in (
-            None, row['experiment']) and _matches(row['dto'], (call.json or {}).get('filter') or '')
-    ]
-    found.reverse()
-    return {'value': found[:call.json.get('top') or None], 'continuationToken': None}
+    """The newest first."""
+    wanted = call.json.get('filter') or ''
+    names = [_experiment(call, experiment)['name']] if experiment else None
+    found = [row['dto'] for row in call.table('runs').values()
+             if (names is None or row['experiment'] in names) and _meets(row['dto'], wanted)]
+    return {'value': found[::-1][:call.json.get('top')], 'continuationToken': None}
 
 
-def _matches(dto, expression):
-    """Whether the run meets a filter such as `(Tags/BuildId eq 5) and (RunType eq a or
-    Properties/b eq a)`."""
-    for clause in filter(None, re.split(r'\)?\s+and\s+\(?', expression.strip())):
-        if not any(_holds(dto, term.strip('() ')) for term in clause.split(' or ')):
-            return False
-    return True
+def _meets(dto, expression):
+    """Whether a run meets `(Tags/BuildId eq 5) and (RunType eq a or Properties/b eq a)` or so."""
+    clauses = filter(None, re.split(r'\)?\s+and\s+\(?', expression.strip()))
+    return all(any(_holds(dto, term.strip('() ')) for term in clause.split(' or '))
+               for clause in clauses)
 
 
 def _holds(dto, term):
     parsed = re.match(r'(\w+)(?:/(\S+))?\s+(eq|ne|ge|gt)\s+(.*)$', term)
     if not parsed:
-        raise problem(501, 'LoopbackUnknownFilter',
-                      'Loopback cannot read the filter term %r.' % term)
+        raise problem(501, 'LoopbackUnknownFilter', 'Loopback cannot read the filter %r.' % term)
     field, key, operator, wanted = parsed.groups()
     value = dto.get(field[0].lower() + field[1:])
     if key:
         value = (value or {}).get(key)
-    wanted = None if wanted == 'null' else wanted.strip('\'"')
     if operator in ('ge', 'gt'):
         return str(value) >= wanted
+    wanted = None if wanted == 'null' else wanted.strip('\'"')
     return (value == wanted) == (operator == 'eq')
 
 
@@ -194,61 +183,50 @@ def post_event(call, run, experiment=None):
 
 
 @runs_route('GET', '/runs/{run}/token')
-def run_token(call, run, experiment=None):
-    return {'token': call.cloud.tokens.issue(), 'expiryTimeUtc': now(3600)}
+def get_token(call, run, experiment=None):
+    """A fresh token for the process of the run."""
+    return {'token': call.cloud.tokens.issue(), 'expiryTimeUtc': now(LIFETIME)}
 
 
 @runs_route('GET', '/runs/{run}/metricsingest/wait')
 def wait_for_metrics(call, run, experiment=None):
-    return None
+    """Metrics are there as soon as they are posted."""
+
+
+def _metrics(call, run):
+    return (call.table('metrics').get(run) or {'values': []})['values']
 
 
 @route('POST', API, METRICS + '/batch')
 @runs_route('POST', '/runs/{run}/batch/metrics')
 def post_metrics(call, run, experiment=None):
-    table = call.table('metrics')
     with call.cloud.journal.lock:
-        row = table.get(run) or {'values': []}
-        row['values'] += call.json['values']
-        table[run] = row
+        call.table('metrics')[run] = {'values': _metrics(call, run) + call.json['values']}
     return {'errors': []}
 
 
 @route('POST', API, METRICS + '/list')
 def list_metrics(call, run):
-    names = {
-        value['name']: None
-        for value in (call.table('metrics').get(run) or {'values': []})['values']
-    }
-    return {'value': [{'metricKey': {'name': name, 'runId': run}, 'columns': {}} for name in names],
-            'continuationToken': None}
+    names = sorted({value['name'] for value in _metrics(call, run)})
+    return {'continuationToken': None, 'value': [
+        {'metricKey': {'name': name, 'runId': run}, 'columns': {}} for name in names]}
 
 
 @route('POST', API, METRICS + '/full')
 def get_metric(call, run):
-    rows = (call.table('metrics').get(run) or {'values': []})['values']
-    values = [value for value in rows if value['name'] == call.json['metricName']]
+    name = call.json['metricName']
+    values = [value for value in _metrics(call, run) if value['name'] == name]
     if not values:
-        raise problem(404, 'NotFound', 'Run %s has no metric %s.' % (run, call.json['metricName']))
-    cells = [cell for value in values for cell in value['value']]
-    return dict(
-        values[-1], continuationToken=None, value=[
-            dict(cell, metricId=cell.get('metricId') or str(uuid.uuid4()),
-                 createdUtc=cell.get('createdUtc') or now(), step=step)
-            for step, cell in enumerate(cells)
-        ])
+        raise problem(404, 'NotFound', 'Run %s has no metric %s.' % (run, name))
+    cells = [dict(cell, metricId=cell.get('metricId') or str(uuid.uuid4()),
+                  createdUtc=cell.get('createdUtc') or now())
+             for value in values for cell in value['value']]
+    for step, cell in enumerate(cells):
+        cell['step'] = step
+    return dict(values[-1], continuationToken=None, value=cells)
 
 
 @runs_route('POST', '/metrics:query')
 def query_metrics(call, experiment=None):
     """The first generation of metrics, which the SDK asks for as well: there are none."""
     return {'value': [], 'continuationToken': None}
-
-
-def _experiment(call, name):
-    """The experiment of that name or id."""
-    table = call.table('experiments')
-    for row in table.values():
-        if name in (row['name'], row['experimentId']):
-            return row
-    return get_or_create_experiment(table, name)

@@ -1,36 +1,36 @@
-"""The model registry and assets.
+"""The model registry, and the assets that say which artifacts a model consists of.
 
 Sources: ModelDataplane 1.0.0 and modelManagement.json of Azure/azure-rest-api-specs; the SDK's
-Model and ModelErrorResponse. The service gives out the versions of a name, 1, 2, 3 ...; an asset
-names the artifacts (by prefix) that a model consists of.
+models Model, Asset and ModelErrorResponse. The service gives out the versions of a name, 1, 2, 3
+and so on.
 """
 import os
 import shutil
 import uuid
 
-from .sign_in import CLIENT, TENANT
-from .storage import CONTAINER, account
+from .artifacts import artifact_names, artifact_path
 from .routing import API, WORKSPACE, Answer, route
+from .sign_in import CLIENT, TENANT
 from .workspaces import now
 
 MANAGEMENT = '/modelmanagement/v1.0' + WORKSPACE
 PLACES = (MANAGEMENT + '/models', '/modelregistry/v1.0' + WORKSPACE + '/models')
-FIELDS = ('description', 'framework', 'frameworkVersion', 'parentModelId', 'runId',
+FIELDS = ('name', 'description', 'framework', 'frameworkVersion', 'parentModelId', 'runId',
           'experimentName', 'derivedModelIds', 'sampleInputData', 'sampleOutputData',
           'resourceRequirements', 'url')
+CONDITIONS = (('tags', 'kvTags'), ('properties', 'properties'))
 
 
 def refused(status, code, message):
     """An error as model management words it; the SDK reads statusCode out of the body."""
-    return Answer(
-        {
-            'code': code, 'statusCode': status, 'message': message, 'details': [{
-                'code': code, 'message': message
-            }], 'correlation': {'RequestId': str(uuid.uuid4())}
-        }, status)
+    return Answer({
+        'code': code, 'statusCode': status, 'message': message,
+        'details': [{'code': code, 'message': message}],
+        'correlation': {'RequestId': str(uuid.uuid4())}}, status)
 
 
 def models_route(method, path=''):
+    """A route that SDKs reach in model management (older) or in the model registry (newer)."""
     def register(handler):
         for place in PLACES:
             route(method, API, place + path)(handler)
@@ -53,53 +53,48 @@ def get_asset(call, asset):
 @models_route('POST', '/list')
 @models_route('GET')
 def list_models(call):
+    """The newest first. Conditions on tags and properties are written key=value or key."""
     asked = dict(call.query)
-    if call.method == 'POST' and call.body:
+    if call.body:
         asked.update(call.json)
     found = call.table('models').values()
     for field in ('name', 'runId', 'framework'):
         if asked.get(field):
             found = [model for model in found if model[field] == asked[field]]
-    for condition, field in (('tags', 'kvTags'), ('properties', 'properties')):
+    for condition, field in CONDITIONS:
         for wish in filter(None, (asked.get(condition) or '').split(',')):
             key, equals, value = wish.partition('=')
-            found = [
-                model for model in found
-                if key in model[field] and (not equals or model[field][key] == value)
-            ]
+            found = [model for model in found
+                     if key in model[field] and (not equals or model[field][key] == value)]
     if asked.get('datasetId'):
-        found = [
-            model for model in found
-            if asked['datasetId'] in [one['id'] for one in model['datasets']]
-        ]
+        found = [model for model in found
+                 if asked['datasetId'] in [dataset['id'] for dataset in model['datasets']]]
     found.sort(key=lambda model: (model['createdTime'], model['version']), reverse=True)
     if str(asked.get('latestVersionOnly', '')).lower() == 'true':
-        newest = {
-            model['name']: model
-            for model in sorted(found, key=lambda model: model['version'])
-        }
-        found = [model for model in found if newest[model['name']] == model]
-    return {'value': found[:int(asked['count'])] if asked.get('count') else found, 'nextLink': None}
+        seen = set()
+        found = [model for model in found
+                 if not (model['name'] in seen or seen.add(model['name']))]
+    if asked.get('count'):
+        found = found[:int(asked['count'])]
+    return {'value': found, 'nextLink': None}
 
 
 @models_route('POST')
 def register_model(call):
     asked = call.json
     if call.cloud.faults.take('registration-collides'):
-        raise refused(409, 'Conflict',
-                      'A model with name %s is being registered at this moment.' % asked['name'])
+        raise refused(409, 'Conflict', 'Model %s is being registered already.' % asked['name'])
     with call.cloud.journal.lock:
         table = call.table('models')
-        version = 1 + max(
-            [model['version']
-             for model in table.values() if model['name'] == asked['name']], default=0)
-        document = {field: asked.get(field) for field in FIELDS}
-        document.update(
-            id='%s:%d' % (asked['name'], version), name=asked['name'], version=version,
-            mimeType=asked.get('mimeType') or 'application/json', unpack=bool(asked.get('unpack')),
-            kvTags=asked.get('kvTags') or {}, properties=asked.get('properties') or {},
-            datasets=asked.get('datasets') or [], createdTime=now(), modifiedTime=now(),
-            createdBy={'userObjectId': CLIENT, 'userTenantId': TENANT, 'userName': 'loopback'})
+        version = 1 + max([model['version'] for model in table.values()
+                           if model['name'] == asked['name']], default=0)
+        document = dict(
+            {field: asked.get(field) for field in FIELDS}, version=version,
+            id='%s:%d' % (asked['name'], version), unpack=bool(asked.get('unpack')),
+            mimeType=asked.get('mimeType') or 'application/json', kvTags=asked.get('kvTags') or {},
+            properties=asked.get('properties') or {}, datasets=asked.get('datasets') or [],
+            createdTime=now(), modifiedTime=now(), createdBy={
+                'userObjectId': CLIENT, 'userTenantId': TENANT, 'userName': 'loopback'})
         table[document['id']] = document
     return document
 
@@ -118,29 +113,24 @@ def patch_model(call, model):
     with call.table('models').change(model) as document:
         patch(document, call.json)
         document['modifiedTime'] = now()
-    return get_model(call, model)
+    return document
 
 
 @models_route('DELETE', '/{model}')
 def delete_model(call, model):
     get_model(call, model)
-    users = [
-        one['name'] for one in call.table('services').values()
-        if model in one['environmentImageRequest']['modelIds']
-    ]
+    users = [service['name'] for service in call.table('services').values()
+             if model in service['environmentImageRequest']['modelIds']]
     if users:
-        raise refused(400, 'BadRequest',
-                      'Model %s is used by the services %s.' % (model, ', '.join(users)))
+        raise refused(400, 'BadRequest', 'Model %s is used by %s.' % (model, ', '.join(users)))
     del call.table('models')[model]
 
 
 def patch(document, operations):
-    """Apply a JSON patch (RFC 6902: add, replace, remove)."""
+    """Apply a JSON patch of the operations add, replace and remove (RFC 6902)."""
     for operation in operations:
-        *way, last = [
-            part.replace('~1', '/').replace('~0', '~')
-            for part in operation['path'].strip('/').split('/')
-        ]
+        *way, last = [part.replace('~1', '/').replace('~0', '~')
+                      for part in operation['path'].strip('/').split('/')]
         place = document
         for part in way:
             place = place[part]
@@ -151,14 +141,11 @@ def patch(document, operations):
 
 
 def unpack(cloud, workspace, model, folder):
-    """Lay the files of a registered model out in `folder`, with the name that was registered at
-    the top."""
+    """Lay a model's files out in `folder`; what was registered, file or folder, keeps its name."""
     asset = cloud.table(workspace, 'assets')[model['url'][len('aml://asset/'):]]
     for artifact in asset['artifacts']:
-        prefix = artifact.get('prefix') or artifact['id']
-        parent = os.path.dirname(prefix.rstrip('/'))
-        for name in cloud.blobs.names(account(workspace), CONTAINER, prefix):
-            if name == prefix or name.startswith(prefix.rstrip('/') + '/'):
-                path = os.path.join(folder, os.path.relpath(name, parent))
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                shutil.copyfile(cloud.blobs.path(account(workspace), CONTAINER, name), path)
+        origin, container, path = (artifact.get('prefix') or artifact['id']).split('/', 2)
+        for name in artifact_names(cloud, workspace, origin, container, path):
+            goal = os.path.join(folder, os.path.relpath(name, os.path.dirname(path.rstrip('/'))))
+            os.makedirs(os.path.dirname(goal), exist_ok=True)
+            shutil.copyfile(artifact_path(cloud, workspace, origin, container, name), goal)

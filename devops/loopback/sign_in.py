@@ -1,10 +1,8 @@
-"""Microsoft Entra ID: service principals that sign in with a secret, and the tokens that every
-other request needs.
+"""Microsoft Entra ID: sign-in of a service principal, and the tokens that other requests need.
 
-Sources: the OAuth 2.0 client credentials flow
-(learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow), error codes
-AADSTS90002, AADSTS700016, AADSTS7000215 (.../reference-error-codes); the SDK reads `exp` and
-`tid` of the token. Of secrets and tokens only SHA-256 hashes are kept.
+Sources: learn.microsoft.com/entra/identity-platform, the pages v2-oauth2-client-creds-grant-flow
+and reference-error-codes (AADSTS90002, AADSTS700016, AADSTS7000215). The SDK reads `exp` and `tid`
+of a token. Of secrets and tokens only SHA-256 hashes are kept.
 """
 import base64
 import hashlib
@@ -22,8 +20,7 @@ LIFETIME = 3600
 
 
 class Tokens:
-    """Who may come in. `journal` keeps the hashes, so tokens and secrets stay good over a
-    restart."""
+    """Who may come in. The journal has the hashes, so what was given out outlives a restart."""
 
     def __init__(self, journal):
         self._secrets = journal.table('secrets')
@@ -40,17 +37,15 @@ class Tokens:
     def knows_secret(self, secret):
         return _hash(secret) in self._secrets
 
-    def issue(self, audience='https://management.azure.com', seconds=LIFETIME):
+    def issue(self, audience='https://management.azure.com'):
         """A token as the SDK expects it: three parts, the middle one JSON with exp and tid."""
         now = int(time.time())
         claims = {
             'aud': audience, 'iss': 'https://sts.windows.net/%s/' % TENANT, 'iat': now, 'nbf': now,
-            'exp': now + seconds, 'appid': CLIENT, 'oid': OBJECT, 'tid': TENANT,
-            'jti': secrets.token_hex(8)
-        }
-        token = '.'.join((_part({'typ': 'JWT',
-                                 'alg': 'RS256'}), _part(claims), secrets.token_urlsafe(32)))
-        self._tokens[_hash(token)] = {'hash': _hash(token), 'expires': now + seconds}
+            'exp': now + LIFETIME, 'appid': CLIENT, 'oid': OBJECT, 'tid': TENANT}
+        head = {'typ': 'JWT', 'alg': 'RS256'}
+        token = '.'.join((_part(head), _part(claims), secrets.token_urlsafe(32)))
+        self._tokens[_hash(token)] = {'hash': _hash(token), 'expires': now + LIFETIME}
         return token
 
     @staticmethod
@@ -60,28 +55,19 @@ class Tokens:
 
     def check(self, authorization):
         """Refuse a request without a good token, in the words of Azure Resource Manager."""
-        challenge = {
-            'WWW-Authenticate': 'Bearer authorization_uri="https://login.microsoftonline.com/%s"' %
-            TENANT
-        }
         scheme, _, token = (authorization or '').partition(' ')
         if scheme.lower() != 'bearer' or not token:
             raise problem(401, 'AuthenticationFailed',
-                          'Authentication failed. The \'Authorization\' header is missing.',
-                          challenge)
+                          'Authentication failed. The \'Authorization\' header is missing.')
         row = self._tokens.get(_hash(token))
         if row is None:
-            raise problem(401, 'InvalidAuthenticationToken', 'The access token is invalid.',
-                          challenge)
+            raise problem(401, 'InvalidAuthenticationToken', 'The access token is invalid.')
         if row['expires'] < time.time():
             raise expired()
-        return row
 
 
 def expired():
-    return problem(401, 'ExpiredAuthenticationToken',
-                   'The access token expiry UTC time is earlier than now.',
-                   {'WWW-Authenticate': 'Bearer error="invalid_token"'})
+    return problem(401, 'ExpiredAuthenticationToken', 'The access token has expired.')
 
 
 @route('GET', SIGN_IN, '/{tenant}/v2.0/.well-known/openid-configuration', signed_in=False)
@@ -91,22 +77,17 @@ def configuration(call, tenant):
     return {
         'token_endpoint': root + '/oauth2/v2.0/token',
         'authorization_endpoint': root + '/oauth2/v2.0/authorize',
-        'device_authorization_endpoint': root + '/oauth2/v2.0/devicecode', 'issuer': root + '/v2.0',
-        'tenant_region_scope': 'EU', 'cloud_instance_name': 'microsoftonline.com'
-    }
+        'device_authorization_endpoint': root + '/oauth2/v2.0/devicecode',
+        'issuer': root + '/v2.0', 'tenant_region_scope': 'EU',
+        'cloud_instance_name': 'microsoftonline.com'}
 
 
 @route('GET', SIGN_IN, '/common/discovery/instance', signed_in=False)
 def instance(call):
-    aliases = [
-        'login.microsoftonline.com', 'login.windows.net', 'login.microsoft.com', 'sts.windows.net'
-    ]
-    return {
-        'tenant_discovery_endpoint': 'https://%s/%s/v2.0/.well-known/openid-configuration' %
-        (aliases[0], TENANT), 'api-version': '1.1', 'metadata': [{
-            'preferred_network': aliases[0], 'preferred_cache': aliases[1], 'aliases': aliases
-        }]
-    }
+    names = ['login.microsoftonline.com', 'login.windows.net']
+    place = 'https://%s/%s/v2.0/.well-known/openid-configuration' % (names[0], TENANT)
+    return {'tenant_discovery_endpoint': place, 'api-version': '1.1', 'metadata': [{
+        'preferred_network': names[0], 'preferred_cache': names[1], 'aliases': names}]}
 
 
 @route('POST', SIGN_IN, '/{tenant}/oauth2/v2.0/token', signed_in=False)
@@ -117,12 +98,10 @@ def token(call, tenant):
     client = form.get('client_id', '')
     if form.get('grant_type') != 'client_credentials':
         raise refused(400, 'unsupported_grant_type', 70003,
-                      'The app requested an unsupported grant type %r.' % (form.get('grant_type')))
+                      'The app requested an unsupported grant type.')
     if not hmac.compare_digest(client, CLIENT):
-        raise refused(
-            400, 'unauthorized_client', 700016,
-            'Application with identifier \'%s\' was not found in the '
-            'directory \'Loopback\'.' % client)
+        raise refused(400, 'unauthorized_client', 700016, 'Application with identifier \'%s\' was '
+                      'not found in the directory \'Loopback\'.' % client)
     if not call.cloud.tokens.knows_secret(form.get('client_secret', '')):
         raise refused(
             401, 'invalid_client', 7000215,
@@ -136,18 +115,15 @@ def token(call, tenant):
 
 def check_tenant(tenant):
     if tenant not in (TENANT, 'common', 'organizations'):
-        raise refused(
-            400, 'invalid_request', 90002,
-            'Tenant \'%s\' not found. Check to make sure you have the correct '
-            'tenant ID and are signing into the correct cloud.' % tenant)
+        raise refused(400, 'invalid_request', 90002, 'Tenant \'%s\' not found. Check to make sure '
+                      'you have the correct tenant ID and are signing into the correct cloud.'
+                      % tenant)
 
 
 def refused(status, error, code, text):
-    return Answer(
-        {
-            'error': error, 'error_description': 'AADSTS%d: %s' % (code, text),
-            'error_codes': [code], 'timestamp': time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime())
-        }, status)
+    return Answer({
+        'error': error, 'error_description': 'AADSTS%d: %s' % (code, text), 'error_codes': [code],
+        'timestamp': time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime())}, status)
 
 
 def _hash(text):

@@ -15,12 +15,10 @@ class Missing(KeyError):
 
 
 class Journal:
-    """Tables of JSON documents, kept in the file `path`. What is read is a copy: only what is
-    put back is kept."""
+    """Tables of JSON documents in one file. What is read is a copy; what is put back is kept."""
 
     def __init__(self, path):
         self.lock = threading.RLock()
-        self._path = path
         self._tables = {}
         if os.path.exists(path):
             with open(path, encoding='utf-8') as lines:
@@ -43,8 +41,9 @@ class Journal:
     def write(self, table, key, document):
         with self.lock:
             self._apply(table, key, document)
-            self._file.write(_line(table, key, json.dumps(document)))
-            self._file.flush()
+            if not self._file.closed:
+                self._file.write(_line(table, key, json.dumps(document)))
+                self._file.flush()
 
     def close(self):
         with self.lock:
@@ -91,8 +90,7 @@ class Table:
 
     @contextlib.contextmanager
     def change(self, key):
-        """The document under `key`, to be changed in place; nobody else writes meanwhile.
-        Missing if there is none."""
+        """The document under `key`, to be changed in place while nobody else writes."""
         with self._journal.lock:
             document = self[key]
             yield document
@@ -100,8 +98,7 @@ class Table:
 
 
 class Blobs:
-    """Blobs as files: folder/ACCOUNT/CONTAINER/NAME. So a mounted container is simply its
-    folder."""
+    """Blobs as files, FOLDER/ACCOUNT/CONTAINER/NAME, so a mounted container is its folder."""
 
     def __init__(self, folder):
         self.folder = os.path.abspath(folder)
@@ -137,9 +134,10 @@ class Blobs:
             os.remove(os.path.join(staged, name))
 
     def names(self, account, container, prefix=''):
+        """The names of the container's blobs that begin with `prefix`, in order."""
         root = self.path(account, container)
         found = []
-        for folder, _, files in os.walk(root):
+        for folder, _, files in os.walk(self.path(account, container, os.path.dirname(prefix))):
             for file in files:
                 name = os.path.relpath(os.path.join(folder, file), root)
                 if name.startswith(prefix):

@@ -13,10 +13,10 @@ import shutil
 import subprocess
 
 from . import processes
+from .artifacts import artifact_path, snapshot_files
 from .data import CONTAINERS, DEFAULT
-from .history import new_run
-from .storage import account, artifact_path, snapshot_files
-from .workspaces import api_root
+from .history import ORIGIN, new_run
+from .workspaces import account, api_root
 
 FAIL = 'raise RuntimeError("loopback: this step fails on demand")'
 NEVER_END = 'import time; print("loopback: this step never ends", flush=True); time.sleep(1e8)'
@@ -121,7 +121,7 @@ class Step:
 
     def _artifact(self, path):
         return artifact_path(
-            self._cloud, self._workspace, 'ExperimentRun', 'dcid.' + self.run, path)
+            self._cloud, self._workspace, ORIGIN, 'dcid.' + self.run, path)
 
     def _arguments(self):
         folders = dict(self._outputs(), **self._inputs())

@@ -31,13 +31,13 @@ def dispatch(call):
             break
     else:
         call.cloud.report('%s: no such route' % call)
-        return problem(
-            501, 'LoopbackUnknownRoute',
-            'Loopback Azure ML does not know %s' % call)
+        return problem(501, 'LoopbackUnknownRoute', 'Loopback Azure ML does not know %s' % call)
     values = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items()}
     values.pop('host')
     try:
-        after = call.cloud.faults.strike(call)
+        fault = call.cloud.faults.of(call, not candidate.open)
+        if fault and not fault.get('after'):
+            call.cloud.faults.suffer(fault)
         if not candidate.open:
             call.cloud.tokens.check(call.headers.get('Authorization'))
         if 'subscription' in values:
@@ -46,8 +46,8 @@ def dispatch(call):
             call.workspace = find_workspace(
                 call.cloud, values.pop('group'), values.pop('workspace'))
         result = candidate.handler(call, **values)
-        if after:
-            raise after
+        if fault:
+            call.cloud.faults.suffer(fault)
     except Answer as raised:
         return raised
     except Missing as missing:

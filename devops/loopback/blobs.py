@@ -1,0 +1,124 @@
+"""The blob service of the workspace's storage account.
+
+Source: the REST reference of the Blob service (Put Blob, Put Block, Put Block List, Get Blob, Get
+Blob Properties, List Blobs). Links with a shared access signature are good for one blob; of
+requests signed with the account's key only the form is checked.
+"""
+import email.utils
+import hmac
+import os
+import re
+import urllib.parse
+from xml.sax.saxutils import escape
+
+from .routing import BLOB, Answer, route
+from .sign_in import LIFETIME
+from .workspaces import account, now
+
+XML = '<?xml version="1.0" encoding="utf-8"?>'
+LIST = ('<EnumerationResults ServiceEndpoint="https://%s/" ContainerName="%s"><Prefix>%s</Prefix>'
+        '<Blobs>%s</Blobs><NextMarker/></EnumerationResults>')
+ENTRY = ('<Blob><Name>%s</Name><Properties><Creation-Time>%s</Creation-Time><Last-Modified>%s'
+         '</Last-Modified><Etag>%s</Etag><Content-Length>%d</Content-Length>'
+         '<Content-Type>application/octet-stream</Content-Type><BlobType>BlockBlob</BlobType>'
+         '</Properties></Blob>')
+VERSION = '2019-02-02'
+
+
+def shared_link(call, container, name):
+    """A URL of a blob with a shared access signature."""
+    place = '%s.blob.core.windows.net/%s/%s' % (account(call.workspace), container, name)
+    return 'https://%s?sv=%s&sr=b&sp=rwc&se=%s&sig=%s' % (
+        urllib.parse.quote(place), VERSION, urllib.parse.quote(now(LIFETIME)),
+        call.cloud.signature(place))
+
+
+def _account(call):
+    """The account that the request is for, if it is signed."""
+    name = call.host.split('.', 1)[0]
+    place = call.host + urllib.parse.unquote(call.path)
+    linked = hmac.compare_digest(call.query.get('sig', ''), call.cloud.signature(place))
+    if not linked and not call.headers.get('Authorization', '').startswith('SharedKey %s:' % name):
+        raise _refused(403, 'AuthenticationFailed', 'Server failed to authenticate the request.')
+    return name
+
+
+def _refused(status, code, message):
+    text = '%s<Error><Code>%s</Code><Message>%s</Message></Error>' % (XML, code, message)
+    return Answer(text.encode(), status,
+                  {'x-ms-error-code': code, 'Content-Type': 'application/xml'})
+
+
+def _facts(path):
+    """The headers that describe a blob."""
+    facts = os.stat(path)
+    return {'ETag': '"0x%X"' % (facts.st_mtime_ns ^ facts.st_size), 'x-ms-version': VERSION,
+            'Last-Modified': email.utils.formatdate(facts.st_mtime, usegmt=True)}
+
+
+@route('GET', BLOB, '/{container}', signed_in=False)
+def list_blobs(call, container):
+    name = _account(call)
+    if call.query.get('comp') != 'list':
+        return Answer(b'', 200, {'ETag': '"0x1"', 'Last-Modified': email.utils.formatdate()})
+    prefix = call.query.get('prefix', '')
+    found = []
+    for blob in call.cloud.blobs.names(name, container, prefix):
+        path = call.cloud.blobs.path(name, container, blob)
+        facts = _facts(path)
+        found.append(ENTRY % (escape(blob), facts['Last-Modified'], facts['Last-Modified'],
+                              facts['ETag'].strip('"'), os.path.getsize(path)))
+    text = XML + LIST % (call.host, container, escape(prefix), ''.join(found))
+    return Answer(text.encode(), 200, {'Content-Type': 'application/xml'})
+
+
+@route('PUT', BLOB, '/{container}', signed_in=False)
+def put_container(call, container):
+    """Containers are there as soon as they are named."""
+    _account(call)
+    return Answer(b'', 201)
+
+
+@route('HEAD', BLOB, '/{container}/{name*}', signed_in=False)
+@route('GET', BLOB, '/{container}/{name*}', signed_in=False)
+def get_blob(call, container, name):
+    path = call.cloud.blobs.path(_account(call), container, name)
+    if not os.path.isfile(path):
+        raise _refused(404, 'BlobNotFound', 'The specified blob does not exist.')
+    size = os.path.getsize(path)
+    headers = dict(_facts(path), **{
+        'x-ms-blob-type': 'BlockBlob', 'x-ms-lease-status': 'unlocked',
+        'x-ms-lease-state': 'available', 'x-ms-server-encrypted': 'true', 'Accept-Ranges': 'bytes'})
+    headers['x-ms-creation-time'] = headers['Last-Modified']
+    if call.method == 'HEAD':
+        return Answer(b'', 200, dict(headers, **{'Content-Length': str(size)}))
+    first, last, status = 0, size - 1, 200
+    wanted = re.match(r'bytes=(\d+)-(\d*)$',
+                      call.headers.get('x-ms-range') or call.headers.get('Range') or '')
+    if wanted:
+        first, last = int(wanted.group(1)), min(int(wanted.group(2) or last), last)
+        if first >= size:
+            raise _refused(416, 'InvalidRange', 'The range is invalid for this blob\'s size.')
+        headers['Content-Range'] = 'bytes %d-%d/%d' % (first, last, size)
+        status = 206
+    with open(path, 'rb') as file:
+        file.seek(first)
+        return Answer(file.read(last - first + 1), status, headers)
+
+
+@route('PUT', BLOB, '/{container}/{name*}', signed_in=False)
+def put_blob(call, container, name):
+    blobs = call.cloud.blobs
+    path = blobs.path(_account(call), container, name)
+    part = call.query.get('comp')
+    if part == 'block':
+        blobs.stage(path, call.query['blockid'], call.body)
+        return Answer(b'', 201)
+    if part == 'blocklist':
+        blobs.join(path, re.findall(r'<(?:Latest|Uncommitted)>([^<]+)<', call.body.decode()))
+    elif part is None:
+        blobs.write(path, call.body)
+    else:
+        call.cloud.report('%s?comp=%s' % (call, part))
+        raise _refused(400, 'InvalidQueryParameterValue', 'Loopback does not know this comp.')
+    return Answer(b'', 201, dict(_facts(path), **{'x-ms-request-server-encrypted': 'true'}))

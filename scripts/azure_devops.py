@@ -195,7 +195,7 @@ class Client:
             if not again or wait is None or (
                     time.monotonic() - started + wait > DEADLINE_SECONDS):
                 raise problem
-            print('%s Trying again in %d s.' % (problem, wait), file=sys.stderr)
+            print('%s (trying again in %d s)' % (problem, wait), file=sys.stderr)
             time.sleep(wait)
 
     def _answer(self, response, doing, needs):
@@ -262,4 +262,6 @@ class Client:
         else:
             text = 'Azure DevOps did not %s (HTTP %d)' % (doing, status)
             text += ': ' + words if words else '.'
+        if status in TRANSIENT:
+            text += ' Run this again later; nothing is done twice.'
         return AzureDevOpsError(text, status)

@@ -268,11 +268,13 @@ class Work:
                                   needs="the role 'Reader' on the service connections")
         if not there:
             self.left(
-                'Create the service connection %s, with a secret, which azureml-sdk v1 needs:\n'
+                'Create the service connection %s, with a secret, which azureml-sdk v1 needs. '
+                'Its service principal:\n'
                 'az ad sp create-for-rbac --name safe-driver --role Contributor '
-                '--scopes /subscriptions/%s prints what it asks for;\n'
-                '%s > New service connection > Azure Resource Manager > App registration or '
-                'managed identity (manual) > Credential: Secret' % (name, subscription, page))
+                '--scopes /subscriptions/%s\n'
+                'Then, with what that prints: %s > New service connection > Azure Resource '
+                'Manager > App registration or managed identity (manual) > Credential: Secret' % (
+                    name, subscription, page))
             return None
         if (there[0].get('authorization') or {}).get('scheme') == 'WorkloadIdentityFederation':
             self.left('Service connection %s is federated; azureml-sdk v1 cannot use its token. '

@@ -46,9 +46,9 @@ def run(script, env, *argv):
 
 def row(what, code, text):
     """One row of the acceptance table; `pytest -s` shows it."""
-    lines = text.strip().splitlines()
-    errors = [line for line in lines if line.startswith('error:')]
-    print('| %s | %d | %s |' % (what, code, ' '.join(errors) or lines[-1]))
+    before, error, after = text.strip().partition('error: ')
+    said = error + ' '.join(after.split()) if error else before.splitlines()[-1]
+    print('| %s | %d | %s |' % (what, code, said))
 
 
 def client_of(service, **changes):
@@ -224,6 +224,7 @@ def test_no_answer_is_a_sentence(service, waits, monkeypatch):
     with pytest.raises(azure_devops.AzureDevOpsError) as caught:
         client_of(service).call('POST', POLICIES, 'create the policy', POLICY)
     assert 'No answer from 127.0.0.1' in str(caught.value)
+    assert len(service.requests) == 1, 'what was sent may have been done'
 
 
 def test_no_server_is_a_sentence(service, waits):

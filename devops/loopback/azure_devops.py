@@ -298,7 +298,7 @@ class AzureDevOps:
                  'refName': 'refs/heads/' + branch, 'matchKind': kind}]
 
     def misbehave(self, fault, on='', times=1):
-        """Answer the next requests whose 'METHOD path' contains `on` wrongly: a name of FAULTS."""
+        """Answer the next requests wrongly: a name of FAULTS, a pattern of 'METHOD path'."""
         self.faults.append([FAULTS[fault], on, times])
 
     def writes(self):
@@ -319,7 +319,7 @@ class AzureDevOps:
         with self.lock:
             self.requests.append((method, urllib.parse.unquote(parts.path), body))
             for fault in self.faults:
-                if fault[1] in '%s %s' % (method, parts.path) and fault[2] > 0:
+                if re.search(fault[1], method + ' ' + parts.path) and fault[2] > 0:
                     fault[2] -= 1
                     return fault[0](self)
             try:
@@ -353,13 +353,12 @@ class AzureDevOps:
         values.pop('project', None)
         result = ROUTES[method, operation.template](
             self, user=user, query=query, body=body, **values)
-        status, result = result if isinstance(result, tuple) else (200, result)
         wrong = self.contract.problems(operation.answer, result) if operation.answer else []
         if wrong:
             raise Refusal(500, 'LoopbackException', 'this answer breaks the contract: %s' % wrong)
         if isinstance(result, list):
             return self._page(result, query, 'continuationToken' in operation.query)
-        return status, {}, '' if status == 204 else result
+        return 200, {}, result
 
     def _page(self, items, query, paged):
         start = int(query.get('continuationToken', 0))
@@ -492,12 +491,6 @@ def _update_policy(service, configurationId, body, **_):
     return policy
 
 
-@route('DELETE', '/{organization}/{project}/_apis/policy/configurations/{configurationId}')
-def _delete_policy(service, configurationId, **_):
-    service.policies.pop(service.find(service.policies, configurationId)['id'])
-    return 204, None
-
-
 @route('GET', '/{organization}/_apis/accesscontrollists/{securityNamespaceId}')
 def _access_lists(service, securityNamespaceId, query, **_):
     return [{'inheritPermissions': True, 'token': token, 'acesDictionary': entries}
@@ -531,9 +524,9 @@ def _keep_group(service, number, body):
     old = service.groups.get(number, {}).get('variables', {})
     variables = {}
     for name, one in body['variables'].items():
-        one = without_null(one)
+        # Recorded: a secret that comes without a value keeps its own. A null is taken at its word.
         if one.get('isSecret') and 'value' not in one:
-            one['value'] = old.get(name, {}).get('value', '')
+            one = dict(one, value=old.get(name, {}).get('value', ''))
         variables[name] = one
     if not body.get('variableGroupProjectReferences'):
         # As the service does, oddly: vsts-rest-api-specs issue 531.
@@ -706,7 +699,7 @@ class _Connection(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
+    do_GET = do_POST = do_PUT = do_PATCH = _serve
 
     def log_message(self, *args):
         pass

@@ -128,7 +128,7 @@ def test_syntax_stays_within_the_containers_python(path):
 def test_help_of_a_script_is_cheap_and_its_docstring_shows_the_command(path):
     shown = ast.get_docstring(ast.parse(path.read_text()))
     name = path.parent.name if path.stem == '__main__' else path.stem
-    assert re.search(r'^( *[A-Z_]+=\S+)* *python\S* .*%s' % re.escape(name), shown, re.M), shown
+    assert re.search(r'python\S* .*%s' % re.escape(name), shown), shown
     loaded = 'import sys, runpy; sys.argv = [%r, "--help"]; sys.path.insert(0, %r)\n' \
              'try: runpy.run_path(%r, run_name="__main__")\n' \
              'except SystemExit as e: assert not e.code\n' \

@@ -321,19 +321,20 @@ def subsample(label, rows, share, seed):
     return rows[kept], weight[kept]
 
 
-def fit(frame, parameters):
+def fit(frame, parameters, part=None):
     """Train on a checked table: (Booster, hold-out labels, hold-out probabilities, the rest).
 
-    With early stopping, that part of the rows decides when to stop and nothing else. Without, it is
-    trained on as well. The rest: {"rows", "claims", "rounds", "curve": [[round, AUC], ...]}.
+    part: the part of each row, by default that of its id. With early stopping, that part of the
+    rows decides when to stop and nothing else. Without, it is trained on as well. The rest:
+    {"rows", "claims", "rounds", "curve": [[round, AUC], ...], "boosting": seconds}.
     """
     import lightgbm
     import numpy as np
     label = frame['target'].to_numpy()
-    part = table.parts(frame['id'].to_numpy())
+    part = table.parts(frame['id'].to_numpy()) if part is None else part
     stopping = parameters['early_stopping_rounds']
     if not stopping:
-        part[part == table.EARLY_STOPPING] = table.TRAINING
+        part = np.where(part == table.EARLY_STOPPING, table.TRAINING, part)
     train_rows, stop_rows, out_rows = [np.flatnonzero(part == number) for number in (
         table.TRAINING, table.EARLY_STOPPING, table.HOLD_OUT)]
     own = dict(parameters['training'], seed=parameters['seed'], deterministic=True,
@@ -347,12 +348,16 @@ def fit(frame, parameters):
     out, truth = matrix(frame, out_rows, without), label[out_rows]
     progress = Progress(parameters['rounds'], out, truth)
     try:
+        for dataset in (train_data, stop_data) if stopping else (train_data,):
+            dataset.construct()
+        start = time.monotonic()
         model = train_model((train_data, stop_data), own, parameters['rounds'], stopping,
                             [progress])
     except lightgbm.basic.LightGBMError as error:
         raise TrainingError('LightGBM refuses: {}'.format(error))
     finally:
         progress.end()
+    boosting = time.monotonic() - start
     if stopping:
         probability = model.predict(out)
     else:
@@ -362,7 +367,8 @@ def fit(frame, parameters):
     return model, truth, probability, {
         'rows': {name: len(rows) for name, rows in counts.items()},
         'claims': {name: int(label[rows].sum()) for name, rows in counts.items()},
-        'rounds': model.best_iteration or model.current_iteration(), 'curve': progress.curve}
+        'rounds': model.best_iteration or model.current_iteration(), 'curve': progress.curve,
+        'boosting': boosting}
 
 
 def code_commit():
@@ -383,7 +389,6 @@ def write_set(folder, files):
     All of it is on the disk before the first file of an earlier set is replaced, and metrics.json
     is never there beside a model that is not its own.
     """
-    os.makedirs(folder, exist_ok=True)
     for name in os.listdir(folder):
         if name.startswith('.new-'):
             shutil.rmtree(os.path.join(folder, name))
@@ -408,6 +413,7 @@ def run(arguments):
     start = time.monotonic()
     parameters = load_parameters(arguments.parameters)
     place = tracking.connect()
+    os.makedirs(arguments.out, exist_ok=True)
     path, source = place.fetch_table(
         data=arguments.data, dataset_name=tracking.given(arguments.dataset_name),
         dataset_version=tracking.given(arguments.dataset_version),
@@ -430,7 +436,7 @@ def run(arguments):
         build_id=tracking.given(arguments.build_id), build_uri=tracking.given(arguments.build_uri),
         caller_run_id=tracking.given(arguments.caller_run_id),
         created=datetime.datetime.utcnow().strftime('%Y-%m-%dT%H:%M:%SZ'))
-    curve = rest.pop('curve')
+    curve, seconds['boosting'] = rest.pop('curve'), rest.pop('boosting')
     figures = metrics.summary(label, probability)
     result = dict(figures, auc_interval=metrics.bootstrap_auc_interval(
         label, probability, parameters['seed'], BOOTSTRAP_DRAWS), **rest)
@@ -464,6 +470,8 @@ def main(argv=None):
     parser.add_argument('--caller-run-id', help='of the run that called the pipeline')
     parser.add_argument('--code-commit', help="default: git's")
     arguments = parser.parse_args(argv)
+    if not (arguments.data or os.environ.get('AZUREML_RUN_ID')):
+        parser.error('--data is needed outside of Azure ML')
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     try:
         run(arguments)

@@ -1,8 +1,10 @@
-"""Run loopback Azure ML in the foreground: cd devops; python -m loopback --folder DIR
+"""Run loopback Azure ML in the foreground, until SIGTERM or Ctrl-C.
 
-Prints one JSON line, {"url": ..., "env": {...}}, when it is ready; ends on SIGTERM or Ctrl-C,
-with 1 if it was asked for something that it does not know. The line holds the password of the
-made-up service principal.
+    cd devops
+    python -m loopback --folder DIR
+
+It prints one JSON line when it is ready, {"url": ..., "env": {...}}, with the password of its
+made-up service principal, and exits with 1 if it was asked for something that it does not know.
 """
 import argparse
 import json

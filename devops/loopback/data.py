@@ -94,6 +94,13 @@ def get_dataset(call, name):
     return row['versions'][int(version) - 1]
 
 
+@route('GET', API, DATASETS + '/datasets/query/savedDatasetId={saved}')
+def list_datasets_by_saved_id(call, saved):
+    return {'value': [document for row in call.table('datasets').values()
+                      for document in row['versions']
+                      if document['latest']['savedDatasetId'] == saved]}
+
+
 @route('GET', API, DATASETS + '/datasets')
 def list_datasets(call):
     return {'value': [row['versions'][-1] for row in call.table('datasets').values()]}

@@ -118,7 +118,7 @@ class Job:
         """Run the steps; returns 'succeeded', 'failed' or 'canceled'."""
         for number, step in enumerate(steps, 1):
             kind = next(kind for kind in pipeline_yaml.STEPS if kind in step)
-            title = self.fill(step.get('displayName', '%s %s' % (kind, step[kind])))
+            title = self.mask(self.fill(step.get('displayName', '%s %s' % (kind, step[kind]))))
             if not self.holds(step.get('condition')):
                 continue
             began = time.monotonic()

@@ -2,6 +2,7 @@
 
 A file is checked as the service expands it, for every combination of its parameters' values.
 """
+import functools
 import importlib.util
 import itertools
 import json
@@ -35,6 +36,7 @@ OVERLAY = {
 }
 
 
+@functools.lru_cache(maxsize=None)
 def schema(tasks):
     """Microsoft's schema (from check-jsonschema) for pipelines of these tasks, its gaps filled."""
     package = importlib.util.find_spec('check_jsonschema').submodule_search_locations[0]
@@ -66,27 +68,23 @@ def schema(tasks):
 def schema_problems(pipeline):
     """What Microsoft's schema finds in an expanded pipeline."""
     import jsonschema
-    tasks = {step['task'] for step in walk(pipeline) if isinstance(step.get('task'), str)}
+    tasks = frozenset(step['task'] for step in walk(pipeline) if isinstance(step.get('task'), str))
     found = sorted(jsonschema.Draft7Validator(schema(tasks)).iter_errors(pipeline), key=str)
     return ['%s: schema: %s' % (pipeline.place, telling(error)) for error in found]
 
 
 def telling(error):
-    """The most telling error below one: of several branches, that which fits the file best."""
+    """The most telling error below one: that of the branch which is meant, as its keys say."""
     while error.context:
         branches = {}
         for one in error.context:
             branches.setdefault(one.relative_schema_path[0], []).append(one)
+        here = len(error.absolute_path)
         best = min(branches.values(), key=lambda branch: (
-            any(one.validator == 'required' for one in branch),
-            -max(map(depth, branch)), len(branch)))
-        error = max(best, key=depth)
+            any(len(one.absolute_path) == here and one.validator == 'required' or
+                list(one.absolute_path)[here:] == ['task'] for one in branch), len(branch)))
+        error = max(best, key=lambda one: len(one.absolute_path))
     return '%s: %s' % ('/'.join(map(str, error.absolute_path)), error.message[:200])
-
-
-def depth(error):
-    """How deep into the file an error reaches."""
-    return max([len(error.absolute_path)] + [depth(one) for one in error.context])
 
 
 def walk(value):
@@ -176,8 +174,8 @@ class Checks:
             self.say(place, 'pr: Azure Repos ignores it; say none, a branch policy starts a check')
         if pool == 'server':
             self.say(place, 'pool: server has no machine to run scripts on')
-        elif not isinstance(pool, dict) or 'vmImage' not in pool:
-            self.say(place, 'pool: vmImage is missing')
+        elif not isinstance(pool, dict) or list(pool) != ['vmImage']:
+            self.say(place, 'pool: it needs vmImage, and anything else is not known here')
 
     def names(self, items, kind):
         names = [item['name'] for item in items]
@@ -370,6 +368,7 @@ def problems(path, root=ROOT, with_schema=True, parameters=None):
     """
     found = []
     try:
+        pipeline_yaml.read(path, parameters)
         declared = pipeline_yaml.load(path).get('parameters', [])
         for values in [parameters] if parameters else combinations(declared):
             pipeline = pipeline_yaml.read(path, values)

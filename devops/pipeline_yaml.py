@@ -4,6 +4,7 @@ Templates, parameters and ${{ }} are put in. Only the constructs that these file
 anything else is refused by name. Source of the rules: Microsoft's YAML schema reference and the
 page "Expressions" for Azure Pipelines.
 """
+import functools
 import re
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def at(self, item):
-        return '%s:%d' % (Path(self.name).name, item.start_mark.line + 1)
+        return '%s:%d' % (self.name, item.start_mark.line + 1)
 
     def mapping(self, node):
         result = Map()
@@ -81,18 +82,25 @@ Loader.add_constructor('tag:yaml.org,2002:map', Loader.mapping)
 
 
 def load(path):
-    """One YAML file as Map, list and scalars. Raises PipelineError."""
+    """One YAML file as Map, list and scalars, not to be changed. Raises PipelineError."""
     try:
-        with open(str(path), encoding='utf-8') as stream:
-            document = yaml.load(stream, Loader)
+        return parse_yaml(Path(path).name, Path(path).read_text(encoding='utf-8'))
     except OSError as error:
         raise PipelineError('%s cannot be read: %s' % (path, error.strerror)) from None
     except UnicodeDecodeError as error:
         raise PipelineError('%s is not UTF-8: %s' % (path, error)) from None
+
+
+@functools.lru_cache(maxsize=None)
+def parse_yaml(name, text):
+    loader = Loader(text)
+    loader.name = name
+    try:
+        document = loader.get_single_data()
     except yaml.YAMLError as error:
-        raise PipelineError('%s is not YAML: %s' % (path, ' '.join(str(error).split()))) from None
+        raise PipelineError('%s is not YAML: %s' % (name, ' '.join(str(error).split()))) from None
     if not isinstance(document, Map):
-        raise PipelineError('%s holds no mapping' % path)
+        raise PipelineError('%s holds no mapping' % name)
     return document
 
 
@@ -229,18 +237,19 @@ def bind(declared, given, place):
                 place, name, kind))
         if kind == 'number' and not re.match(r'^-?\d+$', str(value)):
             raise PipelineError('%s: parameter %s is %s, which is no number' % (place, name, value))
-        if value not in parameter.get('values', [value]):
-            raise PipelineError('%s: parameter %s is %s, not one of %s' % (
-                place, name, value, ', '.join(map(str, parameter['values']))))
+        for one in (value, parameter.get('default', value)):
+            if one not in parameter.get('values', [one]):
+                raise PipelineError('%s: parameter %s is %s, not one of %s' % (
+                    place, name, one, ', '.join(map(str, parameter['values']))))
         values[name] = value
     return values
 
 
 class Expansion:
-    """One file and what its ${{ }} may refer to; `loaded` holds the templates read so far."""
+    """One file and what its ${{ }} may refer to."""
 
-    def __init__(self, path, parameters, variables, loaded):
-        self.path, self.loaded = path, loaded
+    def __init__(self, path, parameters, variables):
+        self.path = path
         self.known = {'parameters': parameters, 'variables': variables}
 
     def look_up(self, words):
@@ -324,15 +333,14 @@ class Expansion:
         if not path.is_file():
             raise PipelineError('%s: the template %s does not exist' % (
                 item.place, item['template']))
-        document = self.loaded[path] if path in self.loaded else load(path)
-        self.loaded[path] = document
+        document = load(path)
         lists = set(document) - {'parameters'}
         if len(lists) != 1 or not lists <= {'variables', 'jobs', 'steps'}:
             raise PipelineError('%s: a template holds one list of variables, jobs or steps, not %s'
                                 % (path.name, ', '.join(sorted(map(str, lists)))))
         given = self.expand(item.get('parameters', Map()), item.place)
         values = bind(document.get('parameters', []), given, item.place)
-        inner = Expansion(path, values, self.known['variables'], self.loaded)
+        inner = Expansion(path, values, self.known['variables'])
         return inner.expand(document[lists.pop()], path.name)
 
 
@@ -344,7 +352,7 @@ def read(path, parameters=None):
     path = Path(path)
     document = load(path)
     values = bind(document.get('parameters', []), parameters or {}, path.name)
-    expansion = Expansion(path, values, {}, {})
+    expansion = Expansion(path, values, {})
     expanded = Map()
     expanded.place = path.name
     if 'variables' in document:
@@ -424,11 +432,10 @@ def job(item, place, problems):
         strategy.place = handlers.place = item.place
         only(strategy, {'runOnce'}, what, problems)
         only(handlers, {'failure'}, what + ': on', problems)
-        hooks.update(handlers)
-        order = HOOKS + ('failure',)
         problems += ['%s: %s: the hook %s is not known here' % (item.place, what, hook)
-                     for hook in hooks if hook not in order]
-        hooks = [(hook, hooks[hook]) for hook in order if hook in hooks]
+                     for hook in hooks if hook not in HOOKS]
+        hooks.update(handlers)
+        hooks = [(hook, hooks[hook]) for hook in HOOKS + ('failure',) if hook in hooks]
     hooks = [(hook, content.get('steps') or []) for hook, content in hooks]
     for _, steps in hooks:
         for one in steps:

@@ -1,0 +1,351 @@
+"""The rehearsal's agent against small pipelines, each run for real in a repository of its own."""
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import agent
+import pipeline_yaml
+import rehearse
+from conftest import ROOT
+
+CONNECTION = {'tenantId': 'tenant', 'servicePrincipalId': 'me', 'servicePrincipalKey': 's3cret'}
+JUNIT = '<testsuite><testcase classname="a" name="good"/>%s</testsuite>'
+FAILURE = '<testcase classname="a" name="bad"><failure/></testcase>'
+
+
+@contextlib.contextmanager
+def quiet(title):
+    yield
+
+
+class Project:
+    """A repository with one pipeline file, and what running it shows."""
+
+    def __init__(self, folder):
+        self.folder, self.lines = folder, []
+
+    def run(self, text, files=(), before_failure=lambda: None, **changed):
+        """Run the YAML text; {stage: result}, rows kept."""
+        project = self.folder / 'project'
+        project.mkdir(exist_ok=True)
+        for name, content in dict(files, **{'pipeline.yml': text}).items():
+            (project / name).write_text(content)
+        origin = self.folder / 'origin.git'
+        if not origin.exists():
+            rehearse.snapshot(project, origin, self.folder / 'out')
+        pipeline = pipeline_yaml.read(project / 'pipeline.yml')
+        values = dict({'AZURE_RM_SVC_CONNECTION': 'rehearsal'}, **pipeline_yaml.variables(pipeline))
+        settings = dict(
+            folder=self.folder / 'out', cache=self.folder / 'cache', seed=None, origin=origin,
+            surroundings={'PATH': os.environ['PATH']}, connection=CONNECTION,
+            way={'HTTPS_PROXY': 'http://stand-in'}, variables=values, say=self.lines.append,
+            busy=quiet, minute=60)
+        settings.update(changed)
+        self.rows = rehearse.run_stages(
+            agent.Run(**settings), pipeline_yaml.stages(pipeline), before_failure)
+        return {stage: result for stage, result, _, _ in self.rows}
+
+    def log(self, pattern):
+        return next((self.folder / 'out').rglob(pattern)).read_text()
+
+    def logs(self):
+        return [path.name for path in sorted((self.folder / 'out').rglob('*.log'))]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def stage(name, *steps, **more):
+    """The YAML of a stage with one job; a step is the text below its dash."""
+    lines = ['- stage: ' + name] + ['  %s: %s' % item for item in more.items()]
+    lines += ['  jobs:', '  - job: ' + name, '    steps:', '    - checkout: self']
+    for step in steps:
+        lines += ['    - ' + step.strip().replace('\n', '\n      ')]
+    return '\n'.join(lines) + '\n'
+
+
+def pipeline(*stages):
+    return 'trigger: none\nstages:\n' + ''.join(stages)
+
+
+def script(text, **more):
+    return 'script: ' + json.dumps(text) + ''.join('\n%s: %s' % item for item in more.items())
+
+
+def test_stages_run_in_order_and_stop_after_a_failure(project):
+    result = project.run(pipeline(
+        stage('a', script('exit 3'), script('echo never'),
+              script('echo ran', condition='succeededOrFailed()')),
+        stage('b', script('echo never'))))
+    assert result == {'a': 'failed', 'b': 'skipped'}
+    assert project.logs() == [
+        '01-checkout-self.log', '02-script-exit-3.log', '04-script-echo-ran.log']
+    assert any('exit code 3' in line for line in project.lines)
+
+
+def test_a_script_fails_by_its_last_command_as_in_bash_without_e(project):
+    assert project.run(pipeline(stage('a', script('false\ntrue')))) == {'a': 'succeeded'}
+
+
+@pytest.mark.parametrize('word, result', [('registered', 'succeeded'), ('kept', 'skipped')])
+def test_an_output_variable_decides_about_the_next_stage(project, word, result):
+    command = 'echo "##vso[task.setvariable variable=result;isOutput=true]%s"' % word
+    result_of_run = project.run(pipeline(
+        stage('a', script(command, name='run')),
+        stage('b', script('true'), dependsOn='a', condition="and(succeeded(), "
+              "eq(dependencies.a.outputs['a.run.result'], 'registered'))")))
+    assert result_of_run == {'a': 'succeeded', 'b': result}
+    assert rehearse.result_of(result_of_run.values()) == 'succeeded'
+    assert project.rows[0][3] == ['result=' + word]
+
+
+def test_only_artifacts_pass_from_one_fresh_checkout_to_the_next(project):
+    result = project.run(pipeline(
+        stage('a', script('mkdir outputs; echo 7 > outputs/id.json; echo x > left'),
+              'publish: outputs/id.json\nartifact: id'),
+        stage('b', script('test ! -e outputs && test ! -e left && test -e pipeline.yml'),
+              'task: DownloadPipelineArtifact@2\ninputs:\n  artifactName: id\n'
+              '  targetPath: $(Build.SourcesDirectory)/outputs',
+              script('grep 7 outputs/id.json'))))
+    assert result == {'a': 'succeeded', 'b': 'succeeded'}
+    assert (project.folder / 'out/1-a/outputs/id.json').read_text() == '7\n'
+
+
+@pytest.mark.parametrize('step, said', [
+    ('publish: outputs/none.json\nartifact: id', 'does not exist, so there is no artifact id'),
+    ('task: DownloadPipelineArtifact@2\ninputs: {artifactName: id, targetPath: x}',
+     'no stage published'),
+    ('task: Cache@2\ninputs: {key: none.txt, path: .venv}', 'names none.txt, which does not exist'),
+    ('task: AzureCLI@2\ninputs: {azureSubscription: other, inlineScript: ls}',
+     'no service connection other'),
+    (script('echo "##vso[build.addbuildtag]x"'), 'build.addbuildtag'),
+])
+def test_what_the_service_would_refuse_fails(project, step, said):
+    assert project.run(pipeline(stage('a', step))) == {'a': 'failed'}
+    assert any(said in line for line in project.lines), project.lines
+
+
+SIGN_IN = '''task: AzureCLI@2
+inputs:
+  azureSubscription: $(AZURE_RM_SVC_CONNECTION)
+  scriptType: bash
+  scriptLocation: inlineScript
+  addSpnToEnvironment: true
+  inlineScript: |
+    echo "##vso[task.setvariable variable=PASSWORD;issecret=true]$servicePrincipalKey"
+    echo "key $servicePrincipalKey"'''
+
+
+def test_a_secret_reaches_only_the_step_that_takes_it_and_no_log(project):
+    result = project.run(pipeline(stage(
+        'a', script('test -z "${HTTPS_PROXY:-}"'), SIGN_IN,
+        script('test -z "${PASSWORD:-}${servicePrincipalKey:-}" && test -n "$HTTPS_PROXY"'),
+        script('test "$P" = s3cret && echo "it is $P"', env='{P: $(PASSWORD)}',
+               displayName='Use it'))))
+    assert result == {'a': 'succeeded'}
+    assert 'it is ***' in project.log('05-*.log')
+    kept = [path for path in (project.folder / 'out').rglob('*')
+            if path.is_file() and b's3cret' in path.read_bytes()]
+    assert kept == [] and 's3cret' not in '\n'.join(project.lines)
+
+
+def test_variables_macros_and_the_path_reach_a_step(project):
+    text = 'variables:\n- name: MODEL_NAME\n  value: m1\n' + pipeline(stage(
+        'a', script('mkdir bin; echo "echo from the bin" > bin/tool; chmod +x bin/tool; '
+                    'echo "##vso[task.prependpath]$PWD/bin"'),
+        script('test "$MODEL_NAME-$(MODEL_NAME)-$AGENT_OS" = "m1-m1-$(Agent.OS)" && tool && '
+               'echo $(date)')))
+    assert project.run(text) == {'a': 'succeeded'}
+    assert 'from the bin' in project.log('03-*.log')
+
+
+RESULTS = '''task: PublishTestResults@2
+inputs: {testResultsFormat: JUnit, testResultsFiles: unit.xml, testRunTitle: Unit,
+         failTaskOnFailedTests: true, failTaskOnMissingResultsFile: true}'''
+COVERAGE = '''task: PublishCodeCoverageResults@2
+inputs: {summaryFileLocation: $(System.DefaultWorkingDirectory)/coverage.xml,
+         failIfCoverageEmpty: true}'''
+
+
+@pytest.mark.parametrize('step, files, result, said', [
+    (RESULTS, {'unit.xml': JUNIT % ''}, 'succeeded', 'Unit: 1 passed'),
+    (RESULTS, {'unit.xml': JUNIT % FAILURE}, 'failed', 'Unit: 1 passed, 1 failed'),
+    (RESULTS, {}, 'failed', 'unit.xml does not exist'),
+    (RESULTS, {'unit.xml': '<testsuite>'}, 'failed', 'is no XML'),
+    (COVERAGE, {'coverage.xml': '<coverage line-rate="0.925"/>'}, 'succeeded', 'coverage 92 %'),
+    (COVERAGE, {'coverage.xml': '<coverage line-rate="0"/>'}, 'failed', 'the coverage is empty'),
+    (COVERAGE, {'coverage.xml': '<other/>'}, 'failed', 'no Cobertura file'),
+    (COVERAGE, {}, 'failed', 'coverage.xml does not exist'),
+])
+def test_publishing_tasks_are_checked_for_their_files(project, step, files, result, said):
+    assert project.run(pipeline(stage('a', step)), files) == {'a': result}
+    assert said in '\n'.join(project.lines + project.rows[0][3])
+
+
+DEPLOYMENT = '''trigger: none
+stages:
+- stage: deploy
+  jobs:
+  - deployment: service
+    environment: e
+    strategy:
+      runOnce:
+        deploy:
+          steps:
+          - download: none
+          - checkout: self
+          - script: %s
+        routeTraffic:
+          steps:
+          - script: %s
+        on:
+          failure:
+            steps:
+            - script: echo back
+'''
+
+
+@pytest.mark.parametrize('deploy, smoke, result, hooks', [
+    ('exit 0', 'exit 0', 'succeeded', ['deploy', 'routeTraffic']),
+    ('exit 1', 'exit 0', 'failed', ['deploy', 'failure']),
+    ('exit 0', 'exit 1', 'failed', ['deploy', 'routeTraffic', 'failure']),
+])
+def test_hooks_of_a_deployment(project, deploy, smoke, result, hooks):
+    called = []
+    assert project.run(DEPLOYMENT % (deploy, smoke),
+                       before_failure=lambda: called.append(True)) == {'deploy': result}
+    folders = {path.name for path in (project.folder / 'out/1-deploy').iterdir()}
+    assert folders == set(hooks)
+    assert called == [True] * ('failure' in hooks)
+    assert ('failure hook succeeded' in project.rows[0][3]) == ('failure' in hooks)
+
+
+def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project):
+    text = pipeline(stage('a', script('sleep 60'), script('echo never'),
+                          script('echo cleaned up', condition='canceled()')))
+    text = text.replace('  - job: a', '  - job: a\n    timeoutInMinutes: 1')
+    assert project.run(text, minute=1) == {'a': 'canceled'}
+    assert project.logs() == [
+        '01-checkout-self.log', '02-script-sleep-60.log', '04-script-echo-cleaned-up.log']
+
+
+HOLDER = """import fcntl, sys, time
+held = open(sys.argv[1], 'w')
+fcntl.flock(held, fcntl.LOCK_EX)
+print('held', flush=True)
+time.sleep(60)
+open(sys.argv[1] + '.ended', 'w')
+"""
+
+
+def test_what_a_step_leaves_running_is_ended(project):
+    lock = project.folder / 'lock'
+    command = '%s holder.py %s > started & until grep -q held started; do :; done' % (
+        sys.executable, lock)
+    assert project.run(pipeline(stage('a', script(command))), {'holder.py': HOLDER}) == {
+        'a': 'succeeded'}
+    with open(str(lock)) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    assert not (project.folder / 'lock.ended').exists()
+
+
+CACHE = 'task: Cache@2\ninputs: {key: \'"venv" | pins.txt\', path: .venv}'
+MAKE = script('ls .venv/lib/big; mkdir -p .venv/lib; echo 1 > .venv/lib/big; echo 1 > .venv/stamp')
+
+
+def test_a_cache_is_saved_once_by_what_its_key_names_and_stays_as_it_is(project):
+    change = script('test -e .venv/lib/big && echo 2 > .venv/stamp')
+    result = project.run(pipeline(
+        stage('a', CACHE, MAKE), stage('b', CACHE, change), stage('c', CACHE, change)),
+        {'pins.txt': 'numpy'})
+    assert set(result.values()) == {'succeeded'}
+    saved, = (project.folder / 'cache').iterdir()
+    assert (saved / 'stamp').read_text() == '1\n'
+
+
+def test_a_failed_job_saves_no_cache(project):
+    project.run(pipeline(stage('a', CACHE, MAKE, script('false'))), {'pins.txt': 'numpy'})
+    assert not (project.folder / 'cache').exists()
+
+
+def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
+    root = tmp_path / 'project'
+    root.mkdir()
+    for name, text in (('.gitignore', 'ignored\n'), ('ignored', ''), ('kept', 'old'), ('gone', '')):
+        (root / name).write_text(text)
+    rehearse.git('init', '--quiet', folder=root)
+    rehearse.git('add', 'kept', 'gone', '.gitignore', folder=root)
+    rehearse.git('commit', '--quiet', '-m', 'x', folder=root)
+    (root / 'kept').write_text('new')
+    (root / 'gone').unlink()
+    (root / 'added').write_text('')
+    (root / 'out').mkdir()
+    (root / 'out' / 'result').write_text('')
+
+    def state():
+        return [rehearse.git(*words, folder=root) for words in (
+            ['status', '--porcelain'], ['log', '--oneline'], ['count-objects'])]
+
+    before = state()
+    changed = rehearse.snapshot(root, tmp_path / 'origin.git', root / 'out' / 'rehearsal')
+    assert sorted(changed) == ['added', 'gone', 'kept', 'out/']
+    assert before == state()
+    origin = tmp_path / 'origin.git'
+    names = rehearse.git('ls-tree', '--name-only', 'master', folder=origin)
+    assert names.split() == ['.gitignore', 'added', 'kept']
+    rehearse.commit(origin, {'kept': lambda text: text + 'er', 'fault': 'f'}, tmp_path / 'scratch')
+    assert rehearse.git('show', 'master:kept', folder=origin) == 'newer'
+    assert (root / 'kept').read_text() == 'new'
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / 'thesis.txt').write_text('x')
+    with pytest.raises(rehearse.RehearsalError):
+        rehearse.take(tmp_path)
+    assert (tmp_path / 'thesis.txt').exists()
+
+
+def test_an_earlier_rehearsal_is_replaced_but_not_its_cache_nor_one_under_way(tmp_path):
+    out = tmp_path / 'rehearsal'
+    with rehearse.take(out):
+        (out / 'ci').mkdir()
+        (out / 'cache').mkdir()
+        with pytest.raises(rehearse.RehearsalError):
+            rehearse.take(out)
+        assert (out / 'ci').exists()
+    rehearse.take(out).close()
+    assert sorted(path.name for path in out.iterdir()) == [rehearse.MARK, 'cache']
+
+
+def test_steps_get_nothing_of_this_machine_that_an_agent_would_not_have():
+    kept = rehearse.surroundings({
+        'PATH': '/bin', 'MAKEFLAGS': ' -- OUT=/tmp', 'OUT': '/tmp', 'servicePrincipalKey': 'x',
+        'PYTHONPATH': '/x', 'PIP_INDEX_URL': 'u', 'PYTHON': 'bin/python', 'https_proxy': 'p'})
+    assert kept == {'PATH': '/bin', 'PIP_INDEX_URL': 'u', 'https_proxy': 'p', 'ROWS': rehearse.ROWS,
+                    'PYTHON': os.path.abspath('bin/python')}
+
+
+def test_the_table_has_a_line_for_each_stage():
+    text = rehearse.table([('ci', 'Lint', 'failed', 3.14159, ['a', 'b']),
+                           ('ci', 'Deploy', 'skipped', 0.0, [])])
+    assert text.splitlines() == ['pipeline  stage   result   seconds  produced',
+                                 'ci        Lint    failed       3.1  a; b',
+                                 'ci        Deploy  skipped      0.0  -']
+
+
+@pytest.mark.parametrize('arguments', [
+    ['--pipeline', 'devops/none.yml'], ['--pipeline', 'README.md'], ['--fault', 'nothing'],
+    ['--pipeline', 'devops/pr.yml', '--fault', 'smoke']])
+def test_wrong_use_is_refused(arguments, tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / 'devops' / 'rehearse.py'),
+                           '--out', str(tmp_path)] + arguments,
+                          stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert list(tmp_path.iterdir()) == []

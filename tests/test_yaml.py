@@ -1,0 +1,155 @@
+"""The pipelines of devops/: what the service would make of them, and what they promise."""
+import re
+
+import pytest
+
+import pipeline_checks
+import pipeline_yaml
+import settings
+from conftest import ROOT
+
+DEVOPS = ROOT / 'devops'
+FILES = ('pr.yml', 'ci.yml', 'environment.yml')
+ACTIONS = ('train_and_deploy', 'train_only', 'deploy_version')
+
+
+def stages(name, **parameters):
+    return pipeline_yaml.stages(pipeline_yaml.read(DEVOPS / name, parameters))
+
+
+def steps(name, **parameters):
+    return [step for stage in stages(name, **parameters) for job in stage['jobs']
+            for _, steps in job['hooks'] for step in steps]
+
+
+def scripts(name, **parameters):
+    return [step['script'].strip() for step in steps(name, **parameters) if 'script' in step
+            and pipeline_checks.BOOTSTRAP not in step['script']]
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_the_checks_find_no_problem(name):
+    assert pipeline_checks.problems(DEVOPS / name, with_schema=False) == []
+
+
+@pytest.mark.parametrize('table', ['sample', 'none', 'data/train.csv'])
+def test_the_environment_is_sound_for_every_kind_of_table(table):
+    assert pipeline_checks.problems(
+        DEVOPS / 'environment.yml', with_schema=False, parameters={'table': table}) == []
+    made = [step for step in steps('environment.yml', table=table)
+            if step.get('script') == 'make dataset']
+    assert len(made) == (table != 'none')
+    if made:
+        assert made[0]['env'].get('DATA') == (None if table == 'sample' else table)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_microsofts_schema_finds_no_problem(name):
+    pytest.importorskip('check_jsonschema')
+    assert pipeline_checks.problems(DEVOPS / name) == []
+
+
+def test_a_pull_request_is_linted_and_tested_and_gets_no_secret():
+    pipeline = pipeline_yaml.read(DEVOPS / 'pr.yml')
+    assert scripts('pr.yml') == ['make setup', 'make lint', 'make test']
+    assert pipeline_yaml.groups(pipeline) == []
+    assert not [step for step in steps('pr.yml') if str(step.get('task')).startswith('AzureCLI')]
+    assert pipeline['trigger'] == pipeline['pr'] == 'none'
+
+
+def test_unit_tests_run_and_results_are_published_after_a_finding_of_lint():
+    after = {step.get('displayName'): step.get('condition') for step in steps('pr.yml')}
+    assert after['Lint'] is None
+    assert [name for name, condition in after.items() if condition == 'succeededOrFailed()'] == [
+        'Unit tests', 'Publish the findings of lint', 'Publish the unit test results',
+        'Publish the coverage']
+
+
+@pytest.mark.parametrize('action, order', zip(ACTIONS, (
+    [('code_quality', []), ('publish', ['code_quality']), ('train', ['publish']),
+     ('deploy', ['train'])],
+    [('code_quality', []), ('publish', ['code_quality']), ('train', ['publish'])],
+    [('code_quality', []), ('deploy', ['code_quality'])])))
+def test_what_a_run_does(action, order):
+    assert [(stage['name'], stage['needs']) for stage in stages('ci.yml', action=action)] == order
+
+
+def test_a_push_trains_and_deploys_and_only_a_push_to_master_starts_it():
+    assert [command for command in scripts('ci.yml') if command != 'make setup'] == [
+        'make lint', 'make test', 'make preflight', 'make publish', 'make run', 'make cancel-run',
+        'make deploy', 'make smoke-test SERVICE=aci', 'make rollback']
+    trigger = pipeline_yaml.read(DEVOPS / 'ci.yml')['trigger']
+    assert trigger == {'batch': True, 'branches': {'include': ['master']}}
+
+
+def test_a_chosen_version_is_deployed_without_the_result_of_a_run():
+    deploy = stages('ci.yml', action='deploy_version', model_version=7)[-1]
+    assert deploy['condition'] is None
+    made = [step for step in steps('ci.yml', action='deploy_version', model_version=7)
+            if step.get('script') == 'make deploy']
+    assert [step['env']['MODEL_VERSION'] for step in made] == [7]
+    pushed = [step for step in steps('ci.yml') if step.get('script') == 'make deploy']
+    assert 'MODEL_VERSION' not in pushed[0]['env']
+
+
+def test_the_image_is_named_in_one_place():
+    named = [(path.name, line) for path in DEVOPS.glob('*.yml')
+             for line in path.read_text().splitlines() if 'mcr.microsoft.com' in line]
+    assert named == [('variables.yml', '  value: mcr.microsoft.com/mlops/python:openhack')]
+
+
+def test_the_evaluation_is_off_as_the_challenge_asks():
+    for name in FILES:
+        values = pipeline_yaml.variables(pipeline_yaml.read(DEVOPS / name))
+        assert values['RUN_EVALUATION'] == 'false'
+
+
+def test_every_variable_is_a_setting_with_a_valid_value():
+    values = pipeline_yaml.variables(pipeline_yaml.read(DEVOPS / 'ci.yml'))
+    known = {name for name, _, _, _ in settings.SETTINGS}
+    group = set(pipeline_checks.GROUPS['devopsforai-aml-vg'])
+    assert set(values) - known == {'CONTAINER_IMAGE'}
+    assert group - known == {'AZURE_RM_SVC_CONNECTION'}
+    assert not group & set(values)
+    settings.read(values)
+
+
+def test_the_pins_of_the_container_are_exact():
+    lines = (DEVOPS / 'openhack_requirements.txt').read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith('#')]
+    assert pins and all(re.match(r'^[A-Za-z0-9-]+==[0-9.]+$', pin) for pin in pins)
+
+
+@pytest.mark.parametrize('text, value', [
+    ("eq('a', 'A')", True), ("ne(variables.x, 'y')", False), ("eq(variables['x'], 'Y')", True),
+    ("and(eq('1', '1'), ne('1', '1'))", False), ("eq('it''s', 'it''s')", True),
+    ("eq(1, '1')", True),
+    ('succeeded()', True), ('and(succeeded(), canceled())', False)])
+def test_expressions(text, value):
+    tree = pipeline_yaml.parse(text)
+    status = {'succeeded': True, 'canceled': False}.get
+    assert pipeline_yaml.evaluate(tree, lambda words: {'x': 'y'}[words[1]], status) == value
+
+
+def test_macros_that_are_not_defined_stay_as_in_the_agent():
+    assert pipeline_yaml.macros('$(A.b) $(date) $c', {'a.b': 1}) == '1 $(date) $c'
+
+
+def test_words_that_yaml_1_1_takes_for_booleans_stay_words(tmp_path):
+    path = tmp_path / 'a.yml'
+    path.write_text('on: yes\noff: 1\nx: true\ny:\n')
+    assert pipeline_yaml.load(path) == {'on': 'yes', 'off': 1, 'x': True, 'y': None}
+
+
+def test_a_template_takes_parameters_and_leaves_out_what_is_not_chosen(tmp_path):
+    (tmp_path / 'steps.yml').write_text(
+        'parameters:\n- name: target\n- name: fast\n  type: number\n  default: 1\nsteps:\n'
+        '- script: make ${{ parameters.target }}\n'
+        "- ${{ if eq(parameters.fast, 0) }}:\n  - script: make slow\n"
+        '- ${{ else }}:\n  - script: make fast\n'
+        "  - script: make faster\n    ${{ if eq(parameters.fast, 2) }}:\n      env: {N: '2'}\n")
+    (tmp_path / 'a.yml').write_text('jobs:\n- job: a\n  steps:\n  - template: steps.yml\n'
+                                    '    parameters:\n      target: lint\n      fast: 2\n')
+    job, = pipeline_yaml.read(tmp_path / 'a.yml')['jobs']
+    assert job['steps'] == [{'script': 'make lint'}, {'script': 'make fast'},
+                            {'script': 'make faster', 'env': {'N': '2'}}]

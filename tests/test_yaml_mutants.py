@@ -1,0 +1,311 @@
+"""Each mutant is one mistake in the files of devops/; the checks have to find it and say it."""
+import shutil
+
+import pytest
+
+import pipeline_checks
+from conftest import ROOT
+
+# name: (file that is changed, old text, new text, words that a problem has to say). The first
+# occurrence of the old text is replaced.
+SEMANTIC = {
+    # names and order
+    'needs an unknown stage': (
+        'ci.yml', 'dependsOn: publish', 'dependsOn: publsh', 'publsh, which does not exist'),
+    'cycle': ('ci.yml', 'dependsOn: code_quality', 'dependsOn: train', 'depends on itself'),
+    'needs itself': ('ci.yml', 'dependsOn: publish', 'dependsOn: train', 'depends on itself'),
+    'two stages of a name': (
+        'ci.yml', '- stage: train', '- stage: publish', 'two of stage publish'),
+    'two jobs of a name': (
+        'pr.yml', '- template: code_quality.yml',
+        '- template: code_quality.yml\n- template: code_quality.yml', 'two of job code_quality'),
+    'stage name with a blank': (
+        'ci.yml', '- stage: train', '- stage: train it', "stage 'train it'"),
+    'job name with a hyphen': (
+        'code_quality.yml', 'job: code_quality', 'job: code-quality', "job 'code-quality'"),
+    'step name with a blank': (
+        'ci.yml', 'name: run\n', 'name: run it\n', 'run it is taken or malformed'),
+    'two steps of a name': (
+        'code_quality.yml', 'displayName: Unit tests\n',
+        'name: a\n  - script: make lint\n    name: a\n', 'step name a is taken'),
+    'reserved name': ('ci.yml', 'deployment: service', 'deployment: deploy', 'reserved'),
+    # templates, parameters, ${{ }}
+    'missing template': ('pr.yml', 'code_quality.yml', 'quality.yml', 'quality.yml does not exist'),
+    'missing template of steps': (
+        'code_quality.yml', 'prepare.yml', 'prepar.yml', 'prepar.yml does not exist'),
+    'parameter that a template does not declare': (
+        'code_quality.yml', '- template: prepare.yml',
+        '- template: prepare.yml\n    parameters:\n      python: 3',
+        'parameter python is not declared'),
+    'parameter that is not given': (
+        'prepare.yml', 'steps:', 'parameters:\n- name: depth\n  type: number\nsteps:',
+        'depth has no default'),
+    'parameter of another type': (
+        'prepare.yml', 'steps:',
+        'parameters:\n- name: depth\n  type: number\n  default: deep\nsteps:', 'no number'),
+    'parameter of an unknown type': (
+        'ci.yml', 'type: number', 'type: nmber', 'type nmber is not known'),
+    'default that is not listed': (
+        'ci.yml', 'default: train_and_deploy', 'default: train', 'action is train, not one'),
+    'parameters as a mapping': (
+        'ci.yml', 'parameters:\n- name: action', 'parameters:\n  action: x\nx:\n- name: action',
+        'parameters are a list'),
+    'undefined parameter': (
+        'ci.yml', 'parameters.action,', 'parameters.actoin,', 'parameters has no actoin'),
+    'undefined variable in a template expression': (
+        'code_quality.yml', 'variables.CONTAINER_IMAGE', 'variables.CONTAINER_IMG',
+        'has no CONTAINER_IMG'),
+    'variable of a group in a template expression': (
+        'ci.yml', '${{ variables.CONTAINER_IMAGE }}', '${{ variables.LOCATION }}',
+        'has no LOCATION'),
+    'if without a function': (
+        'ci.yml', "${{ if ne(parameters.action, 'deploy_version') }}",
+        '${{ if parameters.action != deploy }}', 'cannot be read'),
+    'each': (
+        'ci.yml', "${{ if ne(parameters.action, 'deploy_version') }}",
+        '${{ each a in parameters }}', 'each }} as a key is not known'),
+    'else without if': (
+        'ci.yml',
+        "    ${{ if eq(parameters.action, 'deploy_version') }}:\n"
+        '      dependsOn: code_quality\n',
+        '',
+        'else }} without'),
+    # conditions
+    'function with a typo': (
+        'code_quality.yml', 'succeededOrFailed()', 'suceededOrFailed()',
+        'suceededOrFailed() is no'),
+    'unbalanced parentheses': ('ci.yml', "'registered'))", "'registered')", 'ends too early'),
+    'one parenthesis more': ('ci.yml', "'registered'))", "'registered')))", 'left over'),
+    'argument missing': ('ci.yml', ", 'registered'))", '))', 'eq() takes 2 arguments'),
+    'double quotes in a condition': (
+        'ci.yml', "'registered'))", '"registered"))', 'cannot be read'),
+    'condition that drops succeeded()': (
+        'ci.yml',
+        "condition: and(succeeded(), eq(dependencies.train.outputs['train.run.result'], "
+        "'registered'))",
+        "condition: eq(dependencies.train.outputs['train.run.result'], 'registered')",
+        'drops the succeeded()'),
+    'step condition that drops succeeded()': (
+        'code_quality.yml', 'condition: succeededOrFailed()',
+        "condition: eq(variables['Agent.OS'], 'Linux')", 'drops the succeeded()'),
+    'undefined variable in a condition': (
+        'code_quality.yml', 'condition: succeededOrFailed()',
+        "condition: and(succeeded(), eq(variables['LINTED'], 'yes'))", 'variable LINTED'),
+    'output of an unknown stage': (
+        'ci.yml', 'dependencies.train.outputs', 'dependencies.trian.outputs', 'stage trian'),
+    'output of an unknown job': (
+        'ci.yml', "'train.run.result'", "'job.run.result'", 'no such job and step'),
+    'output of an unknown step': (
+        'ci.yml', "'train.run.result'", "'train.runs.result'", 'no such job and step'),
+    'output without the job': ('ci.yml', "'train.run.result'", "'run.result'", 'job.step.variable'),
+    'output that no step sets': (
+        'ci.yml', "'train.run.result'", "'train.run.outcome'", 'sets no such variable'),
+    'output of a step without a name': (
+        'ci.yml', '        name: run\n', '', 'no such job and step'),
+    'output of a stage that is not needed': (
+        'ci.yml', '      dependsOn: train\n', '      dependsOn: publish\n',
+        'reads stage train, which is not in'),
+    'stageDependencies': (
+        'ci.yml', 'dependencies.train.outputs', 'stageDependencies.train.outputs',
+        'stageDependencies'),
+    # variables and secrets
+    'undefined macro': (
+        'prepare.yml', '$(CONTAINER_IMAGE)', '$(CONTAINER_IMG)',
+        '$(CONTAINER_IMG) is not defined'),
+    'macro of the group without the group': (
+        'ci.yml', '- group: devopsforai-aml-vg\n', '', '$(AZURE_RM_SVC_CONNECTION)'),
+    'group that nobody knows': (
+        'ci.yml', 'devopsforai-aml-vg', 'devopsforai-vg', 'devopsforai-vg is not known'),
+    'secret in a command': (
+        'ci.yml', 'script: make publish',
+        'script: make publish PASSWORD=$(AZUREML_SERVICE_PRINCIPAL_PASSWORD)', 'by env only'),
+    'secret before the sign-in': (
+        'ci.yml', '      - template: sign_in.yml\n      - script: make run',
+        '      - script: make run', 'not defined'),
+    'secret not passed': (
+        'ci.yml',
+        '      - script: make publish\n        displayName: Publish\n        env:\n'
+        '          AZUREML_SERVICE_PRINCIPAL_PASSWORD: $(AZUREML_SERVICE_PRINCIPAL_PASSWORD)\n',
+        '      - script: make publish\n',
+        'needs the secret'),
+    'secret not passed to the smoke test': (
+        'ci.yml',
+        '              displayName: Smoke test\n              env:\n'
+        '                AZUREML_SERVICE_PRINCIPAL_PASSWORD: '
+        '$(AZUREML_SERVICE_PRINCIPAL_PASSWORD)\n',
+        '',
+        'needs the secret'),
+    'runtime expression': (
+        'ci.yml', 'MODEL_VERSION: ${{ parameters.model_version }}',
+        "MODEL_VERSION: $[variables['X']]", '$[ ] is not known'),
+    'variables as a mapping': (
+        'pr.yml', 'variables:\n- template: variables.yml', 'variables:\n  CONTAINER_IMAGE: a/b',
+        'variables are a list'),
+    # scripts
+    'target that does not exist': (
+        'code_quality.yml', 'make lint', 'make lnit', 'make lnit: there is no such target'),
+    'two commands': (
+        'code_quality.yml', 'script: make lint', 'script: make lint; make test',
+        'one make target'),
+    'ignored failure': (
+        'code_quality.yml', 'script: make test', 'script: make test || true', 'one make target'),
+    'no make': (
+        'code_quality.yml', 'script: make test', 'script: python -m pytest', 'one make target'),
+    'PYTHON in the command': (
+        'prepare.yml', 'make setup', 'make setup PYTHON=python3', 'PYTHON is never set'),
+    'PYTHON in env': (
+        'prepare.yml', '- script: make setup', '- script: make setup\n  env: {PYTHON: python3}',
+        'PYTHON is never set'),
+    'make on the host': (
+        'prepare.yml', '- script: make setup', '- script: make setup\n  target: host',
+        'make runs in the container'),
+    'no checkout': (
+        'prepare.yml', '- checkout: self\n  fetchDepth: 1\n', '', 'before the checkout'),
+    # jobs and machines
+    'agentless job': ('pr.yml', 'pool:\n  vmImage: ubuntu-latest', 'pool: server', 'no machine'),
+    'unknown key of the pool': (
+        'pr.yml', 'vmImage: ubuntu-latest', 'vmImage: ubuntu-latest\n  demand: x',
+        'anything else'),
+    'no pool': ('pr.yml', 'pool:\n  vmImage: ubuntu-latest\n', '', 'needs vmImage'),
+    'unknown container resource': (
+        'code_quality.yml', '${{ variables.CONTAINER_IMAGE }}', 'openhack', 'container openhack'),
+    'no container': (
+        'code_quality.yml', '  container: ${{ variables.CONTAINER_IMAGE }}\n', '',
+        'container None'),
+    'time limit as text': (
+        'code_quality.yml', 'timeoutInMinutes: 30', 'timeoutInMinutes: 30m', '30m is no number'),
+    'time limit of nothing': (
+        'code_quality.yml', 'timeoutInMinutes: 30', 'timeoutInMinutes: 0', '0 is no number'),
+    'deployment without environment': (
+        'ci.yml', '      environment: safe-driver\n', '', 'without environment'),
+    'deployment that takes every artifact': (
+        'ci.yml', '            - download: none\n', '', 'downloads every artifact'),
+    'unknown hook': ('ci.yml', 'routeTraffic:', 'routTraffic:', 'hook routTraffic'),
+    'failure beside on': (
+        'ci.yml', '          on:\n', '          failure: {steps: []}\n          on:\n',
+        'hook failure'),
+    'unknown strategy': ('ci.yml', 'runOnce:', 'canary:', 'canary is not known'),
+    'other outcome': (
+        'ci.yml', '            failure:', '            failed:', 'failed is not known'),
+    'job with a matrix': (
+        'code_quality.yml', '  steps:', '  strategy: {matrix: {a: {}}}\n  steps:',
+        'strategy is not'),
+    'hook without steps': (
+        'ci.yml', '            failure:\n              steps:',
+        '            failure:\n              x:', 'has no steps'),
+    'step of two kinds': (
+        'code_quality.yml', '- script: make lint', '- script: make lint\n    bash: make lint',
+        None),
+    'unknown task': ('prepare.yml', 'Cache@2', 'Cach@2', 'Cach@2 is not known'),
+    'unknown version of a task': (
+        'code_quality.yml', 'PublishTestResults@2', 'PublishTestResults@9', '@9 is not known'),
+    'unknown input': (
+        'code_quality.yml', 'testRunTitle:', 'testRunTitel:', 'testRunTitel is not known'),
+    'unknown key of a step': (
+        'code_quality.yml', 'displayName: Lint\n', 'displayNam: Lint\n', 'displayNam is not'),
+    'unknown key of a stage': (
+        'ci.yml', 'dependsOn: publish', 'dependOn: publish', 'dependOn is not known'),
+    'failure that counts as success': (
+        'code_quality.yml', '- script: make test',
+        '- script: make test\n    continueOnError: true', 'continueOnError'),
+    # tasks and artifacts
+    'inline script missing': (
+        'sign_in.yml', '    inlineScript: |', '    inlineScript:\n  env:\n    X: |',
+        'inlineScript is missing'),
+    'old az': ('sign_in.yml', '  target: host\n', '', 'AzureCLI runs on the host'),
+    'publishing in the container': (
+        'code_quality.yml', '    target: host\n', '', 'runs on the host'),
+    'failed tests pass': (
+        'code_quality.yml', 'failTaskOnFailedTests: true', 'failTaskOnFailedTests: false',
+        'a failure could pass'),
+    'missing results pass': (
+        'code_quality.yml', '      failTaskOnMissingResultsFile: true\n', '',
+        'a failure could pass'),
+    'results only of success': (
+        'code_quality.yml',
+        'displayName: Publish the findings of lint\n    condition: succeededOrFailed()\n',
+        'displayName: Publish the findings of lint\n', 'a failure is published too'),
+    'artifact that nobody publishes': (
+        'ci.yml', 'artifactName: pipeline', 'artifactName: pipelin', 'no step before publishes'),
+    'artifact of a stage that is not needed': (
+        'ci.yml', '    dependsOn: publish\n', '    dependsOn: code_quality\n', 'not in dependsOn'),
+    'artifact published twice': (
+        'ci.yml', 'artifact: run', 'artifact: pipeline', 'published twice'),
+    'artifact before the end': (
+        'ci.yml', '        artifact: pipeline\n',
+        '        artifact: pipeline\n      - script: make lint\n', 'an artifact comes last'),
+    # triggers
+    'no trigger': ('pr.yml', 'trigger: none\n', '', 'every push to every branch'),
+    'pr of GitHub': ('pr.yml', 'pr: none', 'pr: [master]', 'Azure Repos ignores it'),
+    # YAML
+    'tab': ('pr.yml', 'pool:\n  vmImage', 'pool:\n\tvmImage', 'is not YAML'),
+    'duplicate key': ('pr.yml', 'pr: none', 'pr: none\npr: none', 'duplicate key pr'),
+    'anchor': ('pr.yml', 'pool:\n', 'pool: &pool\n', 'no anchors'),
+    'jobs as a mapping': (
+        'pr.yml', 'jobs:\n- template: code_quality.yml', 'jobs:\n  template: code_quality.yml',
+        'no job'),
+    'steps and jobs at once': ('pr.yml', 'pool:', 'stages: []\npool:', 'either stages or jobs'),
+    'step left of its job': (
+        'code_quality.yml', '  - script: make lint\n    displayName: Lint', '- script: make lint',
+        'expected <block end>'),
+    'empty file': ('prepare.yml', None, '', 'holds no mapping'),
+}
+SCHEMA = {
+    'result format': ('code_quality.yml', 'JUnit', 'JUnt', 'JUnt'),
+    'boolean as text': (
+        'code_quality.yml', 'failIfCoverageEmpty: true', 'failIfCoverageEmpty: perhaps',
+        'perhaps'),
+    'required input': (
+        'sign_in.yml', '    azureSubscription: $(AZURE_RM_SVC_CONNECTION)\n', '',
+        'azureSubscription'),
+    'required input of the cache': ('prepare.yml', '    path: .venv\n', '', "'path' is a required"),
+    'trigger': ('pr.yml', 'trigger: none', 'trigger: {branch: [master]}', 'trigger'),
+    'batch': ('pr.yml', 'trigger: none', 'trigger: {batch: often}', 'batch'),
+    'list as a title': (
+        'code_quality.yml', 'displayName: Lint\n', 'displayName: [Lint]\n', 'displayName'),
+    'env as a list': (
+        'environment.yml',
+        'env:\n      AZUREML_SERVICE_PRINCIPAL_PASSWORD: $(AZUREML_SERVICE_PRINCIPAL_PASSWORD)',
+        'env: [X]', 'env'),
+}
+# A file that uses the template.
+USERS = {'code_quality.yml': 'pr.yml', 'prepare.yml': 'pr.yml', 'sign_in.yml': 'environment.yml'}
+
+
+@pytest.fixture(scope='module')
+def copies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('devops')
+    for path in (ROOT / 'devops').glob('*.yml'):
+        shutil.copy(str(path), str(folder))
+    return folder
+
+
+def problems_with(copies, mutant, with_schema):
+    """The problems of the file that uses a changed one."""
+    name, old, new, _ = mutant
+    path = copies / name
+    text = path.read_text()
+    assert old is None or old in text
+    try:
+        path.write_text(new if old is None else text.replace(old, new, 1))
+        return pipeline_checks.problems(copies / USERS.get(name, name), ROOT, with_schema)
+    finally:
+        path.write_text(text)
+
+
+@pytest.mark.parametrize('name', sorted(SEMANTIC))
+def test_a_mistake_is_found(name, copies):
+    found = problems_with(copies, SEMANTIC[name], with_schema=False)
+    assert any((SEMANTIC[name][3] or '') in problem for problem in found), found
+
+
+@pytest.mark.parametrize('name', sorted(SCHEMA))
+def test_a_mistake_is_found_by_the_schema(name, copies):
+    pytest.importorskip('check_jsonschema')
+    found = problems_with(copies, SCHEMA[name], with_schema=True)
+    assert any((SCHEMA[name][3] or '') in problem for problem in found), found
+
+
+def test_the_files_without_a_mistake_have_no_problem(copies):
+    for name in ('pr.yml', 'ci.yml', 'environment.yml'):
+        assert pipeline_checks.problems(copies / name, ROOT, with_schema=False) == []

@@ -65,6 +65,8 @@ def publish_documents():
 def run(request):
     """Answer one request: {"data": [row, ...]} gets {"result": [probability, ...]}."""
     started, count = time.perf_counter(), 0
+    if not request.query_string.isascii():
+        g.api_name = None  # or the server's own log line fails, and so does the request
     try:
         if request.method == 'OPTIONS':
             return AMLResponse('', 200, ALLOWED)

@@ -1,0 +1,119 @@
+"""A small registered model and the service that scores with it, for the tests of scoring."""
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import ROOT
+
+NAME = 'safe_driver_model'
+COLUMNS = list(json.loads((ROOT / 'training' / 'columns.json').read_text())['columns'])[2:]
+START_SECONDS = 60
+
+
+def make_rows(count, seed):
+    """Made-up rows: small whole numbers, -1 among them, and in every fifth column decimals."""
+    rng = random.Random(seed)
+    return [[round(rng.random(), 6) if index % 5 == 4 else rng.randint(-1, 9)
+             for index in range(len(COLUMNS))] for _ in range(count)]
+
+
+def register(registry, version, seed=1, rounds=20):
+    """Train a small model into registry/NAME/VERSION/model; the lightgbm.Booster."""
+    lightgbm, numpy = pytest.importorskip('lightgbm'), pytest.importorskip('numpy')
+    rows = numpy.array(make_rows(600, seed), dtype=float)
+    label = (rows[:, 0] + 4 * rows[:, 4] + rows[:, 7] > 10).astype(int)
+    data = lightgbm.Dataset(rows, label, feature_name=COLUMNS)
+    parameters = {'objective': 'binary', 'num_leaves': 15, 'min_data': 5, 'verbose': -1,
+                  'num_threads': 1, 'seed': seed}
+    folder = registry / NAME / str(version) / 'model'
+    folder.mkdir(parents=True)
+    lightgbm.train(parameters, data, rounds).save_model(str(folder / 'model.txt'))
+    (folder / 'metrics.json').write_text(json.dumps({'auc': 0.64}))
+    return lightgbm.Booster(model_file=str(folder / 'model.txt'))
+
+
+def scores(booster, rows):
+    import numpy
+    return booster.predict(numpy.array(rows, dtype=float)).tolist()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+class Service:
+    """scripts/serve.py as a process of its own; ended with the block."""
+
+    def __init__(self, registry, log, **environment):
+        pytest.importorskip('azureml_inference_server_http')
+        self.port, self.log = free_port(), log
+        with open(str(log), 'w') as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / 'scripts' / 'serve.py'), '--registry', str(registry),
+                 '--model-name', NAME, '--port', str(self.port)],
+                stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ, **environment))
+
+    def __enter__(self):
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self.process.poll() is None:
+            try:
+                if self.ask('GET', '/')[0] == 200:
+                    return self
+            except OSError:
+                time.sleep(0.02)
+        self.__exit__()
+        raise AssertionError('the service did not start:\n' + self.log.read_text())
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def ask(self, method, path, body=None, headers=None):
+        """(status, headers, body text) of one request."""
+        connection = http.client.HTTPConnection('127.0.0.1', self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read().decode()
+        finally:
+            connection.close()
+
+    def score(self, payload, **headers):
+        """(status, answer) of a POST of JSON; payload: bytes, or what to write as JSON."""
+        body = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        status, _, text = self.ask('POST', '/score', body, dict(
+            {'Content-Type': 'application/json'}, **headers))
+        return status, json.loads(text)
+
+    def raw(self, data, end=True):
+        """The whole answer (bytes) to raw bytes; the sending side is closed if `end`."""
+        with socket.create_connection(('127.0.0.1', self.port), 60) as connection:
+            try:
+                connection.sendall(data)
+                if end:
+                    connection.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            pieces = []
+            try:
+                while True:
+                    pieces.append(connection.recv(1 << 16))
+                    if not pieces[-1]:
+                        break
+            except OSError:
+                pass
+        return b''.join(pieces)

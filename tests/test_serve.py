@@ -1,0 +1,162 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from served import COLUMNS, NAME, Service, free_port, make_rows, register, scores
+
+import serve
+
+ROWS = make_rows(2, seed=3)
+BODY = json.dumps({'data': ROWS}).encode()
+
+
+@pytest.fixture(scope='module')
+def registry(tmp_path_factory):
+    return tmp_path_factory.mktemp('registry')
+
+
+@pytest.fixture(scope='module')
+def model(registry):
+    """Version 10 of 9, 10 and a folder that is not whole; the newest by number, not by text."""
+    register(registry, 9, seed=2)
+    (registry / NAME / '11').mkdir(parents=True)
+    return register(registry, 10)
+
+
+@pytest.fixture(scope='module')
+def service(registry, model):
+    with Service(registry, registry / 'log.txt', SCORING_TIMEOUT_MS='2500') as running:
+        yield running
+
+
+def head(length, extra=b''):
+    return (b'POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n' + extra +
+            b'Content-Length: %d\r\n\r\n' % length)
+
+
+def test_the_newest_version_scores_as_its_file_says(service, model):
+    assert service.score({'data': ROWS}) == (200, {'result': scores(model, ROWS)})
+    objects = [dict(zip(COLUMNS, row)) for row in ROWS]
+    assert service.score({'data': objects}) == (200, {'result': scores(model, ROWS)})
+
+
+def test_wrong_requests_are_answered_and_the_service_goes_on(service):
+    for body in (b'', b'{', b'\xff\xfe', b'[]', b'{"data": [[1]]}', BODY.replace(b'[[', b'[["", '),
+                 b'[' * 100000, b'{"data": [[NaN]]}'):
+        status, answer = service.score(body)
+        assert status in (400, 413) and answer['message'] and answer['errors'], body[:40]
+    assert service.score(BODY)[0] == 200
+
+
+def test_other_methods_and_paths(service):
+    for method, path, status in (
+            ('GET', '/score', 405), ('HEAD', '/score', 405), ('PUT', '/score', 405),
+            ('DELETE', '/score', 405), ('OPTIONS', '/score', 200), ('GET', '/', 200),
+            ('GET', '/nothing', 404)):
+        assert service.ask(method, path)[0] == status, (method, path)
+
+
+@pytest.mark.parametrize('version, key, value', [
+    (None, 'swagger', '2.0'), ('2', 'swagger', '2.0'), ('3', 'openapi', '3.0.3'),
+    ('3.1', 'openapi', '3.1.0')])
+def test_the_openapi_document_is_served(service, version, key, value):
+    query = '?version=' + version if version else ''
+    status, _, text = service.ask('GET', '/swagger.json' + query)
+    assert status == 200 and json.loads(text)[key] == value
+    assert json.loads(text)['info']['title'] == 'Safe driver'
+
+
+def test_a_chunked_body_is_scored(service, model):
+    chunks = b''.join(b'%x\r\n%s\r\n' % (len(part), part) for part in (BODY[:50], BODY[50:]))
+    answer = service.raw(b'POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n' +
+                         chunks + b'0\r\n\r\n')
+    assert json.loads(answer.split(b'\r\n\r\n')[1])['result'] == scores(model, ROWS)
+
+
+@pytest.mark.parametrize('data', [
+    head(len(BODY) + 1) + BODY, head(len(BODY) - 1) + BODY, head(len(BODY)) + BODY[:-9],
+    b'POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n',
+    b'POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n9999\r\n' + BODY])
+def test_a_body_of_another_length_than_said_is_400(service, data):
+    assert service.raw(data).split(b' ')[1] == b'400'
+
+
+def test_a_body_that_never_comes_is_408_and_blocks_nobody_for_long(service):
+    assert service.raw(head(1000) + b'{"data"', end=False).split(b' ')[1] == b'408'
+    assert service.score(BODY)[0] == 200
+
+
+def test_too_large_a_body_is_answered_though_it_is_still_being_sent(service):
+    assert service.score(b' ' * (17 << 20))[0] == 413
+
+
+def test_a_query_that_is_not_utf_8_is_no_fault_of_the_server(service):
+    answer = service.raw(head(len(BODY)).replace(b'/score', b'/score?\xff') + BODY)
+    assert answer.split(b' ')[1] in (b'200', b'400')
+
+
+def test_a_request_is_one_line_of_json_in_the_log(service):
+    service.score(BODY, **{'x-request-id': 'one-of-a-kind'})
+    lines = [line for line in service.log.read_text().splitlines() if 'one-of-a-kind' in line]
+    found = json.loads(lines[0][lines[0].index('{'):])
+    assert len(lines) == 1 and (found['rows'], found['status']) == (2, 200)
+    started = next(line for line in service.log.read_text().splitlines() if '"auc"' in line)
+    assert '"version": "10"' in started and '"model": "%s"' % NAME in started
+
+
+def test_a_running_request_is_finished_after_sigterm(registry, model, tmp_path):
+    many = make_rows(300, seed=5)
+    body = json.dumps({'data': many}).encode()
+    with Service(registry, tmp_path / 'log.txt') as running:
+        with socket.create_connection(('127.0.0.1', running.port), 60) as connection:
+            connection.sendall(head(len(body), b'Expect: 100-continue\r\n'))
+            assert b' 100 ' in connection.recv(100)
+            running.process.send_signal(signal.SIGTERM)
+            connection.sendall(body)
+            answer = b''.join(iter(lambda: connection.recv(1 << 16), b''))
+        assert running.process.wait(60) == 0
+    assert json.loads(answer.split(b'\r\n\r\n')[1])['result'] == scores(model, many)
+
+
+def run(*arguments, **changes):
+    done = subprocess.run([sys.executable, str(ROOT / 'scripts' / 'serve.py'), '--model-name', NAME]
+                          + [str(argument) for argument in arguments], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, timeout=60,
+                          env=dict(os.environ, **changes))
+    assert 'Traceback' not in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_without_a_model_the_message_says_what_to_do(tmp_path):
+    code, text = run('--registry', tmp_path, '--port', free_port())
+    assert code == 1 and NAME in text and 'make retrain' in text
+
+
+def test_a_port_in_use_is_said(registry, model):
+    with socket.socket() as other:
+        other.bind(('127.0.0.1', 0))
+        other.listen(1)
+        code, text = run('--registry', registry, '--port', other.getsockname()[1])
+    assert code == 1 and str(other and 'in use') in text
+
+
+def test_a_port_that_cannot_be_is_refused(registry, model):
+    assert 'between 1 and 65535' in run('--registry', registry, '--port', 70000)[1]
+
+
+def test_a_missing_server_is_said(registry, model, monkeypatch, capsys):
+    monkeypatch.setattr(serve, 'SERVER', 'no_such_package')
+    assert serve.main(['--registry', str(registry), '--model-name', NAME]) == 1
+    assert 'azureml-inference-server-http' in capsys.readouterr().err
+
+
+def test_the_environment_wins_over_deployment_json(tmp_path):
+    wanted = serve.surroundings(tmp_path, {'WORKER_TIMEOUT': '7', 'PATH': 'p'})
+    assert (wanted['WORKER_TIMEOUT'], wanted['PATH']) == ('7', 'p')
+    assert wanted['SCORING_TIMEOUT_MS'] == '30000'

@@ -11,6 +11,7 @@ from conftest import ROOT
 from served import COLUMNS, NAME, Service, free_port, make_rows, register, scores
 
 import serve
+import smoke_test
 
 ROWS = make_rows(2, seed=3)
 BODY = json.dumps({'data': ROWS}).encode()
@@ -18,7 +19,7 @@ BODY = json.dumps({'data': ROWS}).encode()
 
 @pytest.fixture(scope='module')
 def registry(tmp_path_factory):
-    return tmp_path_factory.mktemp('registry')
+    return tmp_path_factory.mktemp('out') / 'registry'
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +32,7 @@ def model(registry):
 
 @pytest.fixture(scope='module')
 def service(registry, model):
-    with Service(registry, registry / 'log.txt', SCORING_TIMEOUT_MS='2500') as running:
+    with Service(registry, registry.parent / 'log.txt', SCORING_TIMEOUT_MS='2500') as running:
         yield running
 
 
@@ -44,6 +45,12 @@ def test_the_newest_version_scores_as_its_file_says(service, model):
     assert service.score({'data': ROWS}) == (200, {'result': scores(model, ROWS)})
     objects = [dict(zip(COLUMNS, row)) for row in ROWS]
     assert service.score({'data': objects}) == (200, {'result': scores(model, ROWS)})
+
+
+def test_the_smoke_test_passes(service, registry, model, capsys):
+    assert smoke_test.main(['--out', str(registry.parent), '--model-name', NAME,
+                            '--port', str(service.port)]) == 0
+    assert 'version 10' in capsys.readouterr().out
 
 
 def test_wrong_requests_are_answered_and_the_service_goes_on(service):

@@ -1,0 +1,645 @@
+"""Loopback Azure ML by plain HTTP: what it answers, what it runs, and each fault."""
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import uuid
+
+import pytest
+
+from conftest import ROOT
+
+requests = pytest.importorskip('requests')
+loopback = pytest.importorskip('loopback', reason='the stand-in needs trustme')
+
+LOGIN = 'https://login.microsoftonline.com/'
+ARM = 'https://management.azure.com'
+API = 'https://westeurope.api.azureml.ms'
+GROUP, WORKSPACE = 'group', 'space'
+SECONDS = 60
+SCRIPTS = {
+    'write.py': 'import os, sys\n'
+                'print("parameter", sys.argv[1], "variable", os.environ["COLOUR"])\n'
+                'os.makedirs(sys.argv[2])\n'
+                'open(os.path.join(sys.argv[2], "text"), "w").write(sys.argv[1])\n'
+                'open("outputs/kept.txt", "w").write("kept")\n',
+    'read.py': 'import os, sys\n'
+               'print("read", open(os.path.join(sys.argv[1], "text")).read())\n'
+               'print("secrets", [name for name in os.environ if "PASSWORD" in name.upper()\n'
+               '      or "servicePrincipal" in name])\n'
+               'print("run", os.environ["AZUREML_RUN_ID"])\n',
+    'fail.py': 'print("this went well")\nraise ValueError("this did not")\n',
+    'forever.py': 'import os, subprocess, sys, time\n'
+                  'child = subprocess.Popen(["sleep", "1000000"])\n'
+                  'print(os.getpid(), child.pid, flush=True)\ntime.sleep(1e6)\n',
+}
+SCORE = '''
+import json, os
+def init():
+    global text
+    with open(os.path.join(os.environ['AZUREML_MODEL_DIR'], 'model', 'model.txt')) as file:
+        text = file.read()
+    print('init with', text)
+def run(data):
+    return {'model': text, 'given': json.loads(data)}
+'''
+
+
+def until(condition, seconds=SECONDS):
+    """The first true value of condition(), asked for again and again."""
+    pause, end = threading.Event(), time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'this took longer than %g s' % seconds
+        pause.wait(0.02)
+    return condition()
+
+
+class Client:
+    """Plain HTTP by way of the stand-in, as a signed-in service principal."""
+
+    def __init__(self, azure):
+        self.env = azure.env
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self.session.proxies = {'http': azure.env['HTTP_PROXY'], 'https': azure.env['HTTPS_PROXY']}
+        self.session.verify = azure.env['REQUESTS_CA_BUNDLE']
+        self.base = '/subscriptions/%s/resourceGroups/%s' % (azure.env['SUBSCRIPTION_ID'], GROUP)
+        self.space = '%s/providers/Microsoft.MachineLearningServices/workspaces/%s' % (
+            self.base, WORKSPACE)
+        self.token = self.sign_in().json()['access_token']
+
+    def sign_in(self, tenant=None, client=None, secret=None):
+        return self.session.post(
+            LOGIN + (tenant or self.env['tenantId']) + '/oauth2/v2.0/token', data={
+                'grant_type': 'client_credentials', 'scope': ARM + '/.default',
+                'client_id': client or self.env['servicePrincipalId'],
+                'client_secret': secret or self.env['servicePrincipalKey']})
+
+    def ask(self, method, url, body=None, headers=None, timeout=SECONDS):
+        headers = dict({'Authorization': 'Bearer ' + self.token}, **(headers or {}))
+        return self.session.request(method, url, json=body, headers=headers, timeout=timeout)
+
+    def arm(self, method, path, body=None, **more):
+        return self.ask(method, ARM + path, body, **more)
+
+    def api(self, method, service, path, body=None):
+        return self.ask(method, '%s/%s%s%s' % (API, service, self.space, path), body)
+
+    def good(self, method, service, path, body=None):
+        answer = self.api(method, service, path, body)
+        assert answer.ok, answer.text
+        return answer.json() if answer.content else None
+
+    def set_up(self):
+        """A workspace, as the SDK deploys it, and a cluster."""
+        self.arm('PUT', self.base, {'location': 'westeurope'}).raise_for_status()
+        template = {'resources': [{
+            'type': 'Microsoft.MachineLearningServices/workspaces', 'name': WORKSPACE,
+            'location': 'westeurope', 'properties': {
+                'storageAccount': 'storageAccounts/loopstore', 'keyVault': 'vault',
+                'applicationInsights': 'insights'}}]}
+        self.arm('PUT', self.base + '/providers/Microsoft.Resources/deployments/first',
+                 {'properties': {'template': template}}).raise_for_status()
+        self.arm('PUT', self.space + '/computes/cpu', compute()).raise_for_status()
+
+    def upload(self, files):
+        """Upload {name: content} as artifacts; the container's name."""
+        container = uuid.uuid4().hex[:8]
+        answer = self.good(
+            'POST', 'artifact/v2.0', '/artifacts/batch/metadata/LocalUpload/' + container,
+            {'paths': [{'path': name} for name in files]})
+        for name, content in files.items():
+            link = answer['artifactContentInformation'][name]['contentUri']
+            self.session.put(link, data=content).raise_for_status()
+        return container
+
+    def snapshot(self):
+        answer = self.good('POST', 'content/v2.0', '/snapshots/getblob',
+                           {'FileNames': list(SCRIPTS)})
+        nodes = answer['fileNodes']
+        for node in nodes:
+            self.session.put(node['blobUri'], data=SCRIPTS[node['fullName']]).raise_for_status()
+        snapshot = str(uuid.uuid4())
+        self.good('POST', 'content/v2.0', '/snapshots/' + snapshot, {'FileRevisionList': {
+            'FileNodes': [{'FullName': node['fullName'], 'BlobUri': node['blobUri']}
+                          for node in nodes]}})
+        return snapshot
+
+    def module(self, name, script, arguments, inputs=(), outputs=(), reuse=False):
+        snapshot = self.snapshot()
+        shape = {'Inputs': [{'Name': port} for port in inputs], 'Parameters': [],
+                 'Outputs': [{'Name': port, 'DataStoreMode': 'mount'} for port in outputs],
+                 'Arguments': [{'ValueType': kind, 'Value': value} for kind, value in arguments]}
+        module = self.good('POST', 'pipelines/v1.0', '/Modules', {
+            'Name': name, 'IsDeterministic': reuse, 'StructuredInterface': shape,
+            'StorageId': snapshot})
+        values = [('0', 'Target', 'cpu'), ('0', 'Script', script), ('1', 'text', 'text')]
+        return {'Id': name, 'ModuleId': module['Id'], 'ModuleParameters': [
+            {'ValueType': kind, 'Name': key, 'Value': value} for kind, key, value in values],
+            'Runconfig': json.dumps({'environmentVariables': {'COLOUR': 'blue'}})}
+
+    def publish(self, nodes, edges=()):
+        return self.good('POST', 'pipelines/v1.0', '/Pipelines/Create', {
+            'Name': 'P', 'Version': '1', 'Graph': {'ModuleNodes': nodes, 'Edges': [
+                {'SourceOutputPort': {'NodeId': source, 'PortName': port},
+                 'DestinationInputPort': {'NodeId': goal, 'PortName': port}}
+                for source, port, goal in edges]},
+            'GraphInterface': {'Parameters': [{'Name': 'text', 'DefaultValue': 'default'}]}})['Id']
+
+    def submit(self, pipeline, **parameters):
+        return self.good('POST', 'pipelines/v1.0', '/PipelineRuns/PipelineSubmit/' + pipeline, {
+            'ExperimentName': 'tests', 'ParameterAssignments': parameters})['Id']
+
+    def one_step(self, script, reuse=False):
+        """Submit a pipeline of one step; its run."""
+        return self.submit(self.publish([self.module('only', script, [], reuse=reuse)]))
+
+    def run(self, run):
+        return self.good('GET', 'history/v1.0', '/runs/' + run)
+
+    def ended(self, run):
+        return until(lambda: self.run(run)['status'] in ('Completed', 'Failed', 'Canceled')
+                     and self.run(run)['status'])
+
+    def steps(self, run):
+        """{name: details} of the steps that have started."""
+        rows = self.good('GET', 'history/v1.0', '/runs/%s/children' % run)['value']
+        return {row['name']: self.good('GET', 'history/v1.0', '/runs/%s/details' % row['runId'])
+                for row in rows}
+
+    def log(self, details):
+        links = details['logFiles']
+        return self.session.get(links['user_logs/std_log.txt']).text if links else ''
+
+    def register(self, name, text='1', **fields):
+        """Register a folder `model` with one file."""
+        container = self.upload({'model/model.txt': text})
+        asset = self.good('POST', 'modelmanagement/v1.0', '/assets', {
+            'name': name, 'artifacts': [{'prefix': 'LocalUpload/%s/model' % container}]})
+        return self.api('POST', 'modelmanagement/v1.0', '/models', dict({
+            'name': name, 'url': 'aml://asset/' + asset['id']}, **fields))
+
+    def deploy(self, name, models, folder, cores=1):
+        """Create or update a service with SCORE; the address of its operation."""
+        archive = str(folder / (uuid.uuid4().hex + '.tar.gz'))
+        (folder / 'score.py').write_text(SCORE)
+        with tarfile.open(archive, 'w:gz') as tar:
+            tar.add(str(folder / 'score.py'), 'source/score.py')
+        with open(archive, 'rb') as file:
+            container = self.upload({'main.py': b'', 'source.tar.gz': file.read()})
+        place = 'aml://artifact/LocalUpload/%s/' % container
+        answer = self.api('POST', 'modelmanagement/v1.0', '/services', {
+            'name': name, 'computeType': 'ACI', 'authEnabled': True, 'overwrite': True,
+            'containerResourceRequirements': {'cpu': cores, 'memoryInGB': 1},
+            'environmentImageRequest': {'modelIds': models, 'driverProgram': 'main.py', 'assets': [
+                {'url': place + 'main.py'}, {'url': place + 'source.tar.gz', 'unpack': True}],
+                'environment': {'environmentVariables': {
+                    'AZUREML_ENTRY_SCRIPT': 'source/score.py'}}}})
+        assert answer.status_code == 202, answer.text
+        return answer.headers['Operation-Location']
+
+    def operation(self, place):
+        """The operation when it has ended."""
+        until(lambda: self.ask('GET', place).json()['state'] in ('Succeeded', 'Failed'))
+        return self.ask('GET', place).json()
+
+    def service(self, name):
+        return self.good('GET', 'modelmanagement/v1.0', '/services/' + name)
+
+    def container_log(self, name):
+        path = '/services/%s/logs' % name
+        return self.good('GET', 'modelmanagement/v1.0', path)['content']
+
+    def score(self, name, key='primaryKey'):
+        """The answer of the service to the rows [1], with one of its keys, or with none."""
+        headers = {}
+        if key:
+            keys = self.good('POST', 'modelmanagement/v1.0', '/services/%s/listkeys' % name)
+            headers['Authorization'] = 'Bearer ' + keys[key]
+        return self.session.post(self.service(name)['scoringUri'], data='[1]', headers=headers)
+
+
+def compute(kind='AmlCompute', size='STANDARD_D2_V2'):
+    return {'properties': {'computeType': kind, 'properties': {
+        'vmSize': size, 'scaleSettings': {'minNodeCount': 0, 'maxNodeCount': 1}}}}
+
+
+def code(answer):
+    return answer.status_code, answer.json()['error']['code']
+
+
+@pytest.fixture(scope='module')
+def azure(tmp_path_factory):
+    with loopback.start(str(tmp_path_factory.mktemp('azure') / 'state')) as azure:
+        Client(azure).set_up()
+        yield azure
+        assert azure.unknown == []
+
+
+@pytest.fixture
+def client(azure):
+    yield Client(azure)
+    azure.faults.clear()
+
+
+def test_sign_in_is_refused_in_the_words_of_entra(client):
+    for wrong, status, number in (({'secret': 'wrong'}, 401, 7000215),
+                                  ({'client': str(uuid.uuid4())}, 400, 700016),
+                                  ({'tenant': str(uuid.uuid4())}, 400, 90002)):
+        answer = client.sign_in(**wrong)
+        assert (answer.status_code, answer.json()['error_codes']) == (status, [number])
+        assert answer.json()['error_description'].startswith('AADSTS%d: ' % number)
+
+
+def test_requests_without_a_good_token_get_401(client):
+    assert client.arm('GET', client.space).status_code == 200
+    for url in (ARM + client.space, API + '/history/v1.0' + client.space + '/runs/x'):
+        assert code(client.session.get(url)) == (401, 'AuthenticationFailed')
+        client.token = 'eyJ.eyJ.x'
+        assert code(client.ask('GET', url)) == (401, 'InvalidAuthenticationToken')
+
+
+def test_what_is_missing_has_the_codes_of_azure(client):
+    other = client.space.replace(client.env['SUBSCRIPTION_ID'], str(uuid.uuid4()))
+    assert code(client.arm('GET', other)) == (404, 'SubscriptionNotFound')
+    assert code(client.arm('GET', client.base + 'x')) == (404, 'ResourceGroupNotFound')
+    assert code(client.arm('GET', client.space + 'x')) == (404, 'ResourceNotFound')
+    assert code(client.arm('GET', client.space + '/computes/none')) == (404, 'ResourceNotFound')
+
+
+def test_an_unknown_route_fails_and_is_named(tmp_path):
+    with loopback.start(str(tmp_path)) as azure:
+        answer = Client(azure).arm('GET', '/subscriptions/x/nobody/knows')
+        assert code(answer) == (501, 'LoopbackUnknownRoute')
+        assert azure.unknown == [
+            'GET https://management.azure.com/subscriptions/x/nobody/knows: no such route']
+
+
+def test_a_compute_of_another_kind_or_of_an_unknown_size_is_refused(client):
+    path = client.space + '/computes/'
+    assert code(client.arm('PUT', path + 'cpu', compute('AKS'))) == (409, 'Conflict')
+    assert code(client.arm('PUT', path + 'x2', compute(size='Giant'))) == (
+        400, 'InvalidPropertyValue')
+    assert code(client.arm('PUT', path + 'under_score', compute())) == (400, 'BadRequest')
+    names = [one['name'] for one in client.arm('GET', path).json()['value']]
+    assert names == ['cpu']
+
+
+def test_the_same_environment_again_is_the_same_version(client):
+    path = '/environments/training'
+    versions = [client.good('PUT', 'environment/v1.0', path, {'python': pins})['version']
+                for pins in ('a', 'a', 'b', 'a')]
+    assert versions == ['1', '1', '2', '1']
+
+
+def test_datasets_have_versions(client):
+    for path in 'ab':
+        client.good('POST', 'dataset/v1.0', '/datasets?ifExistsOk=true', {
+            'name': 'drivers', 'latest': {'dataflow': path}})
+    ask = '/datasets/query/name=drivers?versionId='
+    assert client.good('GET', 'dataset/v1.0', ask + 'latest')['latest']['dataflow'] == 'b'
+    assert client.good('GET', 'dataset/v1.0', ask + '1')['latest']['dataflow'] == 'a'
+    assert client.api('GET', 'dataset/v1.0', ask + '3').status_code == 404
+
+
+def test_blobs(client, azure):
+    place = 'https://loopstore.blob.core.windows.net/azureml-blobstore'
+    signed = {'Authorization': 'SharedKey loopstore:x'}
+
+    def blob(method, path, data=None, **headers):
+        return client.session.request(method, place + path, data=data,
+                                      headers=dict(signed, **headers))
+    assert client.session.get(place + '/data/a.csv').status_code == 403
+    assert blob('GET', '/data/a.csv').headers['x-ms-error-code'] == 'BlobNotFound'
+    for block in ('b1', 'b2'):
+        assert blob('PUT', '/data/a.csv?comp=block&blockid=' + block, block).status_code == 201
+    assert blob('HEAD', '/data/a.csv').status_code == 404
+    text = '<BlockList><Latest>b2</Latest><Latest>b1</Latest></BlockList>'
+    assert blob('PUT', '/data/a.csv?comp=blocklist', text).status_code == 201
+    assert blob('GET', '/data/a.csv').text == 'b2b1'
+    part = blob('GET', '/data/a.csv', **{'x-ms-range': 'bytes=1-2'})
+    assert (part.status_code, part.text) == (206, '2b')
+    assert part.headers['Content-Range'] == 'bytes 1-2/4'
+    assert blob('PUT', '/data/b/c.csv', 'x').status_code == 201
+    listed = blob('GET', '?restype=container&comp=list&prefix=data/').text
+    assert listed.index('<Name>data/a.csv<') < listed.index('<Name>data/b/c.csv<')
+    assert blob('PUT', '/%2e%2e/%2e%2e/%2e%2e/escaped', 'x').status_code == 404
+    assert not os.path.exists(os.path.join(azure.folder, 'escaped'))
+
+
+def test_the_name_of_an_artifact_is_taken_once(client):
+    container = client.upload({'a.txt': 'x'})
+    path = '/artifacts/batch/metadata/LocalUpload/' + container
+    again = client.api('POST', 'artifact/v2.0', path, {'paths': [{'path': 'a.txt'}]})
+    assert again.status_code == 409 and 'already exists' in again.text
+
+
+def test_steps_run_from_the_snapshot_and_hand_on_their_data(client):
+    pipeline = client.publish([
+        client.module('second', 'read.py', [('Input', 'data')], inputs=['data']),
+        client.module('first', 'write.py', [('Parameter', 'text'), ('Output', 'data')],
+                      outputs=['data'])], [('first', 'data', 'second')])
+    run = client.submit(pipeline, text='hello')
+    other = client.submit(pipeline)
+    assert (client.ended(run), client.ended(other)) == ('Completed', 'Completed')
+    steps = client.steps(run)
+    assert client.log(steps['first']) == 'parameter hello variable blue\n'
+    assert client.log(steps['second']) == 'read hello\nsecrets []\nrun %s\n' % (
+        steps['second']['runId'])
+    assert 'parameter default' in client.log(client.steps(other)['first'])
+    path = '/artifacts/ExperimentRun/dcid.' + steps['first']['runId']
+    kept = [one['path'] for one in client.good('GET', 'artifact/v2.0', path)['value']]
+    assert kept == ['outputs/kept.txt', 'user_logs/std_log.txt']
+    assert client.api('POST', 'pipelines/v1.0', '/PipelineRuns/PipelineSubmit/' + pipeline, {
+        'ExperimentName': 'tests', 'ParameterAssignments': {'colour': 'red'}}).status_code == 400
+
+
+def test_a_failing_step_fails_the_run_and_stops_it(client):
+    pipeline = client.publish([
+        client.module('first', 'fail.py', [], outputs=['data']),
+        client.module('second', 'read.py', [('Input', 'data')], inputs=['data'])],
+        [('first', 'data', 'second')])
+    run = client.submit(pipeline)
+    assert client.ended(run) == 'Failed'
+    steps = client.steps(run)
+    assert list(steps) == ['first'] and steps['first']['status'] == 'Failed'
+    message = steps['first']['error']['error']['message']
+    assert 'exited with status code 1' in message and 'ValueError: this did not' in message
+    assert 'this went well' in client.log(steps['first'])
+    details = client.good('GET', 'history/v1.0', '/runs/%s/details' % run)
+    assert 'Failed nodes: /first' in details['error']['error']['message']
+
+
+def test_cancel_really_kills_the_step(client):
+    run = client.one_step('forever.py')
+    until(lambda: client.steps(run) and client.log(client.steps(run)['only']).endswith('\n'))
+    pids = [int(pid) for pid in client.log(client.steps(run)['only']).split()]
+    assert all(alive(pid) for pid in pids)
+    client.good('DELETE', 'pipelines/v1.0', '/PipelineRuns/%s/Execution' % run)
+    assert client.ended(run) == 'Canceled'
+    assert client.steps(run)['only']['status'] == 'Canceled'
+    until(lambda: not any(alive(pid) for pid in pids))
+    again = client.api('DELETE', 'pipelines/v1.0', '/PipelineRuns/%s/Execution' % run)
+    assert again.status_code == 400
+
+
+def alive(pid):
+    try:
+        with open('/proc/%d/stat' % pid) as file:
+            return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize('reuse', [False, True])
+def test_a_step_is_run_again_unless_reuse_is_allowed(client, reuse):
+    pipeline = client.publish([client.module(
+        'only', 'write.py', [('Parameter', 'text'), ('Output', 'data')], outputs=['data'],
+        reuse=reuse)])
+    seen = []
+    for text in 'aba':
+        run = client.submit(pipeline, text=text)
+        assert client.ended(run) == 'Completed'
+        seen.append('azureml.isreused' in client.steps(run)['only']['properties'])
+    assert seen == [False, False, reuse]
+
+
+def test_a_step_that_fails_or_never_ends_on_demand(client, azure):
+    azure.faults.add('step-fails', step='only')
+    assert client.ended(client.one_step('write.py')) == 'Failed'
+    azure.faults.add('step-never-ends', step='only')
+    endless = client.one_step('fail.py')
+    until(lambda: 'never ends' in ''.join(map(client.log, client.steps(endless).values())))
+    assert client.run(endless)['status'] == 'Running'
+    client.good('DELETE', 'pipelines/v1.0', '/PipelineRuns/%s/Execution' % endless)
+    assert client.ended(endless) == 'Canceled'
+    assert azure.faults.struck[-2:] == ['step-fails', 'step-never-ends']
+
+
+def test_runs_stay_queued_while_there_is_no_capacity(client, azure):
+    def cluster():
+        return client.arm('GET', client.space + '/computes/cpu').json()['properties']['properties']
+    azure.faults.add('no-capacity')
+    run = client.one_step('fail.py')
+    until(lambda: client.steps(run))
+    assert client.steps(run)['only']['status'] == 'Queued'
+    assert cluster()['errors'][0]['error']['code'] == 'ClusterCoreQuotaReached'
+    azure.faults.clear()
+    assert client.ended(run) == 'Failed'
+    assert cluster()['errors'] is None
+
+
+@pytest.mark.parametrize('fault, status, text', [
+    ('throttled', 429, 'TooManyRequests'), ('server-error', 500, 'InternalServerError'),
+    ('unavailable', 503, 'ServiceUnavailable'), ('forbidden', 403, 'AuthorizationFailed'),
+    ('expired-token', 401, 'ExpiredAuthenticationToken')])
+def test_a_request_is_answered_with_a_fault_as_often_as_asked(client, azure, fault, status, text):
+    azure.faults.add(fault, path='GET .*/workspaces/space$', count=2, skip=1)
+    answers = [client.arm('GET', client.space) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, status, status, 200]
+    assert answers[1].json()['error']['code'] == text
+    assert answers[1].headers.get('Retry-After') == ('1' if status == 429 else None)
+    assert client.arm('GET', client.base).status_code == 200
+
+
+def test_a_connection_is_reset_or_stalls(client, azure):
+    azure.faults.add('reset', path='/workspaces/space$')
+    with pytest.raises(requests.ConnectionError):
+        client.arm('GET', client.space)
+    azure.faults.add('stalled', path='/workspaces/space$')
+    with pytest.raises(requests.Timeout):
+        client.arm('GET', client.space, timeout=0.2)
+    assert client.arm('GET', client.space).status_code == 200
+
+
+def test_the_answer_to_a_deed_can_be_lost(client, azure):
+    azure.faults.add('reset', path='POST .*/models$', after=True)
+    with pytest.raises(requests.ConnectionError):
+        client.register('lost')
+    found = client.good('GET', 'modelmanagement/v1.0', '/models?name=lost')['value']
+    assert [model['id'] for model in found] == ['lost:1']
+
+
+def test_faults_of_a_file_are_read_again_when_it_changes(tmp_path):
+    path = tmp_path / 'faults.json'
+    path.write_text('[{"fault": "unavailable", "path": "/subscriptions$", "count": null}]')
+    with loopback.start(str(tmp_path / 'state'), faults=str(path)) as azure:
+        client = Client(azure)
+        assert [client.arm('GET', '/subscriptions').status_code for _ in range(3)] == [503] * 3
+        path.write_text('[]')
+        assert client.arm('GET', '/subscriptions').status_code == 200
+    with pytest.raises(ValueError, match='unknown fault .*the names are throttled'):
+        loopback.start(str(tmp_path / 'state'), faults=[{'fault': 'earthquake'}])
+
+
+def test_models_get_versions_and_are_found_by_name_tag_and_run(client, azure):
+    first = client.register('m', kvTags={'BuildId': '1'}, runId='run1').json()
+    azure.faults.add('registration-collides')
+    refused = client.register('m')
+    assert (refused.status_code, refused.json()['statusCode']) == (409, 409)
+    second = client.register('m', kvTags={'BuildId': '2', 'x': 'y'}).json()
+    client.register('other', kvTags={'BuildId': '1'}).raise_for_status()
+    assert (first['id'], second['id']) == ('m:1', 'm:2')
+
+    def found(query):
+        return [model['id'] for model in client.good(
+            'GET', 'modelregistry/v1.0', '/models?name=m' + query)['value']]
+    assert found('') == ['m:2', 'm:1'] and found('&latestVersionOnly=true') == ['m:2']
+    assert found('&tags=BuildId=1') == ['m:1'] and found('&tags=x') == ['m:2']
+    assert found('&tags=BuildId=1,x') == [] and found('&runId=run1') == ['m:1']
+    client.good('PATCH', 'modelmanagement/v1.0', '/models/m:1',
+                [{'op': 'add', 'path': '/kvTags/new', 'value': 'z'}])
+    assert found('&tags=new=z') == ['m:1']
+    missing = client.api('GET', 'modelmanagement/v1.0', '/models/m:3')
+    assert (missing.status_code, missing.json()['statusCode']) == (404, 404)
+
+
+def test_runs_are_found_by_tag(client):
+    for run, build in (('a', '1'), ('b', '2'), ('c', '2')):
+        client.good('PATCH', 'history/v1.0', '/experiments/tagged/runs/' + run,
+                    {'tags': {'BuildId': build}, 'runType': 'x'})
+    ask = '(Tags/BuildId eq 2) and (RunType eq x or Properties/azureml.runsource eq x)'
+    found = client.good('POST', 'history/v1.0', '/experiments/tagged/runs:query', {'filter': ask})
+    assert [run['runId'] for run in found['value']] == ['c', 'b']
+    assert not client.good('POST', 'history/v1.0', '/experiments/empty/runs:query', {})['value']
+
+
+def test_a_container_that_crashes_fails_its_deployment(client, azure, tmp_path):
+    client.register('crashing').raise_for_status()
+    azure.faults.add('crash-loop')
+    operation = client.operation(client.deploy('crashes', ['crashing:1'], tmp_path))
+    assert operation['state'] == 'Failed' and operation['error']['code'] == 'AciDeploymentFailed'
+    assert operation['error']['details'][0]['code'] == 'CrashLoopBackOff'
+    assert client.service('crashes')['state'] == 'Failed'
+    assert client.container_log('crashes').count('RuntimeError: loopback') == 2
+    again = client.api('POST', 'modelmanagement/v1.0', '/services', {
+        'name': 'crashes', 'computeType': 'ACI'})
+    assert again.status_code == 409
+    client.good('DELETE', 'modelmanagement/v1.0', '/services/crashes')
+    assert client.api('GET', 'modelmanagement/v1.0', '/services/crashes').status_code == 404
+
+
+def test_a_service_runs_the_inference_server(client, azure, tmp_path):
+    pytest.importorskip('azureml_inference_server_http')
+    client.register('served', 'one').raise_for_status()
+    place = client.deploy('served', ['served:1'], tmp_path)
+    assert client.api('POST', 'modelmanagement/v1.0', '/services', {
+        'name': 'served', 'computeType': 'ACI', 'overwrite': True}).status_code == 409
+    assert client.operation(place)['state'] == 'Succeeded', client.container_log('served')
+    assert client.score('served').json() == {'model': 'one', 'given': [1]}
+    assert client.score('served', None).status_code == 401
+    client.good('POST', 'modelmanagement/v1.0', '/services/served/regenerateKeys',
+                {'keyType': 'Secondary', 'keyValue': 'mine'})
+    answer = client.score('served', 'secondaryKey')
+    assert answer.ok and answer.request.headers['Authorization'] == 'Bearer mine'
+    azure.faults.add('scoring-500')
+    assert [client.score('served').status_code for _ in range(2)] == [500, 200]
+    assert 'init with one' in client.container_log('served')
+    failed = client.operation(client.deploy('served', ['served:1'], tmp_path, cores=2))
+    assert failed['state'] == 'Failed' and 'must delete it first' in failed['error']['message']
+    assert client.service('served')['state'] == 'Healthy' and client.score('served').ok
+    answer = client.api('DELETE', 'modelmanagement/v1.0', '/models/served:1')
+    assert answer.status_code == 400 and 'is used by served' in answer.text
+
+
+@pytest.mark.end_to_end
+def test_a_service_survives_a_restart_and_an_update_replaces_it(tmp_path):
+    pytest.importorskip('azureml_inference_server_http')
+    folder = str(tmp_path / 'state')
+    with loopback.start(folder) as azure:
+        client = Client(azure)
+        client.set_up()
+        for text in ('one', 'two'):
+            client.register('m', text).raise_for_status()
+        assert client.operation(client.deploy('aci', ['m:1'], tmp_path))['state'] == 'Succeeded'
+        address, token = client.service('aci')['scoringUri'], client.token
+    with loopback.start(folder) as azure:
+        client = Client(azure)
+        client.token = token
+        until(lambda: scores(client))
+        assert client.score('aci').json()['model'] == 'one'
+        azure.faults.add('late', seconds=0.5)
+        place = client.deploy('aci', ['m:2'], tmp_path)
+        assert client.service('aci')['state'] == 'Transitioning' and not scores(client)
+        assert client.operation(place)['state'] == 'Succeeded'
+        assert client.score('aci').json()['model'] == 'two'
+        assert client.service('aci')['scoringUri'] == address
+        assert azure.unknown == []
+
+
+def scores(client):
+    try:
+        return client.score('aci').ok
+    except requests.ConnectionError:
+        return False
+
+
+def test_a_pipeline_goes_on_after_a_restart(tmp_path):
+    folder = str(tmp_path)
+    with loopback.start(folder) as azure:
+        client = Client(azure)
+        client.set_up()
+        nodes = [client.module('first', 'write.py', [('Parameter', 'text'), ('Output', 'data')],
+                               outputs=['data']),
+                 client.module('second', 'read.py', [('Input', 'data')], inputs=['data'])]
+        azure.faults.add('step-never-ends', step='second')
+        run = client.submit(client.publish(nodes, [('first', 'data', 'second')]), text='early')
+        until(lambda: 'second' in client.steps(run) and client.log(client.steps(run)['second']))
+        before = client.steps(run)
+    with open(os.path.join(folder, 'state.jsonl'), 'a') as journal:
+        journal.write('["torn", "li')
+    with loopback.start(folder) as azure:
+        client = Client(azure)
+        assert client.ended(run) == 'Completed'
+        after = client.steps(run)
+        assert 'read early' in client.log(after['second'])
+        assert after['first']['endTimeUtc'] == before['first']['endTimeUtc']
+        assert after['second']['runId'] == before['second']['runId']
+
+
+def test_no_secret_is_written_and_files_are_private(tmp_path):
+    with loopback.start(str(tmp_path)) as azure:
+        client = Client(azure)
+        client.set_up()
+        run = client.one_step('read.py')
+        client.ended(run)
+        token = client.good('GET', 'history/v1.0', '/runs/%s/token' % run)['token']
+        secrets = [client.env['servicePrincipalKey'], client.token, token,
+                   client.good('GET', 'datastore/v1.0', '/default')['azureStorageSection'][
+                       'accountKey']]
+    for path in tmp_path.rglob('*'):
+        if path.is_file():
+            text = path.read_text(errors='replace')
+            assert not any(secret in text for secret in secrets), path
+    for name in ('state.jsonl', 'ca.pem'):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux tells a child')
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_stand_in_however_it_ends(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, '-W', 'ignore', '-m', 'loopback', '--folder', str(tmp_path / 'state')],
+        cwd=str(ROOT / 'devops'), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        ready = json.loads(process.stdout.readline().decode())
+        client = Client(type('Azure', (), ready))
+        client.set_up()
+        run = client.one_step('forever.py')
+        until(lambda: client.steps(run) and client.log(client.steps(run)['only']).endswith('\n'))
+        pid = int(client.log(client.steps(run)['only']).split()[0])
+        client.arm('GET', '/subscriptions/nobody/knows/this')
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    until(lambda: not alive(pid))
+    if number == signal.SIGTERM:
+        assert process.returncode == 1 and b'/subscriptions/nobody/knows/this' in errors

@@ -92,7 +92,7 @@ def reason_of(error):
     body = body() if callable(body) else body
     for text in (body, said):
         messages = re.findall(r'\\?"(?:message|error_description)\\?"\s*:\s*\\?"(.+?)\\?"[,}\s]',
-                              text or '', re.IGNORECASE)
+                              text or "", re.IGNORECASE | re.DOTALL)
         if messages:
             said = messages[0]
             break
@@ -137,6 +137,14 @@ def deadline(what, seconds):
         watch.cancel()
 
 
+def quieten():
+    """Make the SDK keep its warnings to itself; to be called before it is imported."""
+    for name, backoff in SDK_BACKOFF.items():
+        os.environ.setdefault(name, backoff)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter('ignore')
+
+
 @contextlib.contextmanager
 def asking(what, seconds):
     """Calls of the SDK that belong together; what: such as 'open the workspace'.
@@ -144,10 +152,7 @@ def asking(what, seconds):
     Raises AzureError for what the service or the network refuses. Ends the process with exit
     code 1 when the calls take longer than so many seconds.
     """
-    for name, backoff in SDK_BACKOFF.items():
-        os.environ.setdefault(name, backoff)
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter('ignore')
+    quieten()
     try:
         with deadline(what, seconds), contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -121,7 +121,7 @@ def main(argv=None):
         return 1
     files.write_json(Path(args.out) / 'pipeline.json', {
         'id': published.id, 'name': published.name, 'build_id': build_id})
-    print('pipeline %s, version %s: %s\nid %s' % (
+    print('pipeline %s, version %s: %s, id %s' % (
         published.name, build_id, 'published' if new else 'published already', published.id))
     return 0
 

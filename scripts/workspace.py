@@ -99,9 +99,10 @@ def sign_in(environ):
 
 def connect(chosen, environ=os.environ):
     """The azureml.core.Workspace that the settings name. Raises AzureError or SettingsError."""
+    calls.quieten()
+    from azureml.core import Workspace
     with calls.asking('open the workspace %s' % chosen.workspace_name,
                       chosen.call_timeout_seconds):
-        from azureml.core import Workspace
         return Workspace.get(
             chosen.workspace_name, auth=sign_in(environ), subscription_id=chosen.subscription_id,
             resource_group=chosen.resource_group)

@@ -2,11 +2,12 @@
 
     python training/sample.py --rows 100000 --out outputs/data/safe_driver.csv
 
-columns.json holds what is published: value frequencies of the 595,212 rows, and the correlations of
-the first 10,000. Each row is drawn from a normal distribution with those correlations, and each
-component turned into the value of the same rank (a Gaussian copula), so the columns have the real
-frequencies and hang together much as the real ones do. The claims follow log_odds below, an
-invention in the size and direction of published findings; ps_calc_* have no part in it.
+columns.json holds the frequencies of the values in the 595,212 real rows and the rank correlations
+of the columns in the first 10,000. Every row starts as normal numbers with these correlations; each
+number becomes the value of the same rank (a Gaussian copula). So each column looks like the real
+one, and pairs of columns hang together as the real ones do. Which rows have a claim is drawn from
+log_odds, an invention with the directions and sizes that are published; ps_calc_* are noise, there
+as in the real table.
 """
 import argparse
 import math
@@ -16,166 +17,166 @@ import sys
 import table
 
 CHUNK_ROWS = 10000
-ROWS_PUBLISHED = 595212
-# In the real table 40 % of all policies were drawn from ids without gaps.
-SHARE_OF_IDS = 0.4
-CLAIM_RATE = 0.036448
+# The real ids are those of 40 % of the policies, in order; the rest is the competition's test set.
+SHARE_OF_IDS = .4
+MISSING_PREFIX = 'missing '
+# Set so that 3.6448 % of the rows have a claim.
+INTERCEPT = -3.7608
 
 
 def generate(rows, seed):
-    """A DataFrame of `rows` rows in the standard columns; whole numbers int8 (id int32), the others
-    float64. The same seed gives the same rows; with more rows, the same ones first."""
+    """A pandas.DataFrame of `rows` rows in the columns of the real table.
+
+    Whole numbers are int8, id int32, fractions float64 with the ten digits of the real table. The
+    same seed gives the same rows, and a longer table begins with the rows of a shorter one.
+    """
     import pandas
     return pandas.concat(list(_chunks(rows, seed)), ignore_index=True)
 
 
 def claim_probabilities(frame):
-    """The probability that each row of features was given when its target was drawn, shape (rows,).
+    """The probability of a claim by which the target of each row was drawn, shape (rows,).
+
+    frame: a table as generate or table.read_table gives it; its target is not looked at.
     """
     import numpy
-    return 1 / (1 + numpy.exp(-_log_odds(frame)))
+    return 1 / (1 + numpy.exp(-log_odds(frame) - INTERCEPT))
 
 
-def _log_odds(frame):
+def log_odds(frame):
+    """What each row adds to INTERCEPT, the sum of the effects of its columns, shape (rows,)."""
     import numpy
 
-    def by_value(name, effects):
-        values = frame[name].values
-        return sum(effect * (values == value) for value, effect in effects.items())
-
-    def bumps(name, size):
-        """An effect of each code in no order, as categories have; fixed for good."""
-        return size * numpy.sqrt(2) * numpy.sin(12.9898 * frame[name].values.astype(float) + 1)
-
     def number(name, typical):
-        """The column as float64, its missing values replaced by a typical one."""
-        values = frame[name].values.astype(numpy.float64)
-        return numpy.where(values == table.MISSING, typical, values)
+        """Distance from the typical value; 0 where it is missing."""
+        values = numpy.asarray(frame[name], dtype=numpy.float64)
+        return numpy.where(values == table.MISSING, 0, values - typical)
 
-    car_13 = numpy.tanh((number('ps_car_13', .81) - .81) / .45)
-    region = numpy.tanh(number('ps_reg_03', .72) - .72)
-    age = number('ps_ind_15', 7) - 7.3
-    seats = number('ps_ind_03', 4) - 4.4
-    tenure = number('ps_ind_01', 1) - 1.9
-    main = (
-        .42 * car_13 + .28 * region + .22 * numpy.sqrt(number('ps_reg_02', .3))
-        + .20 * (number('ps_reg_01', .6) - .6) - .028 * age + .035 * tenure
-        + .009 * seats ** 2 + .012 * seats
-        + .8 * (number('ps_car_12', .37) - .38) + .05 * (number('ps_car_15', 3) - 3)
-        - 1.5 * (number('ps_car_14', .37) - .37) + .10 * (frame['ps_car_14'].values == -1)
-        + .42 * frame['ps_ind_17_bin'].values - .08 * frame['ps_ind_16_bin'].values
-        + .22 * frame['ps_ind_07_bin'].values - .16 * frame['ps_ind_06_bin'].values
-        + .06 * (frame['ps_ind_04_cat'].values == 1) + .05 * (number('ps_car_11', 3) < 2))
+    def category(name, effects):
+        values = numpy.asarray(frame[name])
+        return sum(effect * (values == code) for code, effect in effects.items())
+
+    def scattered(name, size):
+        """An effect for each code, without any order among the codes; `size` is the typical one."""
+        return size * math.sqrt(2) * numpy.sin(78.233 * numpy.asarray(frame[name], float) + 1)
+
+    value, region = numpy.tanh(number('ps_car_13', .81) / .45), numpy.tanh(number('ps_reg_03', .8))
+    years, ind_01, ind_03 = number('ps_ind_15', 7), number('ps_ind_01', 2), number('ps_ind_03', 4)
+    ind_07, ind_17 = number('ps_ind_07_bin', 0), number('ps_ind_17_bin', 0)
+    alone = (
+        .30 * value + .24 * region + .09 * number('ps_reg_02', .4) + .18 * number('ps_reg_01', .6)
+        - .035 * years + .023 * ind_01 + .014 * ind_03 ** 2 + .003 * ind_03
+        + .1 * number('ps_car_12', .38) + .05 * number('ps_car_15', 3.1)
+        + .6 * number('ps_car_14', .37) + .57 * ind_17 - .10 * number('ps_ind_16_bin', 0)
+        + .13 * ind_07 - .11 * number('ps_ind_06_bin', 0))
     categories = (
-        by_value('ps_ind_05_cat', {-1: .65, 1: .25, 2: .55, 3: .2, 4: .35, 5: .45, 6: .5})
-        + by_value('ps_ind_02_cat', {-1: .6, 2: .06, 3: .03, 4: .18})
-        + by_value('ps_car_07_cat', {-1: .35, 0: .4})
-        + by_value('ps_car_09_cat', {-1: .6, 0: -.05, 1: .25, 3: .1, 4: .3})
-        + by_value('ps_car_01_cat', {-1: .7, 0: .15, 3: .15, 4: -.1, 5: .1, 6: -.08, 8: .12, 9: .1,
+        category('ps_ind_05_cat', {-1: .75, 1: .3, 2: .6, 3: .2, 4: .4, 5: .5, 6: .55})
+        + category('ps_ind_02_cat', {-1: .6, 2: .06, 3: .03, 4: .18})
+        + category('ps_ind_04_cat', {-1: 1, 1: .06})
+        + category('ps_car_01_cat', {-1: .7, 0: .15, 3: .15, 4: -.1, 5: .1, 6: -.08, 8: .12, 9: .1,
                                      10: .05, 11: .1})
-        + by_value('ps_car_02_cat', {0: .08}) + by_value('ps_car_03_cat', {0: .1, 1: .06})
-        + by_value('ps_car_08_cat', {0: .06})
-        + bumps('ps_car_04_cat', .06) + bumps('ps_car_06_cat', .07) + bumps('ps_car_11_cat', .13))
+        + category('ps_car_03_cat', {0: .1, 1: .06})
+        + category('ps_car_07_cat', {-1: .35, 0: .4}) + category('ps_car_08_cat', {0: .06})
+        + category('ps_car_09_cat', {-1: .6, 0: -.05, 1: .25, 3: .1, 4: .3})
+        + scattered('ps_car_04_cat', .06) + scattered('ps_car_06_cat', .07)
+        + scattered('ps_car_11_cat', .15))
     together = (
-        - .05 * frame['ps_ind_17_bin'].values * age
-        + .20 * frame['ps_ind_07_bin'].values * car_13
-        - .20 * car_13 * region
-        + .25 * (frame['ps_ind_05_cat'].values > 0) * region
-        - .012 * tenure * seats)
-    return SCALE * (main + categories + together) + INTERCEPT
-
-
-# Set so that the claim rate is the published one and no model can pass an AUC of about 0.647.
-SCALE = 0.915
-INTERCEPT = -3.8709
+        - .05 * ind_17 * years + .20 * ind_07 * value - .20 * value * region
+        + .25 * (number('ps_ind_05_cat', 0) > 0) * region - .012 * ind_01 * ind_03)
+    return alone + categories + together
 
 
 def _chunks(rows, seed):
-    """Frames of up to CHUNK_ROWS rows."""
+    """The table in frames of CHUNK_ROWS rows, the last one shorter."""
     import numpy
     import pandas
-    latent = list(table.PUBLISHED["correlations"])
-    noise = [name for name in table.FEATURES if name.startswith('ps_calc_')]
-    correlations = numpy.eye(len(latent))
-    for row, name in enumerate(latent):
-        correlations[row, :row] = correlations[:row, row] = table.PUBLISHED["correlations"][name]
-    mixer = numpy.linalg.cholesky(correlations).T
+    correlations, choices = table.PUBLISHED['correlations'], table.PUBLISHED['choices']
+    names = list(correlations) + [name for name in table.FEATURES if name.startswith('ps_calc_')]
+    draw = _draws(names)
+    mixture = numpy.eye(len(names))
+    for row, values in enumerate(correlations.values()):
+        mixture[row, :row] = mixture[:row, row] = values
+    mixture = numpy.linalg.cholesky(mixture)
     last_id = 0
     for start in range(0, rows, CHUNK_ROWS):
-        random = numpy.random.Generator(numpy.random.PCG64(
-            numpy.random.SeedSequence([seed, start // CHUNK_ROWS])))
-        normal = random.standard_normal((len(latent) + len(noise), CHUNK_ROWS))
-        normal[:len(latent)] = mixer.T.dot(normal[:len(latent)])
-        columns = {}
-        for name, values in zip(latent + noise, normal):
-            if name in table.PUBLISHED["choices"]:
-                choices = table.PUBLISHED["choices"][name]
-                shares = [_known(member)['counts']['1'] for member in choices if member]
-                shares.insert(choices.index(0) if 0 in choices else len(choices),
-                              ROWS_PUBLISHED - sum(shares))
-                chosen = numpy.searchsorted(_cuts(shares[:len(choices)]), values)
-                for code, member in enumerate(choices):
-                    if member:
-                        columns[member] = (chosen == code).astype(numpy.int8)
-            else:
-                columns[name] = _values(_known(name), values)
-        columns['ps_ind_14'] = sum(columns['ps_ind_%d_bin' % number] for number in range(10, 14))
-        gaps = numpy.floor(numpy.log1p(-random.random(CHUNK_ROWS)) / math.log(1 - SHARE_OF_IDS))
-        columns['id'] = (last_id + numpy.cumsum(gaps + 1)).astype(numpy.int32)
+        random = numpy.random.Generator(numpy.random.PCG64([seed, start]))
+        normal = mixture.dot(random.standard_normal((len(names), CHUNK_ROWS)))
+        columns = {name: draw[name](values) for name, values in zip(names, normal)}
+        for name, members in choices.items():
+            for code, member in enumerate(members):
+                columns[member] = (columns[name] == code).astype(numpy.int8)
+        for name in names:
+            if MISSING_PREFIX + name in columns:
+                columns[name][columns[MISSING_PREFIX + name]] = table.MISSING
+        columns['ps_ind_14'] = sum(columns['ps_ind_{}_bin'.format(n)] for n in range(10, 14))
+        gaps = 1 + numpy.log1p(-random.random(CHUNK_ROWS)) // math.log(1 - SHARE_OF_IDS)
+        columns['id'] = (last_id + gaps.cumsum()).astype(numpy.int32)
         last_id = columns['id'][-1]
-        frame = pandas.DataFrame(columns)
-        claims = random.random(CHUNK_ROWS) < claim_probabilities(frame)
-        frame["target"] = claims.astype(numpy.int8)
-        yield frame[table.COLUMNS][:rows - start]
+        claims = random.random(CHUNK_ROWS) < claim_probabilities(columns)
+        columns['target'] = claims.astype(numpy.int8)
+        yield pandas.DataFrame({name: columns[name] for name in table.COLUMNS})[:rows - start]
 
 
-def _known(name):
-    return table.KNOWN[name]
-
-
-def _cuts(counts):
-    """Where to cut a standard normal so that its pieces have the shares of `counts`."""
-    import numpy
-    grid, below = _normal()
-    return numpy.interp(numpy.cumsum(counts)[:-1] / sum(counts), below, grid)
-
-
-def _normal():
+def _draws(names):
+    """For each name the function from standard normal numbers to its values."""
     import numpy
     grid = numpy.linspace(-6, 6, 6001)
-    return grid, numpy.array([math.erfc(-value / math.sqrt(2)) / 2 for value in grid])
+    ranks = numpy.array([math.erfc(-value / math.sqrt(2)) / 2 for value in grid])
+
+    def by_count(values, counts):
+        cuts = numpy.interp(numpy.cumsum(counts)[:-1] / sum(counts), ranks, grid)
+        return lambda normal: values[numpy.searchsorted(cuts, normal)]
+
+    def by_quantile(known):
+        def values(normal):
+            over, rank = known['root_of_whole_number_over'], numpy.interp(normal, grid, ranks)
+            root = numpy.interp(rank, known['shares'], known['quantiles']) * over
+            return numpy.round(numpy.sqrt(numpy.rint(root ** 2)) / over, 10)
+        return values
+
+    draws, rows = {}, table.PUBLISHED['rows']
+    for name in names:
+        if name.startswith(MISSING_PREFIX):
+            missing = table.KNOWN[name[len(MISSING_PREFIX):]]['missing']
+            draws[name] = by_count(numpy.array([False, True]), [rows - missing, missing])
+        elif name in table.PUBLISHED['choices']:
+            counts = [table.KNOWN[member]['counts']['1'] if member else 0
+                      for member in table.PUBLISHED['choices'][name]]
+            counts = [count or rows - sum(counts) for count in counts]
+            draws[name] = by_count(numpy.arange(len(counts)), counts)
+        elif 'counts' in table.KNOWN[name]:
+            known = table.KNOWN[name]
+            kind = 'float64' if known['type'] == 'float32' else known['type']
+            draws[name] = by_count(numpy.array([float(value) for value in known['counts']], kind),
+                                   list(known['counts'].values()))
+        else:
+            draws[name] = by_quantile(table.KNOWN[name])
+    return draws
 
 
-def _values(known, normal):
-    """The column's value at the rank of each standard normal number."""
+def _lines(frame):
+    """The rows as lines of CSV; each different value is made text once, for speed."""
     import numpy
-    if 'counts' in known:
-        values = numpy.array([float(value) for value in known['counts']])
-        values = values[numpy.searchsorted(_cuts(list(known['counts'].values())), normal)]
-        return values if known['type'] == 'float32' else values.astype(known['type'])
-    grid, below = _normal()
-    missing = known['missing'] / ROWS_PUBLISHED
-    rank = (numpy.interp(normal, grid, below) - missing) / (1 - missing)
-    root = known['root_of_whole_number_over']
-    whole = numpy.rint((numpy.interp(rank, known['shares'], known['quantiles']) * root) ** 2)
-    return numpy.where(rank < 0, table.MISSING, numpy.round(numpy.sqrt(whole) / root, 10))
+    import pandas
+    cells = []
+    for name in frame:
+        codes, values = pandas.factorize(frame[name].values)
+        cells.append(numpy.array([repr(value) for value in values.tolist()], object)[codes])
+    return (','.join(row) + '\n' for row in zip(*cells))
 
 
 def main(argv=None):
-    arguments = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    arguments.add_argument('--rows', type=int, default=100000, help='number of rows')
-    arguments.add_argument('--seed', type=int, default=1, help='another seed, another table')
-    arguments.add_argument('--out', required=True, help='CSV file to write')
-    arguments = arguments.parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--rows', type=int, default=100000, help='rows to make')
+    parser.add_argument('--seed', type=int, default=1, help='another seed makes another table')
+    parser.add_argument('--out', required=True, help='CSV file to write')
+    arguments = parser.parse_args(argv)
     if arguments.rows < 1 or arguments.seed < 0:
-        print('error: --rows must be at least 1 and --seed at least 0', file=sys.stderr)
-        return 2
-    folder = os.path.dirname(arguments.out)
-    unfinished = '{}.{}.unfinished'.format(arguments.out, os.getpid())
+        parser.error('--rows must be 1 or more and --seed 0 or more')
+    unfinished = '{}.{}.part'.format(arguments.out, os.getpid())
     try:
-        if folder:
-            os.makedirs(folder, exist_ok=True)
-        with open(unfinished, 'w', newline='') as out:
+        os.makedirs(os.path.dirname(unfinished) or '.', exist_ok=True)
+        with open(unfinished, 'w') as out:
             out.write(','.join(table.COLUMNS) + '\n')
             for frame in _chunks(arguments.rows, arguments.seed):
                 out.writelines(_lines(frame))
@@ -189,17 +190,6 @@ def main(argv=None):
             os.remove(unfinished)
     print('{}: {:,} synthetic rows, seed {}'.format(arguments.out, arguments.rows, arguments.seed))
     return 0
-
-
-def _lines(frame):
-    """CSV lines; each different value is turned into text once, which is the slow part."""
-    import numpy
-    import pandas
-    cells = []
-    for name in frame:
-        codes, values = pandas.factorize(frame[name].values)
-        cells.append(numpy.array([repr(value) for value in values.tolist()], dtype=object)[codes])
-    return (','.join(row) + '\n' for row in zip(*cells))
 
 
 if __name__ == '__main__':

@@ -82,16 +82,6 @@ def both(*damages):
     return damage
 
 
-def targets(value, least=None):
-    """Damage: all targets are `value`, but for the first `least` rows."""
-    def damage(content):
-        rows = cells_of(content)
-        for row in rows[1 + (least or 0):]:
-            row[1] = value
-        return joined(rows)
-    return damage
-
-
 DAMAGES = [
     ('missing column', drop_column('ps_car_13'), ['1 missing column', 'ps_car_13']),
     ('two missing', both(drop_column('ps_calc_20_bin'), drop_column('ps_reg_03')),
@@ -131,15 +121,17 @@ DAMAGES = [
     ('target 2', set_cells('target', b'2', [11, 21]),
      ['target: 2 values other than 0 and 1', 'line 11', '(2)']),
     ('target -1', set_cells('target', b'-1', [2]), ['target: 1 value other than 0 and 1', '(-1)']),
-    ('only zeros', targets(b'0'), ['target: 0 in all 3,000 rows']),
-    ('only ones', targets(b'1'), ['target: 1 in all 3,000 rows']),
+    ('only zeros', set_cells('target', b'0', range(2, ROWS + 2)), ['target: 0 in all 3,000 rows']),
+    ('only ones', set_cells('target', b'1', range(2, ROWS + 2)), ['target: 1 in all 3,000 rows']),
     ('repeated ids', set_cells('id', b'7777777', [100, 200, 300]),
      ['id: 2 rows with the id of an earlier row', 'line 200', 'id 7777777']),
     ('repeated rows', lambda content: content + b''.join(content.splitlines(True)[10:15]),
      ['id: 5 rows with the id of an earlier row', 'line 3,002']),
-    ('too few claims', targets(b'0', least=30),
+    ('too few claims', both(set_cells('target', b'0', range(2, ROWS + 2)),
+                            set_cells('target', b'1', range(100, 120))),
      ['too few rows to split', 'hold-out has', 'at least 5', 'about 60']),
-    ('few rows', lambda content: b''.join(content.splitlines(True)[:40]),
+    ('few rows', both(set_cells('target', b'1', range(2, 10)),
+                      lambda content: b''.join(content.splitlines(True)[:40])),
      ['too few rows to split']),
     ('short line', edit_line(77, lambda line: line[:60] + b'\n'),
      ['1 line with too few cells', 'line 77']),
@@ -224,14 +216,13 @@ def test_damage_beyond_the_first_block_has_the_right_line(good, write, monkeypat
     monkeypatch.setattr(table, 'BLOCK_BYTES', 200000)
     blank_line = edit_line(1500, lambda line: line + b'\n')
     damage = both(set_cells('ps_car_13', b'x', [2900]), set_cells('target', b'4', [2800, 2999]),
-                  set_cells('id', b'3', [2950]), blank_line)
+                  set_cells('id', cells_of(good)[1][0], [2950]), blank_line)
     with pytest.raises(table.TableError) as caught:
         table.read_table(write(damage(good)))
     assert 'ps_car_13: 1 cell with text instead of a number, first in line 2,901' in str(
         caught.value)
     assert 'target: 2 values other than 0 and 1, first in line 2,801 (4)' in str(caught.value)
-    assert 'id: 1 row with the id of an earlier row, first in line 2,951 (id 3)' in str(
-        caught.value)
+    assert 'id: 1 row with the id of an earlier row, first in line 2,951' in str(caught.value)
 
 
 def read(path, caplog):

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 
 def fake_python(folder, name, version):
-    """An executable that answers the probe of environment.version_of like a Python of this version."""
+    """An executable that answers the probe of environment.version_of like this version."""
     folder.mkdir(exist_ok=True)
     path = folder / name
     path.write_text('#!/bin/sh\necho %s\n' % version)

@@ -63,9 +63,8 @@ def made_by_make(text):
 
 def commands(markdown):
     """The code blocks and code spans of a Markdown text, in which commands are commands."""
-    blocks = re.findall(r'^```.*?^```', markdown, re.M | re.S)
-    return '\n'.join(blocks + re.findall(r'`([^`\n]+)`', re.sub(r'^```.*?^```', '', markdown,
-                                                               flags=re.M | re.S)))
+    block = re.compile(r'^ *```.*?^ *```', re.M | re.S)
+    return '\n'.join(block.findall(markdown) + re.findall(r'`([^`\n]+)`', block.sub('', markdown)))
 
 
 def test_every_target_of_help_is_in_the_readme():

@@ -64,36 +64,38 @@ def publish_documents():
 @rawhttp
 def run(request):
     """Answer one request: {"data": [row, ...]} gets {"result": [probability, ...]}."""
-    started, count = time.perf_counter(), 0
-    if not request.query_string.isascii():
-        g.api_name = None  # or the server's own log line fails, and so does the request
+    started, count, environ = time.perf_counter(), 0, request.environ
+    if not environ.get('QUERY_STRING', '').isascii():
+        g.api_name = None  # or the server's own log line fails, and the request with it
     try:
-        if request.method == 'OPTIONS':
+        if environ['REQUEST_METHOD'] == 'OPTIONS':
             return AMLResponse('', 200, ALLOWED)
-        values, count = rows.parse(read(request), model.columns, settings['max_rows'])
+        values, count = rows.parse(read(environ), model.columns, settings['max_rows'])
         status = 200
         answer = {'result': model.predict(
             values, count, threads if count >= ROWS_FOR_THREADS else 1)}
     except Refused as refused:
         status, answer = refused.status, refusal(refused)
     print(json.dumps({'request_id': g.request_id, 'status': status, 'rows': count,
-                      'traceparent': request.headers.get('traceparent', '')[:TRACEPARENT_SHOWN],
+                      'traceparent': environ.get('HTTP_TRACEPARENT', '')[:TRACEPARENT_SHOWN],
                       'milliseconds': round(1000 * (time.perf_counter() - started), 3)}))
     return answer
 
 
-def read(request):
+def read(environ):
     """The body of a POST of JSON (bytes). Raises Refused where it is not one, or not whole."""
-    if request.method != 'POST':
+    if environ['REQUEST_METHOD'] != 'POST':
         raise Refused(405, 'use POST')
-    if request.mimetype not in ('application/json', '') and not request.mimetype.endswith('+json'):
+    kind = environ.get('CONTENT_TYPE', '').partition(';')[0].strip().lower()
+    if kind not in ('application/json', '') and not kind.endswith('+json'):
         raise Refused(415, 'the Content-Type is not application/json')
-    limit, declared = settings['max_body_bytes'], request.content_length
-    stream, body = request.environ['wsgi.input'], b''
+    # The server has refused lengths that are no numbers; a body in chunks has none.
+    limit, declared = settings['max_body_bytes'], environ.get('CONTENT_LENGTH')
+    stream, body = environ['wsgi.input'], b''
     try:
-        if declared is None or declared <= limit:
+        if int(declared or 0) <= limit:
             body = stream.read(limit + 1)
-        if len(body) > limit or (declared or 0) > limit:
+        if len(body) > limit or int(declared or 0) > limit:
             # A client that is still sending would see a broken connection, not the answer.
             for _ in range(DRAINED_BODIES):
                 if not stream.read(limit):
@@ -105,8 +107,8 @@ def read(request):
         raise
     except Exception as error:  # the server has a dozen kinds for broken chunks and connections
         raise Refused(400, 'the body cannot be read: %s' % type(error).__name__)
-    if declared is not None and len(body) != declared:
-        raise Refused(400, 'the body ends after %d of %d bytes' % (len(body), declared))
+    if declared and len(body) != int(declared):
+        raise Refused(400, 'the body ends after %d of %s bytes' % (len(body), declared))
     return body
 
 

@@ -259,6 +259,20 @@ def test_fewer_non_claims_leave_the_probabilities_calibrated(data, parameters):
     assert kept[2].mean() == pytest.approx(rate, rel=0.05)
 
 
+def test_a_thousand_rows_still_give_a_model_that_tells_rows_apart(caplog):
+    model, _, probability, rest = fit(sample.generate(1200, 1), DEFAULT)
+    assert len(set(probability)) > 10
+    assert rest['rounds'] > 1
+    assert 'few rows: min_data_in_leaf is lowered from 300' in caplog.text
+    assert 'few rows: lambda_l1 is lowered from 16' in caplog.text
+
+
+def test_parameters_are_lowered_by_any_of_their_names():
+    own = {'min_data': 100, 'reg_alpha': 3, 'num_leaves': 9}
+    assert train.lowered(own, 400, 20) == {'min_data': 20, 'reg_alpha': 2, 'num_leaves': 9}
+    assert train.lowered(own, 2000, 30) == own
+
+
 def test_subsample_keeps_all_claims_and_the_total_weight():
     label = (np.arange(10000) % 30 == 0).astype(int)
     rows = np.arange(100, 9000)

@@ -30,7 +30,8 @@ p { margin: .3rem 0 .8rem }
 .tile { border-top: 3px solid #14568c; background: #f3f6f9; padding: .7rem .9rem }
 .tile b { display: block; font-size: 1.6rem; font-weight: 600; line-height: 1.3 }
 .tile span { font-size: .85rem; color: #5a6672 }
-.pair { display: grid; gap: 0 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
+.pair { display: grid; gap: 0 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
 figure { margin: .8rem 0 0; break-inside: avoid }
 figcaption { font-size: .9rem; color: #5a6672 }
 svg { display: block; width: 100%; height: auto }
@@ -91,7 +92,8 @@ def page(result, features, label, probability, curve):
         sentence='Of the tenth of policies that the model rates riskiest, {:.1%} had a claim: '
                  '{:.1f} times the average of {:.1%}.'.format(top['claim_rate'], top['lift'], rate),
         tiles=''.join('<div class="tile"><b>{}</b><span>{}</span></div>'.format(*tile) for tile in [
-            ('{:.4f}'.format(result['auc']), 'AUC, 95 % interval {:.4f} to {:.4f}'.format(low, high)),
+            ('{:.4f}'.format(result['auc']),
+             'AUC, 95 % interval {:.4f} to {:.4f}'.format(low, high)),
             ('{:.4f}'.format(result['gini']), 'normalised Gini'),
             ('{:.2f}'.format(result['top_decile_lift']), 'lift of the top decile'),
             ('{:.4f}'.format(result['log_loss']), 'log loss'),
@@ -117,8 +119,9 @@ def page(result, features, label, probability, curve):
                      'of the rows that decide when to stop' if stopping else
                      'of the hold-out rows', result['rounds']))),
             '<h2>What it looks at</h2>',
-            '<p>Share of the total gain in training, the {} largest of the features that the model '
-            'uses.</p>'.format(len(ranked)),
+            '<p>{}</p>'.format('Share of the total gain in training: the {} features with the '
+                               'largest.'.format(len(ranked)) if ranked else
+                               'The model uses no feature: every row gets the same score.'),
             '<div class="narrow">',
             figure(plots, 'features', '') or table(
                 None, [(name, '{:.1%}'.format(share)) for name, share in ranked]),
@@ -271,7 +274,7 @@ def draw(result, groups, ranked, label, probability, curve):
         axes.set_yticks(range(len(ranked)))
         axes.set_yticklabels(names)
         axes.spines[['bottom', 'left']].set_visible(False)
-        axes.set_ylim(len(ranked) - 0.5, -0.5)
+        axes.set_ylim(max(1, len(ranked)) - 0.5, -0.5)
         axes.tick_params(bottom=False, labelbottom=False, left=False)
         keep('features', axes)
     return plots

@@ -26,6 +26,8 @@ CURVE_POINTS = 20
 SECONDS_BETWEEN_LINES = 5
 BOOTSTRAP_DRAWS = 1000
 
+log = logging.getLogger('train')
+
 
 class ParametersError(ValueError):
     """Everything that is wrong with a file of parameters; the text is for the user."""
@@ -321,6 +323,23 @@ def subsample(label, rows, share, seed):
     return rows[kept], weight[kept]
 
 
+def lowered(own, rows, claims):
+    """LightGBM's parameters as far as so many rows and claims allow.
+
+    No leaf has to hold more than a twentieth of the rows, and lambda_l1, the number of claims by
+    which a leaf must differ before it counts, is at most a tenth of the claims. Else a table of a
+    thousand rows would give the same score to everyone.
+    """
+    caps = {'min_data_in_leaf': rows // 20, 'lambda_l1': claims / 10}
+    result = dict(own)
+    for name, cap in caps.items():
+        for given in [name] + LIGHTGBM[name][0]:
+            if result.get(given, 0) > cap:
+                result[given] = cap
+                log.warning('few rows: %s is lowered from %g to %g', given, own[given], cap)
+    return result
+
+
 def fit(frame, parameters, part=None):
     """Train on a checked table: (Booster, hold-out labels, hold-out probabilities, the rest).
 
@@ -341,10 +360,11 @@ def fit(frame, parameters, part=None):
                force_col_wise=True)
     without = dropped(parameters)
     rows, weight = subsample(label, train_rows, parameters['non_claims_kept'], parameters['seed'])
+    own = lowered(own, len(rows), int(label[rows].sum()))
     train_data = lightgbm.Dataset(matrix(frame, rows, without), label[rows], weight=weight,
                                   params=own, feature_name=table.FEATURES)
     stop_data = lightgbm.Dataset(matrix(frame, stop_rows, without), label[stop_rows],
-                                 reference=train_data) if stopping else None
+                                 reference=train_data, params=own) if stopping else None
     out, truth = matrix(frame, out_rows, without), label[out_rows]
     progress = Progress(parameters['rounds'], out, truth)
     try:

@@ -1,0 +1,120 @@
+"""The report: one HTML file that opens from disk, with or without matplotlib."""
+import html.parser
+import re
+import sys
+
+import numpy as np
+import pytest
+
+import metrics
+import report
+
+EMPTY = {'meta', 'path', 'use', 'rect', 'circle', 'br'}
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects tags, text and attributes, and holds that every tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.links, self.open = [], '', [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes
+                       if name in ('src', 'href', 'xlink:href', 'action', 'data', 'srcset')]
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in EMPTY:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in EMPTY:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def content():
+    """The arguments of report.page for a made-up model of 2000 hold-out rows."""
+    random = np.random.RandomState(1)
+    probability = 1 / (1 + np.exp(3 - random.normal(size=2000)))
+    label = (random.random_sample(2000) < probability).astype(int)
+    result = dict(metrics.summary(label, probability), auc_interval=[0.7, 0.75], rounds=30, rows={
+        'training': 8000, 'early_stopping': 0, 'hold_out': 2000}, claims={
+        'training': 600, 'early_stopping': 0, 'hold_out': int(label.sum())}, parameters={
+        'training': {'learning_rate': 0.1}, 'rounds': 40, 'dropped_columns': ['ps_calc_*'],
+        'evaluation': {'metric': 'auc', 'least_gain': 0.001}}, lineage={
+        'data': '<b>table</b>.csv', 'data_sha256': 'ab' * 32, 'data_rows': 10000,
+        'dataset_name': None, 'dataset_version': None, 'code_commit': None, 'build_id': '77',
+        'build_uri': 'https://dev.azure.com/x', 'caller_run_id': None,
+        'packages': {'python': '3.11.7'}, 'created': '2026-11-23T10:20:30Z'})
+    features = [('feature_{}'.format(number), float(number)) for number in range(57)]
+    return result, features, label, probability, [[10, 0.6], [20, 0.65], [30, 0.66]]
+
+
+def check_words(text, content):
+    result, _, label, _, _ = content
+    seen = Reader(text)
+    assert not [link for link in seen.links if not link.startswith('#')]
+    assert not re.search(r'url\((?!#)|@import', text)
+    for words in ('{:.4f}'.format(result['auc']), '{:.4f}'.format(result['gini']),
+                  '0.7000 to 0.7500', '{:.2f}'.format(result['top_decile_lift']),
+                  '{:.5f}'.format(result['brier']), '<b>table</b>.csv', '2026-11-23', 'ab' * 32,
+                  'learning_rate', 'ps_calc_*', 'evaluation least gain', 'python 3.11.7',
+                  '{:.3%} had a claim'.format(label.mean()), 'feature_56', 'feature_37', '77',
+                  'training 8,000 rows (600 claims), hold-out 2,000 rows'):
+        assert words in seen.text, words
+    assert 'feature_36' not in seen.text
+    assert '<b>table' not in text
+    deciles = metrics.deciles(label, content[3])
+    assert '{:.2%}'.format(deciles[3]['mean_score']) in seen.text
+    return seen
+
+
+def test_report_shows_plots_figures_and_lineage(content):
+    pytest.importorskip('matplotlib', reason='no plots without matplotlib')
+    seen = check_words(report.page(*content), content)
+    assert seen.tags.count('svg') == 5
+    for title in ('ROC curve', 'Lift by decile', 'Calibration', 'Learning curve', '30 are kept'):
+        assert title in seen.text
+    assert 'left out' not in seen.text
+    assert 'AUC of the hold-out rows' in seen.text
+
+
+def test_report_without_matplotlib_keeps_the_tables(content, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    seen = check_words(report.page(*content), content)
+    assert 'svg' not in seen.tags
+    assert 'plots are left out: matplotlib is not installed' in seen.text
+
+
+def test_report_of_a_model_without_a_tree_that_splits(content):
+    result, features, label, _, _ = content
+    flat = np.full(len(label), 0.04)
+    page = report.page(dict(result, **metrics.summary(label, flat)),
+                       [(name, 0.0) for name, _ in features], label, flat, [[1, 0.5]])
+    assert '0.5000' in Reader(page).text
+    assert 'The model uses no feature' in Reader(page).text
+
+
+def test_report_says_which_rows_the_learning_curve_is_of(content):
+    pytest.importorskip('matplotlib', reason='no plots without matplotlib')
+    result, *rest = content
+    result['rows']['early_stopping'] = result['claims']['early_stopping'] = 500
+    assert 'AUC of the rows that decide when to stop' in report.page(result, *rest)
+
+
+def test_calibration_interval_is_wilsons():
+    """Its bounds are the claim rates from which what was seen is 1.96 standard errors away."""
+    for bound in report.interval(0.04, 1000):
+        assert abs(0.04 - bound) == pytest.approx(1.96 * np.sqrt(bound * (1 - bound) / 1000))
+    assert report.interval(0, 50)[0] == pytest.approx(0, abs=1e-12)

@@ -1,9 +1,14 @@
 """Registrations and whole retrainings, killed at random moments."""
+import collections
 import json
+import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ WORKER = '''
 import itertools, sys
 sys.path.insert(0, sys.argv[1])
 import tracking
+print('ready', flush=True)
 for number in itertools.count():
     build = '{}.{}'.format(sys.argv[4], number)
     version, _ = tracking.Folder(sys.argv[2]).register('model', sys.argv[3], {'BuildId': build})
@@ -40,28 +46,26 @@ def kill_at_random(tmp_path, kills, workers=4):
     registry = tmp_path / 'registry'
     home = registry / 'model'
     home.mkdir(parents=True)
-    log = tmp_path / 'log'
     random.seed(kills)
-    running, started, leftovers = [], 0, 0
+    running, said, leftovers = [], [], 0
     try:
         for kill in range(kills + workers):
-            if len(running) == workers:
-                victim = running.pop(random.randrange(workers))
+            if len(running) == workers or kill >= kills:
+                victim = running.pop(random.randrange(len(running)))
+                assert victim.stdout.readline() == 'ready\n'
                 with pytest.raises(subprocess.TimeoutExpired):
-                    victim.wait(random.uniform(0.01, 0.12))
-                victim.send_signal(signal.SIGKILL)
-                victim.wait()
+                    victim.wait(random.uniform(0, 0.04))
+                victim.kill()
+                said += [line.split() for line in victim.communicate()[0].splitlines()]
                 leftovers += any(path.name.startswith('.new-') for path in home.iterdir())
             if kill < kills:
-                with open(str(log), 'a') as out:
-                    running.append(subprocess.Popen(
-                        [sys.executable, '-c', WORKER, str(TRAINING), str(registry), str(model),
-                         str(started)], stdout=out))
-                started += 1
+                running.append(subprocess.Popen(
+                    [sys.executable, '-c', WORKER, str(TRAINING), str(registry), str(model),
+                     str(kill)], stdout=subprocess.PIPE, universal_newlines=True))
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            process.communicate()
     last, _ = tracking.Folder(str(registry)).register('model', str(model), {'BuildId': 'last'})
     assert sorted(path.name for path in home.iterdir() if path.name != '.lock') == sorted(
         str(version) for version in range(1, last + 1))
@@ -70,13 +74,107 @@ def kill_at_random(tmp_path, kills, workers=4):
         assert contents(home / str(version) / 'model') == contents(model)
         builds[version] = json.loads((home / str(version) / 'tags.json').read_text())['BuildId']
     assert len(set(builds.values())) == last
-    said = [line.split() for line in log.read_text().splitlines()]
     assert all(builds[int(version)] == build for version, build in said)
-    return {'kills': started, 'versions': last, 'reported': len(said),
+    return {'kills': kills, 'versions': last, 'reported': len(said),
             'kills that left something to sweep': leftovers}
 
 
 def test_kills_neither_lose_nor_double_nor_block(tmp_path):
-    counts = kill_at_random(tmp_path, 24)
-    assert counts['versions'] > 4
-    print(counts)
+    kill_at_random(tmp_path, 24)
+
+
+@pytest.mark.end_to_end
+def test_120_kills_of_registrations(tmp_path):
+    print(kill_at_random(tmp_path, 120))
+
+
+def retrain(project, out, rows, evaluation='false', seconds=300):
+    """(exit code, output) of `make retrain`; -9 if it was killed, with all it started, in time."""
+    log = project.parent / 'log'
+    with open(str(log), 'w') as file:
+        process = subprocess.Popen(
+            ['make', 'retrain', 'PYTHON=' + sys.executable, 'OUT={}'.format(out),
+             'ROWS={}'.format(rows), 'RUN_EVALUATION=' + evaluation], cwd=str(project),
+            stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait(), log.read_text()
+
+
+def set_parameter(project, number):
+    """Another number makes another model, so that each version can be told from the others."""
+    path = project / 'training' / 'parameters.json'
+    parameters = json.loads(path.read_text())
+    parameters['rounds'] = 20
+    parameters['training'].update(min_data_in_leaf=20, lambda_l2=number)
+    path.write_text(json.dumps(parameters))
+
+
+def check_results(out, all_rows):
+    """Every result that is there is whole; returns the hash of the model of each version."""
+    table = out / 'data' / 'safe_driver.csv'
+    if table.exists():
+        assert table.read_bytes().count(b'\n') - 1 in all_rows
+    for path in out.glob('*.json'):
+        tracking.read_json(str(path))
+    if (out / 'model' / 'metrics.json').exists():
+        check_model(out / 'model')
+    versions = {}
+    for folder in (out / 'registry' / 'safe_driver_model').glob('[0-9]*'):
+        check_model(folder / 'model')
+        versions[int(folder.name)] = tracking.sha256(str(folder / 'model' / 'model.txt'))
+        assert tracking.read_json(str(folder / 'tags.json'))['model_sha256'] == \
+            versions[int(folder.name)]
+    assert sorted(versions) == list(range(1, len(versions) + 1))
+    assert len(set(versions.values())) == len(versions)
+    return versions
+
+
+def check_model(folder):
+    """The model is whole and metrics.json tells of it."""
+    report = tracking.read_json(str(folder / 'metrics.json'))
+    model = (folder / 'model.txt').read_text()
+    assert '[lambda_l2: {}]'.format(report['parameters']['training']['lambda_l2']) in model
+    assert model.rstrip().splitlines()[-1].startswith('pandas_categorical')
+    assert (folder / 'report.html').read_text().rstrip().endswith('</html>')
+
+
+@pytest.mark.end_to_end
+def test_80_kills_of_make_retrain(tmp_path):
+    project, out = tmp_path / 'project', tmp_path / 'out'
+    shutil.copytree(str(TRAINING.parent), str(project), ignore=shutil.ignore_patterns(
+        '.git', '.venv', 'outputs', '__pycache__', '.pytest_cache'))
+    random.seed(1)
+    counts = collections.Counter()
+    set_parameter(project, 0)
+    start = time.monotonic()
+    code, output = retrain(project, out, 2000)
+    longest = time.monotonic() - start
+    assert code == 0, output
+    versions = check_results(out, [2000])
+    attempt = 0
+    while counts['killed'] < 80:
+        attempt += 1
+        # Every other time the same again, with what the kill before has left.
+        set_parameter(project, attempt // 2)
+        code, output = retrain(project, out, 2000 + attempt // 2 % 2,
+                               random.choice(['true', 'false']), random.uniform(0, longest))
+        assert code in (0, -signal.SIGKILL), output
+        if code:
+            counts['killed'] += 1
+            steps = re.findall(r'training/(\w+)\.py --', output)
+            counts['killed in ' + (steps[-1] if steps else 'make')] += 1
+        else:
+            counts['done before the kill'] += 1
+        before, versions = versions, check_results(out, [2000, 2001])
+        assert before.items() <= versions.items()
+    rows = 2000 + attempt // 2 % 2
+    code, output = retrain(project, out, rows)
+    assert code == 0, output
+    versions = check_results(out, [rows])
+    last = tracking.read_json(str(out / 'registration.json'))['version']
+    assert contents(out / 'model') == contents(
+        out / 'registry' / 'safe_driver_model' / str(last) / 'model')
+    print(dict(counts, versions=len(versions)))

@@ -283,13 +283,14 @@ class AzureML:
         files = model_files(model_folder)
         self.run.upload_files([place + '/' + file for file in files],
                               [os.path.join(model_folder, file) for file in files])
-        model = self._register(name, place, tags)
+        self._register(name, place, tags)
         version, known = self._find(name, tags)
-        if model and model.version == version:
-            return version, None
-        if model:
-            model.delete()
-        return version, known
+        # Where an answer was lost, the SDK has asked again and made another version; and another
+        # run of this build may have been quicker.
+        for model in self._models(name):
+            if model.version != version and (model.tags or {}).get('run_id') == self.run_id:
+                model.delete()
+        return version, None if known.get('run_id') == self.run_id else known
 
     def store(self, path, content):
         """Upload content as JSON to this run's artifacts under the name path.
@@ -312,7 +313,7 @@ class AzureML:
         return find_build([(model.version, model.tags or {}) for model in self._models(name)], tags)
 
     def _register(self, name, place, tags):
-        """The new model, or None when another process registered this build meanwhile."""
+        """Make a new version, unless another process registered this build meanwhile."""
         from azureml.core import Dataset
         datasets = None
         if tags.get('dataset_version'):
@@ -320,10 +321,11 @@ class AzureML:
                 self.workspace, tags['dataset_name'], int(tags['dataset_version'])))]
         for pause in SECONDS_AFTER_COLLISION:
             try:
-                return self.run.register_model(name, place, tags=tags, datasets=datasets)
+                self.run.register_model(name, place, tags=tags, datasets=datasets)
+                return
             except Exception as error:
                 if self._find(name, tags):
-                    return None
+                    return
                 if '409' not in str(error) or pause is None:
                     raise TrackingError('model {} cannot be registered in workspace {}: {}'.format(
                         name, self.workspace.name, _first_line(error)))

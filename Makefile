@@ -86,17 +86,17 @@ bench-scoring: $(LOCAL) $(if $(REGISTERED),,$(REGISTRATION)) ## Scoring: the reg
 
 .PHONY: preflight workspace dataset publish run cancel-run deploy rollback
 preflight: $(FULL) ## Say which setting, sign-in, permission or resource is missing; changes nothing
-	$(PY) scripts/preflight.py --out $(OUT)
+	$(PY) scripts/preflight.py
 workspace: $(FULL) ## Create or get the workspace, the compute cluster and the environments
-	$(PY) scripts/workspace.py --out $(OUT)
+	$(PY) scripts/workspace.py
 dataset: $(FULL) $(TABLE) ## Check and upload DATA and register it as a new dataset version
-	$(PY) scripts/dataset.py --data $(TABLE) --out $(OUT)
+	$(PY) scripts/dataset.py --data $(TABLE)
 publish: $(FULL) ## Publish the training pipeline; writes OUT/pipeline.json
 	$(PY) scripts/publish.py --out $(OUT)
 run: $(FULL) ## Run the published pipeline and wait for it; writes OUT/run.json
 	$(PY) scripts/run.py --out $(OUT)
 cancel-run: $(FULL) ## Cancel the run of this build
-	$(PY) scripts/cancel_run.py --out $(OUT)
+	$(PY) scripts/cancel_run.py
 deploy: $(FULL) ## Create or update the ACI service; writes OUT/service.json
 	$(PY) scripts/deploy.py --out $(OUT)
 rollback: $(FULL) ## Put back the model version that the service ran before

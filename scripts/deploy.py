@@ -139,7 +139,8 @@ def wait(service, chosen, end):
     while True:
         left = end - time.monotonic()
         try:
-            with calls.asking('wait for the service', chosen.call_timeout_seconds + REPORT_SECONDS):
+            with calls.asking('deploy the service %s' % service.name,
+                              chosen.call_timeout_seconds + REPORT_SECONDS):
                 service.wait_for_deployment(timeout_sec=max(1, min(REPORT_SECONDS, left)))
             break
         except calls.AzureError as error:
@@ -153,6 +154,19 @@ def wait(service, chosen, end):
             time.strftime('%H:%M:%S'), time.monotonic() - start), flush=True)
     if service.state != 'Healthy':
         raise calls.AzureError('the service %s is %s' % (service.name, service.state))
+
+
+def settle(service, chosen):
+    """Wait until no deployment is under way, for an update would be refused. Raises AzureError."""
+    end = time.monotonic() + 60 * chosen.deploy_timeout_minutes
+    while service.state == 'Transitioning':
+        if time.monotonic() > end:
+            raise calls.AzureError(
+                'the service %s is still busy with an earlier deployment after %g minutes' % (
+                    service.name, chosen.deploy_timeout_minutes))
+        time.sleep(PAUSE_SECONDS)
+        with calls.asking('ask for the state of the service', chosen.call_timeout_seconds):
+            service.update_deployment_state()
 
 
 def show_logs(space, chosen):
@@ -175,6 +189,9 @@ def deploy(chosen, name, version):
     parts = {'model': name, 'version': str(version), 'environment': environment.name,
              'scoring': fingerprint(SOURCE)}
     service = find_service(space, chosen)
+    if service and service.state == 'Transitioning':
+        print('the service %s is being deployed already; waiting' % service.name, flush=True)
+        settle(service, chosen)
     cores, memory, replace = resources(service, files.read_json(SOURCE / SETTINGS), chosen)
     tags = dict(service.tags or {}) if service else {}
     same = {key: tags.get(key) for key in PARTS} == parts and not replace

@@ -108,7 +108,10 @@ def states_of(run):
 
 
 def watch(run, chosen, cluster):
-    """Print a line per change until the run ends; its last state, or None at the deadline."""
+    """Print a line per change until the run ends; (its last state, []).
+
+    At the deadline: (None, [what is unfinished, ...]).
+    """
     end = time.monotonic() + 60 * chosen.run_timeout_minutes
     shown, pause, troubled = {}, FIRST_PAUSE_SECONDS, False
     while True:
@@ -133,9 +136,9 @@ def watch(run, chosen, cluster):
                 print('%s %s: %s' % (clock(), name, state), flush=True)
                 shown[name], pause = state, FIRST_PAUSE_SECONDS
         if status and status not in UNDER_WAY:
-            return status
+            return status, []
         if time.monotonic() > end:
-            return None
+            return None, ['%s: %s' % item for item in shown.items() if item[1] not in DONE]
         time.sleep(min(pause, max(0, end - time.monotonic()) + 0.1))
         pause = min(1.5 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -180,7 +183,7 @@ def result_of(run):
 
 
 def how_to_go_on(build_id):
-    return ('it goes on in Azure; attach to it again: BUILD_BUILDID=%s make run\n'
+    return ('the run goes on in Azure; attach to it again: BUILD_BUILDID=%s make run\n'
             'cancel it: BUILD_BUILDID=%s make cancel-run' % (build_id, build_id))
 
 
@@ -203,10 +206,13 @@ def train(chosen, out, build_id):
         link = run.get_portal_url()
         cluster = space.compute_targets.get(chosen.aml_compute_cluster_name)
     print(link, flush=True)
-    status = watch(run, chosen, cluster)
+    try:
+        status, unfinished = watch(run, chosen, cluster)
+    except calls.AzureError as error:
+        raise calls.AzureError('%s\n%s' % (error, how_to_go_on(build_id)), error.status)
     if status is None:
-        raise calls.AzureError('the run %s took longer than %g minutes\n%s' % (
-            run.id, chosen.run_timeout_minutes, how_to_go_on(build_id)))
+        raise calls.AzureError('the run %s took longer than %g minutes; %s\n%s' % (
+            run.id, chosen.run_timeout_minutes, '; '.join(unfinished), how_to_go_on(build_id)))
     if status not in DONE:
         with calls.asking('fetch the log of the failed step', chosen.call_timeout_seconds):
             lines = list(failure_of(run, chosen.call_timeout_seconds / 3))
@@ -231,7 +237,7 @@ def main(argv=None):
         print('error: %s' % error, file=sys.stderr)
         return 1
     except (Stopped, KeyboardInterrupt):
-        print('error: stopped; if the run was submitted, %s' % how_to_go_on(build_id),
+        print('error: stopped; if it was submitted, %s' % how_to_go_on(build_id),
               file=sys.stderr)
         return 1
     files.write_json(Path(args.out) / 'run.json', result)

@@ -265,18 +265,16 @@ def test_pins_and_data(project):
     def environments():
         return {row['versions'][0]['name'] for row in project.rows('environments')}
 
+    rows = [('changed pin', 'new environments')]
     project.environment['AML_ENV_NAME'] = 'pins'
-    rows = [('change', 'new environments')]
-    project.good('dataset', '--data', make_table(project, ROWS, 1))
     project.good('workspace')
-    for title, old, new in (('none', 'pytest', 'pytest'), ('tool', 'pytest==', 'pytest==1.'),
-                            ('training', 'pandas=', 'pandas=1.')):
-        project.edit('conda_dependencies.yml', '- ' + old, '- ' + new)
+    for tag, package in (('tools', 'pytest=='), ('training', 'pandas=')):
+        project.edit('conda_dependencies.yml', '- ' + package, '- ' + package + '1.')
         before = environments()
         project.good('workspace')
-        rows.append(('a %s pin' % title, ', '.join(sorted(environments() - before)) or 'none'))
-    assert [row[1].split('-')[:2] for row in rows[1:]] == [['none'], ['none'], ['pins', 'training']]
+        rows.append((tag, ', '.join(sorted(environments() - before)) or 'none'))
     show('Changed pins', rows)
+    assert rows[1][1] == 'none' and re.fullmatch('pins-training-[0-9a-f]{12}', rows[2][1])
     project.environment['AML_ENV_NAME'] = 'safe-driver'
     rows = [('data', 'dataset version', 'model version', 'of dataset version')]
     project.good('publish', BUILD_BUILDID='1')
@@ -310,6 +308,30 @@ def strike(project, rows, title, faults, verb, expected, words=(), said='', **se
 
 
 HEADER = ('fault', 'command', 'exit code', 'seconds', 'made', 'says')
+
+
+def test_sign_in(project):
+    rows = [('sign-in', 'exit code', 'says')]
+    principal = {name: '' for name in project.environment
+                 if name.startswith('AZUREML_SERVICE_') or name in (
+                     'tenantId', 'servicePrincipalId', 'servicePrincipalKey')}
+    command = project.folder / 'az'
+    nothing = dict(principal, PATH=str(project.folder / 'empty'))
+    token = project.azure.tokens.issue()
+    command.write_text('#!/bin/sh\necho \'{"accessToken": "%s"}\'\n' % token)
+    command.chmod(0o755)
+    by_command = dict(principal, PATH='%s:%s' % (project.folder, os.environ['PATH']))
+    for title, changes, code, said in (
+            ('service principal', {}, 0, 'published'),
+            ('az is signed in, a federated connection too', dict(by_command, idToken='x'), 0,
+             'published already'),
+            ('a federated token and no az', dict(nothing, idToken='x'), 1, 'is federated'),
+            ('none', nothing, 1, 'addSpnToEnvironment')):
+        result = project('publish', BUILD_BUILDID='1', **changes)
+        rows.append((title, result.code, result.last))
+        assert (result.code, said in result.text) == (code, True), result.text
+    command.unlink()
+    show('Sign-in', rows)
 
 
 def test_faults_of_requests(project):
@@ -352,8 +374,9 @@ def test_faults_of_runs(project):
         {'fault': 'reset', 'path': 'GET .*/PipelineRuns/', 'skip': 3},
         {'fault': 'registration-collides'}], 'run', 0, BUILD_BUILDID='1')
     assert (made['runs'], made['models']) == (1, 1)
-    made, result = strike(project, rows, 'step-fails', [{'fault': 'step-fails', 'step': 'evaluate'}],
-                          'run', 1, said='step evaluate failed', BUILD_BUILDID='2')
+    made, result = strike(
+        project, rows, 'step-fails', [{'fault': 'step-fails', 'step': 'evaluate'}], 'run', 1,
+        said='step evaluate failed', BUILD_BUILDID='2')
     assert (made['models'], 'nothing was registered' in result.text) == (0, True)
     made, _ = strike(project, rows, 'none: the failed build again', [], 'run', 0,
                      BUILD_BUILDID='2')
@@ -367,7 +390,8 @@ def test_faults_of_runs(project):
     strike(project, rows, 'the same run', [], 'cancel_run', 0, said='cancelled run',
            BUILD_BUILDID='3')
     strike(project, rows, 'no-capacity', [{'fault': 'no-capacity'}], 'run', 1,
-           said='ClusterCoreQuotaReached', BUILD_BUILDID='4', RUN_TIMEOUT_MINUTES='0.05')
+           said='; compute cluster train-cluster: ClusterCoreQuotaReached', BUILD_BUILDID='4',
+           RUN_TIMEOUT_MINUTES='0.05')
     strike(project, rows, 'the same run', [], 'cancel_run', 0, BUILD_BUILDID='4')
     # An agent that cancels a job sends SIGTERM.
     project.azure.faults.add('step-never-ends', step='train')
@@ -406,6 +430,9 @@ def test_faults_of_services(project):
     made, _ = strike(project, rows, 'other memory', [], 'deploy', 1, said='ACI_REPLACE=true')
     assert made['deployments'] == 0
     strike(project, rows, 'other memory, ACI_REPLACE=true', [], 'deploy', 0, ACI_REPLACE='true')
-    strike(project, rows, 'late, beyond the deadline', [{'fault': 'late', 'seconds': 60}], 'deploy',
+    strike(project, rows, 'late, beyond the deadline', [{'fault': 'late', 'seconds': 20}], 'deploy',
            1, said='the deployment goes on', MODEL_VERSION='1', DEPLOY_TIMEOUT_MINUTES='0.02')
+    made, _ = strike(project, rows, 'none: the same again', [], 'deploy', 0, MODEL_VERSION='1',
+                     said='being deployed already')
+    assert made['deployments'] == 0
     show('Faults of services', rows)

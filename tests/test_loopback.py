@@ -621,6 +621,7 @@ def test_no_secret_is_written_and_files_are_private(tmp_path):
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
 
 
+@pytest.mark.end_to_end
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='only Linux tells a child')
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_processes_end_with_the_stand_in_however_it_ends(tmp_path, number):

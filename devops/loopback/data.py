@@ -26,7 +26,6 @@ def get_datastore(call, name=DEFAULT):
     key = call.cloud.storage_key(account(call.workspace))
     return {
         'name': name, 'dataStoreType': 'AzureBlob', 'hasBeenValidated': True, 'tags': {},
-        'createdTime': now(), 'modifiedTime': now(), 'isDefault': name == DEFAULT,
         'azureStorageSection': {
             'accountName': account(call.workspace), 'containerName': CONTAINERS[name],
             'endpoint': 'core.windows.net', 'protocol': 'https', 'credentialType': 'AccountKey',

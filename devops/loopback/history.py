@@ -110,6 +110,8 @@ def patch_run(call, run, experiment=None):
             if key in ('tags', 'properties'):
                 row['dto'][key].update({
                     name: text for name, text in (value or {}).items() if text is not None})
+            elif key in ('inputDatasets', 'outputDatasets'):
+                row[key] = value
             elif value is not None:
                 row['dto'][key] = value
     return row['dto']
@@ -132,8 +134,9 @@ def get_details(call, run, experiment=None):
             for name in names if name.startswith(LOGS)}
     return dict({key: dto[key] for key in (
         'runId', 'target', 'status', 'startTimeUtc', 'endTimeUtc', 'properties')},
-        error=row['error'], warnings=None, inputDatasets=[], outputDatasets=[],
-        runDefinition=None, services={}, logFiles=logs)
+        error=row['error'], warnings=None, inputDatasets=row.get('inputDatasets') or [],
+        outputDatasets=row.get('outputDatasets') or [], runDefinition=None, services={},
+        logFiles=logs)
 
 
 @runs_route('GET', '/runs/{run}/children')
@@ -209,7 +212,7 @@ def post_metrics(call, run, experiment=None):
 def list_metrics(call, run):
     names = sorted({value['name'] for value in _metrics(call, run)})
     return {'continuationToken': None, 'value': [
-        {'metricKey': {'name': name, 'runId': run}, 'columns': {}} for name in names]}
+        {'metricKey': {'name': name, 'namespace': None}, 'columns': {}} for name in names]}
 
 
 @route('POST', API, METRICS + '/full')

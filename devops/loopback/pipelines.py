@@ -51,12 +51,14 @@ def create_module(call):
     call.table('modules')[document['Id']] = document
     if call.json.get('IdentifierHash'):
         call.table('fingerprints')[call.json['IdentifierHash']] = document['Id']
-    return document
+    return get_module(call, document['Id'])['Data']
 
 
 @route('GET', API, PIPELINES + '/Modules/{module}')
 def get_module(call, module):
     document = call.table('modules')[module]
+    for key in ('StorageId', 'IsInterfaceOnly'):
+        document.pop(key, None)
     shape = document['StructuredInterface']
     inputs = [{'Name': port['Name'], 'DataTypesIds': port.get('DataTypeIdsList') or [],
                'IsOptional': False} for port in shape.get('Inputs') or []]

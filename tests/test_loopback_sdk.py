@@ -366,7 +366,7 @@ def test_models(seen):
 def test_services(tmp_path):
     pytest.importorskip('azureml_inference_server_http')
     facts, verdict, unknown = drive(tmp_path, 'serve')
-    check_contract(verdict, unknown, rows=42)
+    check_contract(verdict, unknown, rows=40)
     assert facts['before'] == ['Transitioning', None]
     assert facts['service'] == ['Healthy', {'model': 'hello', 'given': [1]}, 2]
     assert 'init with hello' in facts['log'] and 'azureml-models/m/1' in facts['log']

@@ -59,7 +59,7 @@ def judge(models, tmp_path):
         code = evaluate.main([
             '--data', str(models.data), '--parameters', str(parameters), '--out', str(out),
             '--model', str(models.folder / model), '--model-name', NAME,
-            '--registry', str(tmp_path / 'registry')] + list(flags))
+            '--registry', str(tmp_path / 'registry'), '--run-evaluation', 'true'] + list(flags))
         return code, json.loads(out.read_text()) if out.exists() else None
     return judge
 
@@ -129,6 +129,7 @@ def test_the_same_model_is_not_better(judge, champion):
     champion('strong')
     code, decision = judge('strong')
     assert code == 0 and decision['register'] is False and decision['difference'] == 0
+    assert 'byte for byte' in decision['reason']
 
 
 @pytest.mark.parametrize('metric', ['log_loss', 'brier'])

@@ -72,7 +72,7 @@ def load_model(path, what, advice):
 
 
 def load_champion(place, name, columns):
-    """(version, Booster) of the newest registered version, None if there is none.
+    """(version, Booster, SHA-256) of the newest registered version, None if there is none.
 
     TrackingError where it cannot score a table with these columns.
     """
@@ -85,7 +85,8 @@ def load_champion(place, name, columns):
     path = os.path.join(folder, 'model.txt')
     if not os.path.isfile(path):
         raise tracking.TrackingError('{} has no file model/model.txt; {}'.format(what, advice))
-    if tags.get('model_sha256', tracking.sha256(path)) != tracking.sha256(path):
+    digest = tracking.sha256(path)
+    if tags.get('model_sha256', digest) != digest:
         raise tracking.TrackingError('{} was changed after it was registered: its model.txt is not '
                                      'the one its tags name; {}'.format(what, advice))
     model = load_model(path, what, advice)
@@ -93,7 +94,7 @@ def load_champion(place, name, columns):
     if missing:
         raise tracking.TrackingError('{} needs columns that the table lacks: {}; {}'.format(
             what, ', '.join(missing), advice))
-    return version, model
+    return version, model, digest
 
 
 def fetch_table(place, lineage, data):
@@ -129,7 +130,7 @@ def decide(arguments):
     if champion is None:
         return dict(decision, reason='{} has no registered version to compare with.'.format(
             arguments.model_name))
-    version, model = champion
+    version, model, digest = champion
     challenger = load_model(path, path, 'train again')
     rows = hold_out(fetch_table(place, report.get('lineage') or {}, arguments.data))
     print('comparing with version {} on {:,} hold-out rows'.format(version, len(rows)), flush=True)
@@ -139,13 +140,14 @@ def decide(arguments):
     place.log({key: value for key, value in decision.items() if key != 'register'})
     better = is_better(decision['difference'], wanted['direction'], wanted['least_gain'])
     decision['register'] = better or arguments.allow_run_cancel == 'false'
-    decision['reason'] = (
-        '{} is {:.5f}, that of version {} on the same {:,} rows {:.5f}: {}, ahead in {:.0%} of {} '
-        'resamples.').format(
-            metric, decision['challenger'], version, len(rows), decision['champion'],
-            'better' if better else 'not better' if not wanted['least_gain'] else
-            'not better by {:g}'.format(wanted['least_gain']),
-            decision['probability_better'], DRAWS)
+    verdict = 'better' if better else 'not better'
+    if wanted['least_gain'] and not better:
+        verdict += ' by {:g}'.format(wanted['least_gain'])
+    verdict += ', ahead in {:.0%} of {} resamples'.format(decision['probability_better'], DRAWS)
+    if digest == decision['model_sha256']:
+        verdict = 'the same model, byte for byte'
+    decision['reason'] = '{} is {:.5f}, on the same {:,} rows version {} has {:.5f}: {}.'.format(
+        metric, decision['challenger'], len(rows), version, decision['champion'], verdict)
     if decision['register'] and not better:
         decision['reason'] += ' Registered all the same (ALLOW_RUN_CANCEL=false).'
     return decision
@@ -167,8 +169,8 @@ def main(argv=None):
     parser.add_argument('--data', help='table the model was trained on; not inside Azure ML')
     parser.add_argument('--registry', help='folder of registered models; not inside Azure ML')
     switch = {'type': str.lower, 'choices': ['true', 'false'], 'metavar': 'true|false'}
-    parser.add_argument('--run-evaluation', default='true', help='false: register without '
-                        'comparing (default: true)', **switch)
+    parser.add_argument('--run-evaluation', default='false', help='false: register without '
+                        'comparing (default: false)', **switch)
     parser.add_argument('--allow-run-cancel', default='true', help='false: register whatever the '
                         'comparison says (default: true); nothing is ever cancelled', **switch)
     arguments = parser.parse_args(argv)

@@ -182,3 +182,11 @@ def test_twenty_at_once_get_twenty_versions(tmp_path):
                 for number in range(len(builds))]
     assert sorted(versions[:20]) == list(range(1, 21))
     assert versions[0] == versions[20] == versions[21]
+
+
+def test_a_decision_may_lie_in_a_folder(tmp_path):
+    model = make_model(tmp_path / 'model')
+    (tmp_path / 'decision').mkdir()
+    (tmp_path / 'model.json').rename(tmp_path / 'decision' / 'decision.json')
+    assert register.main(command(model) + ['--decision', str(tmp_path / 'decision')]) == 0
+    assert (tmp_path / 'registry' / NAME / '1').exists()

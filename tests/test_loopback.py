@@ -332,8 +332,12 @@ def test_blobs(client, azure):
     assert not os.path.exists(os.path.join(azure.folder, 'escaped'))
 
 
-def test_the_name_of_an_artifact_is_taken_once(client):
-    container = client.upload({'a.txt': 'x'})
+def test_the_name_of_an_artifact_is_taken_once_and_its_link_is_good_for_nothing_else(client):
+    container = client.upload({'a.txt': 'x', 'b.txt': 'y'})
+    link = client.good('GET', 'artifact/v2.0', '/artifacts/contentinfo/LocalUpload/%s/a.txt'
+                       % container)['contentUri']
+    assert client.session.get(link).text == 'x'
+    assert client.session.get(link.replace('a.txt', 'b.txt')).status_code == 403
     path = '/artifacts/batch/metadata/LocalUpload/' + container
     again = client.api('POST', 'artifact/v2.0', path, {'paths': [{'path': 'a.txt'}]})
     assert again.status_code == 409 and 'already exists' in again.text

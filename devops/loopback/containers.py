@@ -148,10 +148,13 @@ class _Container:
             if self._answers(port):
                 self.port = port
                 self._report('Healthy')
-                crashes = -1
-            self._process.wait()
-            self.port = None
-            crashes += 1
+                self._process.wait()
+                self.port = None
+                self._report('Unhealthy')
+                crashes = 0
+            else:
+                self._process.wait()
+                crashes += 1
         self._report('Failed', {
             'code': 'AciDeploymentFailed', 'statusCode': 400,
             'message': 'Aci Deployment failed with exception: ' + CRASHED % self._name,

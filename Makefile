@@ -17,6 +17,7 @@ OUT            ?= outputs
 PARAMETERS     ?= training/parameters.json
 MODEL_NAME     ?= safe_driver_model
 RUN_EVALUATION ?= false
+ALLOW_RUN_CANCEL ?= true
 BUILD_BUILDID  ?=
 PORT           ?= 5001
 SERVICE        ?= local
@@ -130,7 +131,7 @@ VALUES = $(addprefix $(OUT)/.make/,$(1))
 $(OUT)/.make/rows:           VALUE = $(ROWS)
 $(OUT)/.make/table:          VALUE = $(TABLE)
 $(OUT)/.make/parameters:     VALUE = $(PARAMETERS)
-$(OUT)/.make/run-evaluation: VALUE = $(RUN_EVALUATION)
+$(OUT)/.make/run-evaluation: VALUE = $(RUN_EVALUATION) $(ALLOW_RUN_CANCEL)
 $(OUT)/.make/model-name:     VALUE = $(MODEL_NAME)
 $(OUT)/.make/build:          VALUE = $(BUILD_BUILDID)
 $(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.py --tag training --name)
@@ -148,7 +149,8 @@ $(MODEL) &: training/train.py training/metrics.py training/report.py training/tr
 
 $(DECISION): training/evaluate.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)
 	$(PY) training/evaluate.py --data $(TABLE) --parameters $(PARAMETERS) --model $(OUT)/model --model-name $(MODEL_NAME) \
-	  --registry $(OUT)/registry --run-evaluation $(RUN_EVALUATION) --out $@
+	  --registry $(OUT)/registry --run-evaluation $(RUN_EVALUATION) \
+	  --allow-run-cancel $(ALLOW_RUN_CANCEL) --out $@
 
 # A registry that was removed by hand is filled again.
 $(REGISTRATION): training/register.py training/tracking.py $(DECISION) $(call VALUES,build) $(if $(REGISTERED),,FORCE) | $(LOCAL)

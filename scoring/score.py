@@ -3,6 +3,7 @@
     python scripts/serve.py --registry outputs/registry --model-name safe_driver_model --port 5001
 """
 import json
+import logging
 import os
 import shutil
 import time
@@ -23,6 +24,8 @@ ROWS_FOR_THREADS = 64
 DRAINED_BODIES = 4
 TRACEPARENT_SHOWN = 64
 
+# Of the file's environment, MALLOC_MMAP_THRESHOLD_ makes glibc return the memory of large requests
+# (else 20 MB are kept), and OMP_WAIT_POLICY keeps idle threads of LightGBM from spinning.
 with open(os.path.join(FOLDER, 'deployment.json'), encoding='utf-8') as file:
     settings = json.load(file)
 model = None
@@ -37,6 +40,7 @@ def init():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     threads = int(os.environ.get('OMP_NUM_THREADS', '').split(',')[0] or cores)
     publish_documents()
+    one_line_a_request()
     try:
         with open(os.path.join(folder, 'model', 'metrics.json'), encoding='utf-8') as file:
             auc = json.load(file).get('auc')
@@ -59,6 +63,13 @@ def publish_documents():
                 shutil.copy(os.path.join(FOLDER, name), root)
             except OSError as error:
                 print('the OpenAPI document %s will not be served: %s' % (name, error))
+
+
+def one_line_a_request():
+    """Keep gunicorn and the server from writing lines of their own beside that of run()."""
+    for name in ('gunicorn.access', 'azmlinfsrv'):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger('azmlinfsrv.print').setLevel(logging.INFO)
 
 
 @rawhttp

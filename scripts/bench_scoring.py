@@ -216,6 +216,8 @@ def start(python, script, model_folder, log):
     port = free_port()
     environment = {name: value for name, value in os.environ.items()
                    if name not in ('PYTHONDONTWRITEBYTECODE', 'OMP_NUM_THREADS')}
+    if script.parent == serve.SCORING:
+        environment = serve.surroundings(model_folder, environment)
     environment.update(AZUREML_MODEL_DIR=str(model_folder), AML_APP_ROOT=str(script.parent))
     command = [str(python), '-m', 'azureml_inference_server_http', '--entry_script', str(script),
                '--port', str(port)]

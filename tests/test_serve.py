@@ -109,12 +109,15 @@ def test_a_query_that_is_not_utf_8_is_no_fault_of_the_server(service):
 
 
 def test_a_request_is_one_line_of_json_in_the_log(service):
-    service.score(BODY, **{'x-request-id': 'one-of-a-kind'})
-    lines = [line for line in service.log.read_text().splitlines() if 'one-of-a-kind' in line]
-    found = json.loads(lines[0][lines[0].index('{'):])
-    assert len(lines) == 1 and (found['rows'], found['status']) == (2, 200)
-    started = next(line for line in service.log.read_text().splitlines() if '"auc"' in line)
-    assert '"version": "10"' in started and '"model": "%s"' % NAME in started
+    before = service.log.read_text().splitlines()
+    assert service.score(BODY, **{'x-request-id': 'one-of-a-kind'})[0] == 200
+    assert service.score(b'{"data": [["feature value"]]}')[0] == 400
+    scored, refused = service.log.read_text().splitlines()[len(before):]
+    found = json.loads(scored[scored.index('{'):])
+    assert (found['request_id'], found['rows'], found['status']) == ('one-of-a-kind', 2, 200)
+    assert '"status": 400' in refused and 'feature value' not in refused
+    started = json.loads(next(line[line.index('{'):] for line in before if '"auc"' in line))
+    assert (started['model'], started['version'], started['auc']) == (NAME, '10', 0.64)
 
 
 def test_a_running_request_is_finished_after_sigterm(registry, model, tmp_path):

@@ -1,4 +1,5 @@
 """Loopback Azure ML by plain HTTP: what it answers, what it runs, and each fault."""
+import contextlib
 import json
 import os
 import signal
@@ -34,6 +35,8 @@ SCRIPTS = {
                '      or "servicePrincipal" in name])\n'
                'print("run", os.environ["AZUREML_RUN_ID"])\n',
     'fail.py': 'print("this went well")\nraise ValueError("this did not")\n',
+    'leave.py': 'import subprocess\n'
+                'print(subprocess.Popen(["sleep", "1000000"]).pid)\n',
     'forever.py': 'import os, subprocess, sys, time\n'
                   'child = subprocess.Popen(["sleep", "1000000"])\n'
                   'print(os.getpid(), child.pid, flush=True)\ntime.sleep(1e6)\n',
@@ -46,6 +49,8 @@ def init():
         text = file.read()
     print('init with', text)
 def run(data):
+    if json.loads(data) == 'die':
+        os.kill(os.getppid(), 9)
     return {'model': text, 'given': json.loads(data)}
 '''
 
@@ -215,13 +220,13 @@ class Client:
         path = '/services/%s/logs' % name
         return self.good('GET', 'modelmanagement/v1.0', path)['content']
 
-    def score(self, name, key='primaryKey'):
-        """The answer of the service to the rows [1], with one of its keys, or with none."""
+    def score(self, name, key='primaryKey', data='[1]'):
+        """The answer of the service to data, with one of its keys, or with none."""
         headers = {}
         if key:
             keys = self.good('POST', 'modelmanagement/v1.0', '/services/%s/listkeys' % name)
             headers['Authorization'] = 'Bearer ' + keys[key]
-        return self.session.post(self.service(name)['scoringUri'], data='[1]', headers=headers)
+        return self.session.post(self.service(name)['scoringUri'], data=data, headers=headers)
 
 
 def compute(kind='AmlCompute', size='STANDARD_D2_V2'):
@@ -392,6 +397,13 @@ def test_cancel_really_kills_the_step(client):
     assert again.status_code == 400
 
 
+def test_what_a_step_leaves_running_ends_with_it(client):
+    run = client.one_step('leave.py')
+    assert client.ended(run) == 'Completed'
+    pid = int(client.log(client.steps(run)['only']))
+    until(lambda: not alive(pid))
+
+
 def alive(pid):
     try:
         with open('/proc/%d/stat' % pid) as file:
@@ -552,7 +564,7 @@ def test_a_service_runs_the_inference_server(client, azure, tmp_path):
 
 
 @pytest.mark.end_to_end
-def test_a_service_survives_a_restart_and_an_update_replaces_it(tmp_path):
+def test_a_service_survives_restart_and_crash_and_an_update_replaces_it(tmp_path):
     pytest.importorskip('azureml_inference_server_http')
     folder = str(tmp_path / 'state')
     with loopback.start(folder) as azure:
@@ -573,6 +585,11 @@ def test_a_service_survives_a_restart_and_an_update_replaces_it(tmp_path):
         assert client.operation(place)['state'] == 'Succeeded'
         assert client.score('aci').json()['model'] == 'two'
         assert client.service('aci')['scoringUri'] == address
+        with contextlib.suppress(requests.ConnectionError):
+            client.score('aci', data='"die"')
+        until(lambda: client.service('aci')['state'] == 'Unhealthy')
+        until(lambda: client.service('aci')['state'] == 'Healthy')
+        assert client.score('aci').json()['model'] == 'two'
         assert azure.unknown == []
 
 

@@ -151,10 +151,10 @@ class _Container:
                 self._process.wait()
                 self.port = None
                 self._report('Unhealthy')
-                crashes = 0
-            else:
-                self._process.wait()
-                crashes += 1
+                crashes = -1
+            processes.kill(self._process)
+            self._process.wait()
+            crashes += 1
         self._report('Failed', {
             'code': 'AciDeploymentFailed', 'statusCode': 400,
             'message': 'Aci Deployment failed with exception: ' + CRASHED % self._name,
@@ -207,7 +207,6 @@ class _Container:
                 return True
             except OSError:
                 self._over.wait(0.05)
-        processes.kill(self._process)
         return False
 
     def _report(self, state, error=None):

@@ -24,7 +24,7 @@ def start(command, folder, environment, log):
 
 
 def kill(process):
-    """Kill the process and all that it started, at once."""
+    """Kill the process, if it is still there, and all that it started, at once."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

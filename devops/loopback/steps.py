@@ -216,9 +216,10 @@ class Step:
         try:
             code = process.wait(float(limit) if limit else None)
         except subprocess.TimeoutExpired:
+            raise StepFailed('Job exceeded its maximum run duration of %s seconds.' % limit)
+        finally:
             processes.kill(process)
             process.wait()
-            raise StepFailed('Job exceeded its maximum run duration of %s seconds.' % limit)
         if code:
             with open(self._artifact(USER_LOG), encoding='utf-8', errors='replace') as log:
                 tail = log.read().strip().split('\n')[-LAST_LINES:]

@@ -134,6 +134,8 @@ class Job:
                     result = 'failed'
             if result == 'failed' and time.monotonic() >= self.end:
                 result, self.end = 'canceled', time.monotonic() + CANCEL_MINUTES * self.run.minute
+            if result != 'succeeded' and self.status == 'succeeded':
+                self.produced.append('%s: %s' % (result, title))
             if result != 'succeeded' and self.status != 'canceled':
                 self.status = result
             self.run.say('    %5.1f s  %-9s  %s' % (time.monotonic() - began, result, title))

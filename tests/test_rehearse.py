@@ -3,6 +3,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -88,6 +89,7 @@ def test_stages_run_in_order_and_stop_after_a_failure(project):
     assert project.logs() == [
         '01-checkout-self.log', '02-script-exit-3.log', '04-script-echo-ran.log']
     assert any('exit code 3' in line for line in project.lines)
+    assert project.rows[0][3] == ['failed: script exit 3']
 
 
 def test_a_script_fails_by_its_last_command_as_in_bash_without_e(project):
@@ -349,3 +351,86 @@ def test_wrong_use_is_refused(arguments, tmp_path):
                           stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def real(tmp_path):
+    """A rehearsal of this project's own pipelines, with this interpreter for all steps."""
+    pytest.importorskip('azureml.core')
+    import loopback
+    out = tmp_path / 'rehearsal'
+    with rehearse.take(out):
+        rehearse.snapshot(ROOT, out / 'origin.git', out)
+        with loopback.start(str(out / 'azure')) as azure:
+            yield rehearse.Rehearsal(out, azure, rehearse.Screen(out / 'rehearsal.log'),
+                                     dict(os.environ, PYTHON=sys.executable))
+            assert azure.unknown == []
+
+
+def results(rehearsal, label):
+    return [row[2] for row in rehearsal.rows if row[0] == label]
+
+
+def push(rehearsal, fault):
+    rehearse.commit(rehearsal.out / 'origin.git', rehearse.COMMITS[fault],
+                    rehearsal.out / 'scratch')
+
+
+@pytest.mark.end_to_end
+def test_a_finding_and_a_failing_test_are_both_seen_in_the_pull_request(real):
+    push(real, 'lint')
+    push(real, 'test')
+    assert real.run('pr.yml', 'pr') == 'failed'
+    found = real.out / 'pr/1-code_quality/outputs/test-results'
+    assert 'rehearsal_fault.py' in (found / 'lint.xml').read_text()
+    assert 'test_that_fails' in (found / 'unit.xml').read_text()
+    said = ' '.join(real.rows[0][4])
+    assert re.search(r'Lint: \d+ passed, 1 failed', said)
+    assert re.search(r'Unit tests: \d+ passed, 1 failed', said)
+
+
+@pytest.mark.end_to_end
+def test_each_way_a_run_can_end_with_a_rollback_where_a_version_was_before(real):
+    def run(label, fault=None):
+        return real.run('ci.yml', label, rehearse.STRIKES.get(fault), without=('code_quality',))
+
+    assert real.run('environment.yml', 'environment') == 'succeeded'
+    assert run('train', 'train') == 'failed'
+    assert results(real, 'train') == ['succeeded', 'failed', 'skipped']
+    assert run('first') == 'succeeded'
+    assert results(real, 'first') == ['succeeded'] * 3
+    for fault in ('deploy', 'smoke'):
+        assert run(fault, fault) == 'failed'
+        assert results(real, fault) == ['succeeded', 'succeeded', 'failed']
+        assert 'failure hook succeeded' in real.rows[-1][4]
+        path = real.out / fault / '3-deploy/failure/outputs/service.json'
+        assert json.loads(path.read_text())['version'] == 1
+    push(real, 'worse')
+    assert run('worse') == 'succeeded'
+    assert results(real, 'worse') == ['succeeded', 'succeeded', 'skipped']
+    assert 'result=kept' in real.rows[-2][4]
+
+
+@pytest.mark.end_to_end
+def test_a_chosen_version_is_deployed_without_training(real):
+    def run(action, **more):
+        return real.run('ci.yml', action, parameters=dict(more, action=action),
+                        without=('code_quality',))
+
+    assert real.run('environment.yml', 'environment') == 'succeeded'
+    assert run('train_only') == 'succeeded'
+    assert run('deploy_version', model_version=1) == 'succeeded'
+    assert [row[0] for row in real.rows] == [
+        'environment', 'train_only', 'train_only', 'deploy_version']
+
+
+@pytest.mark.end_to_end
+def test_make_rehearse_is_green(tmp_path):
+    pytest.importorskip('azureml.core')
+    done = subprocess.run(['make', '-C', str(ROOT), 'rehearse', 'PYTHON=' + sys.executable,
+                           'OUT=%s' % tmp_path], stdout=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert 'This was a rehearsal: succeeded' in done.stdout
+    for name in ('pipeline.json', 'run.json', 'service-1 (service.json)', 'result=registered'):
+        assert name in done.stdout
+    assert (tmp_path / 'rehearsal/ci/2-publish/outputs/pipeline.json').is_file()

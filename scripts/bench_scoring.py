@@ -415,7 +415,7 @@ def draw(table, path):
     from matplotlib import pyplot
     panels = [('%s, %d client%s: requests/s' % (measure, CLIENTS[measure],
                                                 's' * (CLIENTS[measure] > 1)),
-               measure, 'rate', '%.4g') for measure in ROWS]
+               measure, 'rate', '%.3g') for measure in ROWS]
     panels += [('start-up to the first 200: seconds', 'start', 'seconds', '%.2f'),
                ('memory after load: MB', 'memory', 'megabytes', '%.0f')]
     colours = dict(zip(SCRIPTS, ('#1b6ca8', '#c98b2b', '#e3c58e', '#b5513f', '#9a9a9a')))
@@ -433,7 +433,8 @@ def draw(table, path):
         axis.set_ylim(len(SCRIPTS) - 0.5, -0.6)
         axis.margins(x=0.15)
         axis.set_title(title, fontsize=10, loc='left')
-        axis.spines[['top', 'right', 'bottom']].set_visible(False)
+        axis.spines[['top', 'right', 'bottom', 'left']].set_visible(False)
+        axis.tick_params(length=0)
         axis.set_xticks([])
     figure.suptitle("Scoring scripts on Azure ML's inference server, medians", x=0.02, ha='left')
     figure.tight_layout()

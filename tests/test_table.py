@@ -137,6 +137,8 @@ DAMAGES = [
      ['1 line with too few cells', 'line 77']),
     ('long line', edit_line(2, lambda line: line.strip() + b',1\n'),
      ['1 line with too many cells', 'line 2', '60 cells']),
+    ('row names', lambda content: content.replace(b'\n', b'\n1,').rstrip(b'1,'),
+     ['3,000 lines with too many cells, first in line 2']),
     ('short and long', both(edit_line(2, lambda line: line.strip() + b',1\n'),
                             edit_line(3, lambda line: line.rsplit(b',', 1)[0] + b'\n')),
      ['too many cells, first in line 2', 'too few cells, first in line 3']),
@@ -155,6 +157,7 @@ DAMAGES = [
     ('Latin-1 header', edit_line(1, lambda line: line.replace(b'ps_ind_01', b'\xfc')),
      ['first line is not UTF-8']),
     ('NUL bytes', set_cells('ps_car_13', b'\0\0', [15]), ['NUL bytes in 1 line', 'line 15']),
+    ('NUL after a number', set_cells('ps_ind_01', b'1\0', [15]), ['NUL bytes in 1 line']),
     ('NULs at the end', lambda content: content + b'\0' * 512, ['NUL bytes in 1 line', '3,002']),
     ('zip archive', lambda content: b'PK\x03\x04' + content, ['zip archive', 'unpack']),
     ('old Mac line ends', lambda content: content.replace(b'\n', b'\r'), ['first line is not CSV']),
@@ -265,12 +268,13 @@ def test_other_ways_to_write_the_same_table(good, write, caplog, monkeypatch, ch
     pandas.testing.assert_frame_equal(read(write(change(good), 'changed.csv'), caplog), expected)
 
 
-def test_large_whole_numbers_are_kept(good, write, caplog):
-    damage = both(set_cells('ps_ind_01', b'300', [5]), set_cells('ps_calc_10', b'-40000', [6]),
+def test_large_whole_numbers_are_kept(good, write, caplog, monkeypatch):
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 200000)
+    damage = both(set_cells('ps_ind_01', b'300', [2500]), set_cells('ps_calc_10', b'-40000', [6]),
                   set_cells('id', b'9000000000000000001', [3001]))
     with caplog.at_level(logging.WARNING):
         frame = table.read_table(write(damage(good)))
-    assert frame.ps_ind_01[3] == 300 and frame.ps_calc_10[4] == -40000
+    assert frame.ps_ind_01[2498] == 300 and frame.ps_ind_01[:2498].max() == 7 and frame.ps_calc_10[4] == -40000
     assert frame.id.iloc[-1] == 9000000000000000001
     assert [str(kind) for kind in frame.dtypes[['ps_ind_01', 'ps_calc_10', 'id', 'ps_ind_03']]] == [
         'int16', 'int32', 'int64', 'int8']

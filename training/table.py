@@ -34,7 +34,7 @@ LONGEST_LINE_BYTES = 1 << 20
 LARGEST_FLOAT32 = 3.4e38
 EMPTY_WORDS = {'', 'nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none'}
 
-Block = collections.namedtuple('Block', 'data line cut_off')
+Block = collections.namedtuple('Block', 'data line rows cut_off')
 Parsed = collections.namedtuple('Parsed', 'columns lines problems')
 
 log = logging.getLogger('table')
@@ -69,7 +69,7 @@ def parts(ids):
 
     ids: whole numbers, shape (rows,). Returns uint8, shape (rows,): TRAINING for 64 % of all ids,
     EARLY_STOPPING for 16 %, HOLD_OUT for 20 %. The hash is the output function of SplitMix64
-    (Steele, Lea, Flood 2014, doi 10.1145/2714064.2660195), the same on every machine.
+    (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195), the same on every machine.
     """
     import numpy
     mixed = numpy.array(ids, dtype=numpy.int64).view(numpy.uint64)
@@ -116,10 +116,9 @@ def read_table(path):
 
 
 def _open(path):
-    stream = open(path, 'rb')
-    packed = stream.read(2) == b'\x1f\x8b'
-    stream.seek(0)
-    return gzip.GzipFile(fileobj=stream) if packed else stream
+    with open(path, 'rb') as stream:
+        packed = stream.read(2) == b'\x1f\x8b'
+    return gzip.open(path) if packed else open(path, 'rb')
 
 
 def _reason(error):
@@ -183,8 +182,9 @@ def _blocks(stream, problems):
         if not data:
             block = rest.rstrip()
         if block:
-            yield Block(block, line, not data and rest == block)
-            line += block.count(b'\n')
+            rows = block.count(b'\n') + (not block.endswith(b'\n'))
+            yield Block(block, line, rows, not data and rest == block)
+            line += rows
         if not data:
             return
         if len(rest) > LONGEST_LINE_BYTES:
@@ -215,20 +215,18 @@ def _parse_fast(block, header):
     """The block as it should be, or None where anything is unusual."""
     import numpy
     import pandas
-    data, rows = block.data, block.data.rstrip(b'\n').count(b'\n') + 1
-    # Cells are counted here because pandas lets a first line that is too long pass.
-    if b'\0' in data or data.count(b',') != rows * (len(header) - 1):
+    # pandas would take one cell too many in every row for an index, and stop reading at a NUL.
+    commas = block.rows * (len(header) - 1)
+    if block.data.count(b',') != commas or b'\0' in block.data:
         return None
     names = {name: place for place, name in reversed(list(enumerate(header))) if name in KNOWN}
     types = dict.fromkeys(range(len(header)), numpy.dtype(object))
     types.update((place, numpy.dtype('float64' if _is_fraction(name) else 'int64'))
                  for name, place in names.items())
     try:
-        frame = pandas.read_csv(io.BytesIO(data), header=None, names=range(len(header)),
+        frame = pandas.read_csv(io.BytesIO(block.data), header=None, names=range(len(header)),
                                 dtype=types, na_filter=False, float_precision='high')
     except (ValueError, OverflowError):
-        return None
-    if len(frame) != rows:
         return None
     columns = {name: frame[place].values for name, place in names.items()}
     for name, values in columns.items():
@@ -236,7 +234,7 @@ def _parse_fast(block, header):
         if not (abs(values).max() < LARGEST_FLOAT32 and values.dtype == types[names[name]]):
             return None
     return Parsed({name: _compact(name, values) for name, values in columns.items()},
-                  range(block.line, block.line + rows), Problems())
+                  range(block.line, block.line + block.rows), Problems())
 
 
 def _is_fraction(name):
@@ -276,7 +274,7 @@ def _parse_with_care(block, header):
         if len(cells) == len(header):
             rows.append(cells)
             lines.append(line)
-        elif block.cut_off and line == block.line + block.data.count(b'\n'):
+        elif block.cut_off and line == block.line + block.rows - 1:
             problems.add('the last line, {:,}, has {} of {} cells and no end: the file is cut off'
                          .format(line, len(cells), len(header)))
         else:
@@ -300,17 +298,17 @@ def _check_cells(name, cells, values, lines, problems):
     empty = numpy.array([cell.strip().lower() in EMPTY_WORDS for cell in cells])
     infinite = numpy.isinf(floats)
     large = ~infinite & (abs(floats) >= (LARGEST_FLOAT32 if _is_fraction(name) else 2. ** 63))
-    broken = ~unread & ~infinite & (floats != numpy.rint(floats)) & (not _is_fraction(name))
+    fraction = ~unread & ~infinite & (floats != numpy.rint(floats)) & (not _is_fraction(name))
     for kind, wrong in (('{count} empty or NaN cell{s} (-1 stands for a missing value)', empty),
                         ('{count} cell{s} with text instead of a number', unread & ~empty),
                         ('{count} infinite value{s}', infinite),
                         ('{count} number{s} too large', large),
-                        ('{count} fractional number{s} in a column of whole numbers', broken)):
+                        ('{count} fractional number{s} in a column of whole numbers', fraction)):
         if wrong.any():
             first = int(wrong.argmax())
             problems.add('{}: {}'.format(name, kind), int(wrong.sum()), int(lines[first]),
                          repr(cells[first][:40]))
-    wrong = unread | infinite | large | broken
+    wrong = unread | infinite | large | fraction
     if wrong.any():
         return numpy.where(wrong, numpy.nan, floats)
     return _compact(name, floats if _is_fraction(name) else values.astype(numpy.int64))

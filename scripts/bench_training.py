@@ -173,6 +173,11 @@ def with_training(code, *arguments):
         stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(TRAINING))).stdout.decode()
 
 
+def last_line(text):
+    """The JSON in the last line; LightGBM prints to the same stream."""
+    return json.loads(text.splitlines()[-1])
+
+
 def make_table(path, rows, seed):
     subprocess.run([sys.executable, str(TRAINING / 'sample.py'), '--rows', str(rows), '--seed',
                     str(seed), '--out', str(path)], check=True, stdout=subprocess.DEVNULL)
@@ -187,7 +192,7 @@ def run_subject(subject, data, folder, threads=None):
         script.write_text(REFERENCE)
         text, figures = measure([sys.executable, str(script), str(data), str(
             TRAINING / PARAMETERS['challenge']), str(folder / 'model.txt')], threads)
-        return dict(json.loads(text), **figures)
+        return dict(last_line(text), **figures)
     _, figures = measure([sys.executable, str(TRAINING / 'train.py'), '--data', str(data),
                           '--parameters', str(TRAINING / PARAMETERS[subject]), '--out',
                           str(folder)], threads)
@@ -203,7 +208,7 @@ def run_round(number, data, truth, folder, threads=None):
     found = {}
     for subject in SUBJECTS[turn:] + SUBJECTS[:turn]:
         found[subject] = run_subject(subject, data, folder / subject, threads)
-        found[subject]['test'] = json.loads(with_training(
+        found[subject]['test'] = last_line(with_training(
             JUDGE, truth, folder / subject / 'model.txt'))
     return found
 
@@ -304,8 +309,12 @@ and is done again; where there are no others, its times are used and it is said 
 
 
 def draw(path, rounds, summary, scaling):
-    """The picture of all that as a PNG file."""
-    from matplotlib.figure import Figure
+    """The picture of all that as a PNG file, if there is matplotlib to draw it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print('no picture: matplotlib is not installed for this Python')
+        return
     figure = Figure(figsize=(13.5, 8), layout='constrained')
     (wall, memory, gain), (curve, rows, threads) = figure.subplots(2, 3)
     colours = [COLOURS[subject] for subject in SUBJECTS]
@@ -367,7 +376,7 @@ def compare(arguments):
         print('making the test rows', flush=True)
         make_table(data, TEST_ROWS, TEST_SEED)
         with_training(TRUTH, data, truth)
-        with_training('import lightgbm, matplotlib.figure, pandas')
+        with_training('import lightgbm, pandas')
         while sum(not spoilt(found) for found in rounds) < arguments.rounds and \
                 len(rounds) < 2 * arguments.rounds:
             number = len(rounds)

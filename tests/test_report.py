@@ -58,7 +58,7 @@ def content():
         'build_uri': 'https://dev.azure.com/x', 'caller_run_id': None,
         'packages': {'python': '3.11.7'}, 'created': '2026-11-23T10:20:30Z'})
     features = [('feature_{}'.format(number), float(number)) for number in range(57)]
-    return result, features, label, probability, [[10, 0.6], [20, 0.65], [30, 0.66]]
+    return result, features, label, probability, ('AUC', [[10, 0.6], [20, 0.65], [30, 0.66]])
 
 
 def check_words(text, content):
@@ -101,16 +101,17 @@ def test_report_of_a_model_without_a_tree_that_splits(content):
     result, features, label, _, _ = content
     flat = np.full(len(label), 0.04)
     page = report.page(dict(result, **metrics.summary(label, flat)),
-                       [(name, 0.0) for name, _ in features], label, flat, [[1, 0.5]])
+                       [(name, 0.0) for name, _ in features], label, flat, ('AUC', [[1, 0.5]]))
     assert '0.5000' in Reader(page).text
     assert 'The model uses no feature' in Reader(page).text
 
 
 def test_report_says_which_rows_the_learning_curve_is_of(content):
     pytest.importorskip('matplotlib', reason='no plots without matplotlib')
-    result, *rest = content
+    result, features, label, probability, (_, points) = content
     result['rows']['early_stopping'] = result['claims']['early_stopping'] = 500
-    assert 'AUC of the rows that decide when to stop' in report.page(result, *rest)
+    page = report.page(result, features, label, probability, ('log loss', points))
+    assert 'log loss of the rows that decide when to stop' in page
 
 
 def test_calibration_interval_is_wilsons():

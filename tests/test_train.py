@@ -252,6 +252,13 @@ def test_early_stopping_keeps_the_best_round(data, parameters):
     assert metrics.auc(label, probability) == pytest.approx(0.58, abs=0.08)
 
 
+def test_early_stopping_by_log_loss_is_called_so(data, parameters):
+    path = parameters({'metric': 'binary_logloss'}, path=CHALLENGE)
+    rest = fit(table.read_table(str(data)), path)[3]
+    assert rest['metric'] == 'log loss'
+    assert rest['rounds'] == min(rest['curve'], key=lambda point: point[1])[0]
+
+
 def test_fewer_non_claims_leave_the_probabilities_calibrated(data, parameters):
     frame = table.read_table(str(data))
     kept = fit(frame, parameters(non_claims_kept=0.2))

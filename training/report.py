@@ -68,8 +68,8 @@ def page(result, features, label, probability, curve):
     """The page as text.
 
     result: as in metrics.json; features: [(name, gain), ...]; label and probability of the
-    hold-out rows; curve: [[round, AUC], ...]. Without matplotlib the plots are left out and the
-    tables stay.
+    hold-out rows; curve: (name of a metric, [[round, its value], ...]). Without matplotlib the
+    plots are left out and the tables stay.
     """
     lineage, rows, claims = result['lineage'], result['rows'], result['claims']
     groups = metrics.deciles(label, probability)
@@ -115,8 +115,8 @@ def page(result, features, label, probability, curve):
                 rows['hold_out'], rate),
             pair(figure(plots, 'calibration', 'Each point is a twentieth of the policies, with the '
                         '95 % interval of its claim rate.'),
-                 figure(plots, 'curve', 'AUC {} as trees are added; {} are kept.'.format(
-                     'of the rows that decide when to stop' if stopping else
+                 figure(plots, 'curve', '{} {} as trees are added; {} are kept.'.format(
+                     curve[0], 'of the rows that decide when to stop' if stopping else
                      'of the hold-out rows', result['rounds']))),
             '<h2>What it looks at</h2>',
             '<p>{}</p>'.format('Share of the total gain in training: the {} features with the '
@@ -258,11 +258,12 @@ def draw(result, groups, ranked, label, probability, curve):
         keep('calibration', axes)
 
         axes = start(4.6, 3.7)
-        rounds, values = zip(*curve)
+        metric, points = curve
+        rounds, values = zip(*points)
         axes.plot(rounds, values, color=ACCENT, linewidth=2,
-                  marker='o' if len(curve) < 40 else None, markersize=3.5)
+                  marker='o' if len(points) < 40 else None, markersize=3.5)
         axes.axvline(result['rounds'], color=WARM, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set(title='Learning curve', xlabel='trees', ylabel='AUC', xlim=(0, None))
+        axes.set(title='Learning curve', xlabel='trees', ylabel=metric, xlim=(0, None))
         axes.grid(axis='y', color='#e4e9ed', linewidth=0.8)
         axes.set_axisbelow(True)
         keep('curve', axes)

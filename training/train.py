@@ -22,7 +22,7 @@ import table
 import tracking
 
 # Points of the learning curve that the report draws.
-CURVE_POINTS = 20
+CURVE_POINTS = 12
 SECONDS_BETWEEN_LINES = 5
 BOOTSTRAP_DRAWS = 1000
 
@@ -59,7 +59,7 @@ def number(low, high, above=False):
 # What may be set of LightGBM: its name for it, its other names for it, and what is allowed.
 LIGHTGBM = {
     'objective': (['objective_type', 'app', 'application'], choice('binary')),
-    'boosting': (['boosting_type', 'boost'], choice('gbdt', 'goss', 'rf')),
+    'boosting': (['boosting_type', 'boost'], choice('gbdt', 'goss')),
     'metric': (['metrics', 'metric_types'], choice('auc', 'binary_logloss')),
     'learning_rate': (['shrinkage_rate', 'eta'], number(0, 1, above=True)),
     'num_leaves': (['num_leaf', 'max_leaves', 'max_leaf'], whole(2, 131072)),
@@ -245,22 +245,24 @@ def get_model_metrics(model, data):
 class Progress:
     """LightGBM callback: says how far training is, and keeps the learning curve.
 
-    The validation AUC is LightGBM's own where it stops early by it. Where it does not, the model so
-    far scores the hold-out a few times on the way, which decides nothing; as the trees' scores are
-    summed, that is no more work than to score it once at the end.
+    The validation metric is LightGBM's own where it stops early by it. Where it does not, the model
+    so far scores the hold-out a few times on the way, which decides nothing; as the trees' scores
+    are summed, that is little more work than to score it once at the end.
     """
 
     def __init__(self, rounds, matrix, label):
         self.rounds, self.matrix, self.label = rounds, matrix, label
         self.step = max(1, rounds // CURVE_POINTS)
         self.raw, self.scored = None, 0
-        self.curve = []
+        self.metric, self.curve = 'AUC', []
         self.start = self.spoken = time.monotonic()
 
     def __call__(self, env):
         done = env.iteration + 1
         if env.evaluation_result_list:
-            self.curve.append([done, env.evaluation_result_list[0][2]])
+            name, value = env.evaluation_result_list[0][1:3]
+            self.metric = 'AUC' if name == 'auc' else 'log loss'
+            self.curve.append([done, value])
         elif done % self.step == 0:
             self.score(env.model)
         now = time.monotonic()
@@ -281,8 +283,8 @@ class Progress:
             self.curve.append([trees, metrics.auc(self.label, self.raw)])
 
     def say(self, done, seconds):
-        line = 'round {} of {}, validation AUC {:.4f}, at most {:.0f} s left'.format(
-            done, self.rounds, self.curve[-1][1], seconds)
+        line = 'round {} of {}, validation {} {:.4f}, at most {:.0f} s left'.format(
+            done, self.rounds, self.metric, self.curve[-1][1], seconds)
         tty = sys.stderr.isatty()
         print('\r' + line + '\033[K' if tty else line, end='' if tty else '\n', file=sys.stderr,
               flush=True)
@@ -345,7 +347,8 @@ def fit(frame, parameters, part=None):
 
     part: the part of each row, by default that of its id. With early stopping, that part of the
     rows decides when to stop and nothing else. Without, it is trained on as well. The rest:
-    {"rows", "claims", "rounds", "curve": [[round, AUC], ...], "boosting": seconds}.
+    {"rows", "claims", "rounds", "metric" and "curve": [[round, its value], ...], "boosting":
+    seconds}.
     """
     import lightgbm
     import numpy as np
@@ -361,23 +364,22 @@ def fit(frame, parameters, part=None):
     without = dropped(parameters)
     rows, weight = subsample(label, train_rows, parameters['non_claims_kept'], parameters['seed'])
     own = lowered(own, len(rows), int(label[rows].sum()))
-    train_data = lightgbm.Dataset(matrix(frame, rows, without), label[rows], weight=weight,
-                                  params=own, feature_name=table.FEATURES)
-    stop_data = lightgbm.Dataset(matrix(frame, stop_rows, without), label[stop_rows],
-                                 reference=train_data, params=own) if stopping else None
-    out, truth = matrix(frame, out_rows, without), label[out_rows]
-    progress = Progress(parameters['rounds'], out, truth)
     try:
-        for dataset in (train_data, stop_data) if stopping else (train_data,):
-            dataset.construct()
-        start = time.monotonic()
+        # One matrix at a time: LightGBM lets go of it when its own table is made.
+        train_data = lightgbm.Dataset(
+            matrix(frame, rows, without), label[rows], weight=weight, params=own,
+            feature_name=table.FEATURES).construct()
+        stop_data = lightgbm.Dataset(
+            matrix(frame, stop_rows, without), label[stop_rows], reference=train_data,
+            params=own).construct() if stopping else None
+        out, truth = matrix(frame, out_rows, without), label[out_rows]
+        progress = Progress(parameters['rounds'], out, truth)
         model = train_model((train_data, stop_data), own, parameters['rounds'], stopping,
                             [progress])
+        boosting = time.monotonic() - progress.start
     except lightgbm.basic.LightGBMError as error:
         raise TrainingError('LightGBM refuses: {}'.format(error))
-    finally:
-        progress.end()
-    boosting = time.monotonic() - start
+    progress.end()
     if stopping:
         probability = model.predict(out)
     else:
@@ -387,8 +389,8 @@ def fit(frame, parameters, part=None):
     return model, truth, probability, {
         'rows': {name: len(rows) for name, rows in counts.items()},
         'claims': {name: int(label[rows].sum()) for name, rows in counts.items()},
-        'rounds': model.best_iteration or model.current_iteration(), 'curve': progress.curve,
-        'boosting': boosting}
+        'rounds': model.best_iteration or model.current_iteration(), 'metric': progress.metric,
+        'curve': progress.curve, 'boosting': boosting}
 
 
 def code_commit():
@@ -456,7 +458,8 @@ def run(arguments):
         build_id=tracking.given(arguments.build_id), build_uri=tracking.given(arguments.build_uri),
         caller_run_id=tracking.given(arguments.caller_run_id),
         created=datetime.datetime.utcnow().strftime('%Y-%m-%dT%H:%M:%SZ'))
-    curve, seconds['boosting'] = rest.pop('curve'), rest.pop('boosting')
+    curve = rest.pop('metric'), rest.pop('curve')
+    seconds['boosting'] = rest.pop('boosting')
     figures = metrics.summary(label, probability)
     result = dict(figures, auc_interval=metrics.bootstrap_auc_interval(
         label, probability, parameters['seed'], BOOTSTRAP_DRAWS), **rest)
@@ -483,7 +486,7 @@ def main(argv=None):
     parser.add_argument('--dataset-version', help='its version, a number or latest')
     parser.add_argument('--data-file-path', help='file of the datastore instead of a dataset')
     parser.add_argument('--parameters', default=os.path.join(os.path.dirname(
-        os.path.abspath(__file__)), 'parameters.json'), help='default: %(default)s')
+        os.path.abspath(__file__)), 'parameters.json'), help='default: that beside this script')
     parser.add_argument('--out', required=True, help='folder for the model and what goes with it')
     parser.add_argument('--build-id', help='of the build that trains, for the lineage')
     parser.add_argument('--build-uri', help='address of that build')

@@ -134,6 +134,13 @@ def test_what_the_service_would_refuse_fails(project, step, said):
     assert any(said in line for line in project.lines), project.lines
 
 
+def test_the_name_of_an_artifact_can_be_used_once(project):
+    publish = 'publish: pipeline.yml\nartifact: id'
+    assert project.run(pipeline(stage('a', publish), stage('b', publish))) == {
+        'a': 'succeeded', 'b': 'failed'}
+    assert any('already exists' in line for line in project.lines)
+
+
 SIGN_IN = '''task: AzureCLI@2
 inputs:
   azureSubscription: $(AZURE_RM_SVC_CONNECTION)

@@ -50,6 +50,7 @@ DECISION     := $(OUT)/decision.json
 REGISTRATION := $(OUT)/registration.json
 REGISTERED   := $(wildcard $(OUT)/registry/$(MODEL_NAME)/*/model/model.txt)
 TESTRESULTS  := $(OUT)/test-results
+COVERED      := $(addprefix --cov=,training scoring scripts devops)
 # A core each for the tests, where the interpreter has pytest-xdist. Not simply expanded: $(PY) may not be there yet.
 BESIDE        = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n auto --dist loadfile')
 
@@ -76,7 +77,7 @@ smoke-test: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Real requests t
 lint: $(LOCAL) ## pycodestyle over all Python; findings on the screen and in OUT/test-results/lint.xml
 	$(PY) scripts/lint.py --junit $(TESTRESULTS)/lint.xml
 test: $(FULL) | $(TESTRESULTS) ## Unit tests with coverage; OUT/test-results/unit.xml and OUT/coverage.xml
-	$(PY) -m pytest tests -m "not end_to_end" $(BESIDE) --junitxml=$(TESTRESULTS)/unit.xml --cov --cov-report=xml:$(OUT)/coverage.xml
+	$(PY) -m pytest tests -m "not end_to_end" $(BESIDE) --junitxml=$(TESTRESULTS)/unit.xml $(COVERED) --cov-report=xml:$(OUT)/coverage.xml
 end-to-end: $(FULL) | $(TESTRESULTS) ## The slower tests: whole paths, real servers, the real SDK against loopback Azure ML
 	$(PY) -m pytest tests -m end_to_end --junitxml=$(TESTRESULTS)/end_to_end.xml
 bench: bench-training bench-scoring ## Both benchmarks; tables and pictures in OUT/bench

@@ -31,7 +31,7 @@ CHALLENGE_PACKAGES = ('pandas==2.3.3', 'scikit-learn==1.7.2')
 CLIENTS = {'1 row': 4, '1 row as object': 4, '100 rows': 2, '10000 rows': 1, '1 row, CPU load': 4}
 ROWS = {'1 row': 1, '1 row as object': 1, '100 rows': 100, '10000 rows': 10000,
         '1 row, CPU load': 1}
-BODIES = {1: 2000, 100: 200, 10000: 6}
+BODIES = {1: 2000, 100: 200, 10000: 4}
 STARTER = '''
 import json, os
 import lightgbm, numpy

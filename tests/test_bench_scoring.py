@@ -1,0 +1,123 @@
+import json
+import os
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import bench_scoring
+from bench_scoring import FOREIGN_SHARE, ROWS, SCRIPTS, TARGETS
+from served import COLUMNS, NAME, make_rows, register, scores
+
+pytestmark = pytest.mark.skipif(not Path('/proc/self/smaps_rollup').exists(),
+                                reason='the benchmark reads /proc of Linux')
+
+
+@pytest.fixture(scope='module')
+def registry(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('registry')
+    return folder, register(folder, 1)
+
+
+def figures(rate, others=0.0):
+    return {'rate': rate, 'p50': 1.0, 'p99': 2.0, 'cpu': 1.0, 'others': others}
+
+
+def test_medians_leave_spoilt_rounds_out_unless_all_are():
+    spoilt = FOREIGN_SHARE * 2
+    results = {'ours': {'1 row': [figures(1), figures(2), figures(3), figures(99, spoilt)],
+                        '100 rows': [figures(5, spoilt), figures(7, spoilt)]}}
+    table = bench_scoring.medians(results)
+    assert (table['ours']['1 row']['rate'], table['ours']['100 rows']['rate']) == (2, 6)
+    assert not bench_scoring.enough(results, 1)
+    del results['ours']['100 rows']
+    assert bench_scoring.enough(results, 3) and not bench_scoring.enough(results, 4)
+
+
+def test_every_target_compares_what_is_measured():
+    for _, measure, _, other, least, most in TARGETS:
+        assert (least is None) != (most is None)
+        if measure in ROWS:
+            assert measure in SCRIPTS['ours'][1] and measure in SCRIPTS[other][1]
+
+
+def test_a_ratio_is_reached_at_its_bound():
+    table = {name: {measure: dict(figures(1), seconds=1, megabytes=1)
+                    for measure in tuple(ROWS) + ('start', 'memory')} for name in SCRIPTS}
+    for measure, figure, value in (('1 row', 'rate', 0.85), ('start', 'seconds', 0.5),
+                                   ('memory', 'megabytes', 0.56)):
+        table['ours'][measure][figure] = value
+    reached = {label: is_reached for label, _, _, is_reached in bench_scoring.ratios(table)}
+    assert reached['1 row, requests/s against null']
+    assert reached['start-up to the first 200 against starter']
+    assert not reached['memory after load against starter']
+
+
+@pytest.mark.parametrize('right', [True, False])
+def test_a_wrong_score_ends_the_benchmark(registry, right):
+    model = registry[1]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            rows = json.loads(self.rfile.read(int(self.headers['Content-Length'])).decode())['data']
+            found = scores(model, rows) if right else [0.5]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({'result': found}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    many = make_rows(20, seed=4)
+    requests = [bench_scoring.http(json.dumps({'data': [row]}).encode()) for row in many]
+    answers = [[score] for score in scores(model, many)]
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        port = server.server_address[1]
+        if right:
+            assert len(bench_scoring.offer(port, requests, answers, 2, 0.1)) > 2
+        else:
+            with pytest.raises(RuntimeError, match='wrong answer'):
+                bench_scoring.offer(port, requests, answers, 2, 0.1)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_rows_are_within_the_models_ranges_and_differ(registry):
+    import random
+    text = (registry[0] / NAME / '1' / 'model' / 'model.txt').read_text()
+    rows = bench_scoring.random_rows(random.Random(1), text, 50)
+    assert len(set(map(tuple, rows))) == 50 and {len(row) for row in rows} == {len(COLUMNS)}
+    assert all(-1 <= value <= 9 for row in rows for value in row)
+
+
+def test_this_process_is_measured():
+    pids = bench_scoring.family(os.getpid())
+    assert pids[0] == os.getpid()
+    assert bench_scoring.pss_megabytes(pids[:1]) > 5
+    assert bench_scoring.cpu_seconds(pids[:1]) > 0
+
+
+@pytest.fixture(scope='module')
+def prepared(registry):
+    return bench_scoring.prepare((registry[0] / NAME / '1' / 'model' / 'model.txt').read_text())
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize('name', sorted(SCRIPTS))
+def test_every_script_serves_right_scores(registry, prepared, name, tmp_path):
+    if name == 'pandas':
+        pytest.importorskip('inference_schema.parameter_types.pandas_parameter_type')
+    version, (columns, prepared) = registry[0] / NAME / '1', prepared
+    paths = bench_scoring.write_scripts(tmp_path, columns)
+    with open(str(tmp_path / 'log.txt'), 'w') as log:
+        found = bench_scoring.one_server(name, sys.executable, paths[name], version, prepared, 0.2,
+                                         log)
+    assert set(found) == set(SCRIPTS[name][1]) | {'start', 'memory'}
+    assert found['start']['seconds'] > 0 and found['memory']['megabytes'] > 20

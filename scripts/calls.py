@@ -17,14 +17,15 @@ import warnings
 # 40 s when it meets 503, whatever Retry-After says: longer than our deadlines. It doubles these.
 SDK_BACKOFF = {'AZUREML_DEFAULT_BACKOFF': '2', 'AZUREML_DEFAULT_503_BACKOFF': '2'}
 
+TRANSIENT = (408, 429, 500, 502, 503, 504)
 # Modules whose exceptions come from the service or from the way there, not from a mistake here.
 SERVICE_MODULES = ('azure', 'azureml', 'msal', 'msrest', 'msrestazure', 'adal', 'requests',
                    'urllib3', 'socket', 'ssl', 'http')
 CAUSES = ('inner_exception', 'inner_error', '__cause__', '__context__')
 
 SECRETS = re.compile(
-    r'eyJ[\w-]{10,}(\.[\w-]+)*'                     # a token
-    r'|(?<=[?&;])(sig|sv|se|st|sp|spr|sr|skoid|sktid)=[^&\s"\']+'  # a signed address
+    r'eyJ[\w-]{10,}(\.[\w-]+)*'
+    r'|(?<=[?&;])sig=[^&\s"\']+'
     r'|(?i:bearer\s+)[\w.~+/=-]+'
     r'|(?i:(accountkey|sharedaccesskey|client_secret|password)["\']?\s*[=:]\s*)["\']?[^\s"\',;&]+')
 
@@ -52,8 +53,8 @@ class AzureError(Exception):
 
 
 def clean(text):
-    """The text without tokens, keys and signatures."""
-    return SECRETS.sub('***', text)
+    """The text without tokens, keys and signatures, and without commands to the agent."""
+    return SECRETS.sub('***', text).replace('##vso[', '## vso[')
 
 
 def chain(error):
@@ -66,10 +67,21 @@ def chain(error):
     return found
 
 
+def in_service_module(link):
+    return type(link).__module__.split('.')[0] in SERVICE_MODULES
+
+
 def is_from_service(error):
     """Whether an error came from Azure or the network; the SDK also raises plain Exception."""
-    return any(type(link) is Exception or isinstance(link, OSError) or
-               type(link).__module__.split('.')[0] in SERVICE_MODULES for link in chain(error))
+    return any(type(link) is Exception or in_service_module(link) or is_connection(link)
+               for link in chain(error))
+
+
+def is_connection(link):
+    """Whether this one error is a connection that failed, was lost or gave no answer."""
+    return isinstance(link, (ConnectionError, TimeoutError)) or (
+        isinstance(link, OSError) and in_service_module(link)) or (
+        'Connection' in type(link).__name__)
 
 
 def status_of(error):
@@ -92,7 +104,7 @@ def reason_of(error):
     body = body() if callable(body) else body
     for text in (body, said):
         messages = re.findall(r'\\?"(?:message|error_description)\\?"\s*:\s*\\?"(.+?)\\?"[,}\s]',
-                              text or "", re.IGNORECASE | re.DOTALL)
+                              text or '', re.IGNORECASE | re.DOTALL)
         if messages:
             said = messages[0]
             break
@@ -108,8 +120,7 @@ def explain(what, error):
         status, advice = 401, SIGN_IN
     if status:
         reason = 'HTTP %d, %s' % (status, reason)
-    elif any(isinstance(link, OSError) or 'Connection' in type(link).__name__
-             for link in chain(error)):
+    elif any(map(is_connection, chain(error))):
         host = re.search(r"host='([^']+)'", reason)
         reason = 'no connection to %s' % host.group(1) if host else 'no connection: ' + reason
         advice = CONNECTION
@@ -176,8 +187,8 @@ def repeat(call, seconds, delay=1):
             return call()
         except Exception as error:
             status = status_of(error)
-            transient = status in (408, 429) or (status or 0) >= 500 or (
-                status is None and any(isinstance(link, OSError) for link in chain(error)))
+            transient = status in TRANSIENT or (
+                status is None and any(map(is_connection, chain(error))))
             if not transient or time.monotonic() + delay > end:
                 raise
         time.sleep(delay)

@@ -90,9 +90,9 @@ def resources(service, wanted, chosen):
         return has.cpu, has.memory_in_gb, False
     if not chosen.aci_replace:
         raise calls.AzureError(
-            'the service %s has %g cores and %g GB, scoring/%s wants %g and %g: an update cannot '
-            'change them\nset ACI_REPLACE=true to delete and create it (it does not answer '
-            'meanwhile, and its keys and address may change), or put the old values back' % (
+            'the service %s has cpu_cores %g and memory_gb %g, scoring/%s wants %g and %g: an '
+            'update cannot change them\nset ACI_REPLACE=true to delete and create it (it does not '
+            'answer meanwhile, and gets a new address and new keys), or put the old values back' % (
                 service.name, has.cpu, has.memory_in_gb, SETTINGS, wanted['cpu_cores'],
                 wanted['memory_gb']))
     return wanted['cpu_cores'], wanted['memory_gb'], True
@@ -125,10 +125,14 @@ def put(space, chosen, service, source, environment, parts, tags, size):
                         environment=environment), configuration, overwrite=True)
             break
         except calls.AzureError as error:
+            # Another deployment is under way: it may be this one, whose answer was lost.
             if error.status != 409 or time.monotonic() > end:
                 raise
-            print('the service is busy with another operation; waiting', flush=True)
-            time.sleep(PAUSE_SECONDS)
+        service = find_service(space, chosen)
+        settle(service, chosen)
+        if runs(service, parts):
+            return service
+        time.sleep(PAUSE_SECONDS)
     wait(service, chosen, end)
     return service
 
@@ -156,9 +160,17 @@ def wait(service, chosen, end):
         raise calls.AzureError('the service %s is %s' % (service.name, service.state))
 
 
+def runs(service, parts):
+    """Whether the service runs these parts and is healthy."""
+    tags = service.tags or {}
+    return service.state == 'Healthy' and {name: tags.get(name) for name in PARTS} == parts
+
+
 def settle(service, chosen):
     """Wait until no deployment is under way, for an update would be refused. Raises AzureError."""
     end = time.monotonic() + 60 * chosen.deploy_timeout_minutes
+    if service.state == 'Transitioning':
+        print('the service %s is being deployed already; waiting' % service.name, flush=True)
     while service.state == 'Transitioning':
         if time.monotonic() > end:
             raise calls.AzureError(
@@ -189,13 +201,10 @@ def deploy(chosen, name, version):
     parts = {'model': name, 'version': str(version), 'environment': environment.name,
              'scoring': fingerprint(SOURCE)}
     service = find_service(space, chosen)
-    if service and service.state == 'Transitioning':
-        print('the service %s is being deployed already; waiting' % service.name, flush=True)
+    if service:
         settle(service, chosen)
     cores, memory, replace = resources(service, files.read_json(SOURCE / SETTINGS), chosen)
-    tags = dict(service.tags or {}) if service else {}
-    same = {key: tags.get(key) for key in PARTS} == parts and not replace
-    if same and service.state == 'Healthy':
+    if service and runs(service, parts) and not replace:
         print('the service %s runs version %s already' % (service.name, version))
         return described(service)
     tags = previous_tags(service, parts)

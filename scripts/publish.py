@@ -29,20 +29,22 @@ def code_commit(chosen):
     return head.stdout.decode().strip() or 'none'
 
 
+def parameters(chosen, build_id):
+    """The run-time parameters of the pipeline; `none` stands for what is not given."""
+    return {'dataset_version': chosen.dataset_version, 'data_file_path': chosen.data_file_path,
+            'model_name': chosen.model_name,
+            'run_evaluation': str(chosen.run_evaluation).lower(), 'build_id': build_id,
+            'build_uri': chosen.build_uri or 'none', 'caller_run_id': chosen.caller_run_id,
+            'code_commit': code_commit(chosen)}
+
+
 def build_graph(space, chosen, build_id):
     """The azureml Pipeline: data passes from step to step by PipelineData only."""
     from azureml.core.runconfig import RunConfiguration
     from azureml.pipeline.core import Pipeline, PipelineData, PipelineParameter
     from azureml.pipeline.steps import PythonScriptStep
-    parameters = {name: PipelineParameter(name, default) for name, default in (
-        ('dataset_version', chosen.dataset_version),
-        ('data_file_path', chosen.data_file_path),
-        ('model_name', chosen.model_name),
-        ('run_evaluation', str(chosen.run_evaluation).lower()),
-        ('build_id', build_id),
-        ('build_uri', chosen.build_uri or 'none'),
-        ('caller_run_id', chosen.caller_run_id),
-        ('code_commit', code_commit(chosen)))}
+    given = {name: PipelineParameter(name, default)
+             for name, default in parameters(chosen, build_id).items()}
 
     def step(script, inputs, outputs, *arguments):
         # New data under the same dataset name must retrain, so no earlier result is reused.
@@ -53,7 +55,7 @@ def build_graph(space, chosen, build_id):
 
     def passed(*names):
         return [word for name in names
-                for word in ('--' + name.replace('_', '-'), parameters[name])]
+                for word in ('--' + name.replace('_', '-'), given[name])]
 
     target = workspace.compute(space, chosen)
     surroundings = RunConfiguration()
@@ -102,7 +104,8 @@ def publish(space, chosen, build_id):
         found = find(space, chosen, build_id)
     if found:
         return found, False
-    graph = build_graph(space, chosen, build_id)
+    with calls.asking('build the pipeline %s' % name, 2 * seconds):
+        graph = build_graph(space, chosen, build_id)
     with calls.asking('publish the pipeline %s' % name, seconds):
         return calls.repeat(publish_once, seconds / 2), True
 

@@ -17,7 +17,7 @@ import settings
 import workspace
 
 UNDER_WAY = ('NotStarted', 'Starting', 'Provisioning', 'Preparing', 'Queued', 'Running',
-             'Finalizing', 'NotResponding', 'Unknown')
+             'Finalizing', 'CancelRequested', 'NotResponding', 'Unknown')
 DONE = ('Finished', 'Completed')
 LOGS = ('user_logs/std_log.txt', 'azureml-logs/70_driver_log.txt')
 LOG_LINES = 40
@@ -30,19 +30,24 @@ class Stopped(BaseException):
 
 
 def pipeline_to_run(space, chosen, out):
-    """(id, name, version) of the pipeline in pipeline.json, else the newest published one."""
+    """The PublishedPipeline that pipeline.json names, else the newest of the settings' name."""
     from azureml.pipeline.core import PublishedPipeline
     known = files.read_json(Path(out) / 'pipeline.json')
-    name = chosen.training_pipeline_name
-    with calls.asking('find the published pipeline %s' % name, chosen.call_timeout_seconds):
-        if known:
-            found = PublishedPipeline.get(space, known['id'])
-        else:
+    name = known['name'] if known else chosen.training_pipeline_name
+    try:
+        with calls.asking('find the published pipeline %s' % name, chosen.call_timeout_seconds):
+            if known:
+                return PublishedPipeline.get(space, known['id'])
             # Each description begins with the time of publishing.
             found = max((one for one in PublishedPipeline.list(space) if one.name == name),
                         key=lambda one: one.description or '', default=None)
+    except calls.AzureError as error:
+        if error.status != 404:
+            raise
+        found = None
     if found is None:
-        raise calls.AzureError('no pipeline %s is published: `make publish` first' % name)
+        raise calls.AzureError('the pipeline %s is not published in the workspace %s: '
+                               '`make publish` first' % (name, chosen.workspace_name))
     return found
 
 
@@ -73,15 +78,11 @@ def submit(space, chosen, published, build_id):
     """
     import requests
     from azureml.pipeline.core import PipelineRun
-    commit = publish.code_commit(chosen)
-    tags = {'BuildId': build_id, 'BuildUri': chosen.build_uri or 'none', 'CodeCommit': commit}
-    body = {'ExperimentName': chosen.experiment_name, 'RunSource': 'SDK', 'tags': tags,
-            'ParameterAssignments': {
-                'dataset_version': chosen.dataset_version,
-                'data_file_path': chosen.data_file_path, 'model_name': chosen.model_name,
-                'run_evaluation': str(chosen.run_evaluation).lower(), 'build_id': build_id,
-                'build_uri': tags['BuildUri'], 'caller_run_id': chosen.caller_run_id,
-                'code_commit': commit}}
+    given = publish.parameters(chosen, build_id)
+    body = {'ExperimentName': chosen.experiment_name, 'RunSource': 'SDK',
+            'ParameterAssignments': given,
+            'tags': {'BuildId': build_id, 'BuildUri': given['build_uri'],
+                     'CodeCommit': given['code_commit']}}
     what = 'submit the pipeline %s' % published.name
     for attempt in range(1, SUBMIT_TRIES + 1):
         pause = 2 ** attempt
@@ -89,12 +90,12 @@ def submit(space, chosen, published, build_id):
             with calls.asking(what, chosen.call_timeout_seconds):
                 answer = requests.post(
                     published.endpoint, json=body, timeout=chosen.call_timeout_seconds / 3,
-                    headers=space._auth_object.get_authentication_header())
+                    headers=workspace.sign_in(os.environ).get_authentication_header())
                 pause = int(answer.headers.get('Retry-After') or pause)
                 answer.raise_for_status()
                 return PipelineRun.get(space, answer.json()['Id'])
         except calls.AzureError as error:
-            if attempt == SUBMIT_TRIES or error.status not in (None, 408, 429, 500, 502, 503, 504):
+            if attempt == SUBMIT_TRIES or error.status not in (None,) + calls.TRANSIENT:
                 raise
         time.sleep(min(pause, chosen.call_timeout_seconds))
         made = run_to_attach_to(space, chosen, build_id)
@@ -217,8 +218,8 @@ def train(chosen, out, build_id):
         with calls.asking('fetch the log of the failed step', chosen.call_timeout_seconds):
             lines = list(failure_of(run, chosen.call_timeout_seconds / 3))
         print('\n'.join(lines), flush=True)
-        raise calls.AzureError('the run %s ended as %s, nothing was registered: %s' % (
-            run.id, status, link))
+        raise calls.AzureError('the run %s ended as %s%s\n%s\nrun this again to submit it anew' % (
+            run.id, status, '; ' + lines[0] if lines else '', link))
     with calls.asking('fetch the result of the run %s' % run.id, chosen.call_timeout_seconds):
         return result_of(run)
 

@@ -200,6 +200,39 @@ def test_whole_path(project):
     assert 'version 1: holds this table already' in same.text
 
 
+def test_preflight(project):
+    def missing(result):
+        return [line.split('  ')[0] for line in result.text.splitlines() if ' MISSING ' in line]
+
+    rows = [('wrong', 'exit code', 'seconds', 'reported as missing')]
+    project.good('dataset', '--data', make_table(project, ROWS, 1))
+    # The first submission makes the registry.
+    project.good('publish', BUILD_BUILDID='1')
+    project('run', BUILD_BUILDID='1', RUN_TIMEOUT_MINUTES='0.01')
+    project.good('cancel_run', BUILD_BUILDID='1')
+    cases = [
+        ('nothing', {}, [], []),
+        ('two settings', {'WORKSPACE_NAME': '', 'ACI_DEPLOYMENT_NAME': 'a_b'}, [], ['settings']),
+        ('the secret', {'servicePrincipalKey': 'x'}, [], ['sign-in']),
+        ('the resource group', {'RESOURCE_GROUP': 'other'}, [], ['resource group']),
+        ('the workspace', {'WORKSPACE_NAME': 'other'}, [], ['workspace']),
+        ('cluster, size and dataset', {
+            'AML_COMPUTE_CLUSTER_NAME': 'other', 'DATASET_VERSION': '9',
+            'AML_COMPUTE_CLUSTER_CPU_SKU': 'STANDARD_M1'}, [],
+            ['machine size', 'compute cluster', 'dataset']),
+        ('permission', {}, [{'fault': 'forbidden', 'path': 'permissions'}], ['permission']),
+        ('registry', {}, [{'fault': 'admin-user-off', 'count': None}], ['registry'])]
+    for title, changes, faults, expected in cases:
+        for fault in faults:
+            project.azure.faults.add(**fault)
+        result = project('preflight', **changes)
+        project.azure.faults.clear()
+        rows.append((title, result.code, '%.1f' % result.seconds, ', '.join(missing(result))))
+        assert missing(result) == expected, result.text
+        assert result.code == bool(expected)
+    show('preflight', rows)
+
+
 def test_repeat(project):
     project.good('dataset', '--data', make_table(project, ROWS, 1))
     rows = [('time', 'pipelines', 'runs', 'models', 'deployments', 'says')]
@@ -377,7 +410,7 @@ def test_faults_of_runs(project):
     made, result = strike(
         project, rows, 'step-fails', [{'fault': 'step-fails', 'step': 'evaluate'}], 'run', 1,
         said='step evaluate failed', BUILD_BUILDID='2')
-    assert (made['models'], 'nothing was registered' in result.text) == (0, True)
+    assert made['models'] == 0 and 'loopback' in result.text
     made, _ = strike(project, rows, 'none: the failed build again', [], 'run', 0,
                      BUILD_BUILDID='2')
     assert (made['runs'], made['models']) == (1, 1)
@@ -430,9 +463,12 @@ def test_faults_of_services(project):
     made, _ = strike(project, rows, 'other memory', [], 'deploy', 1, said='ACI_REPLACE=true')
     assert made['deployments'] == 0
     strike(project, rows, 'other memory, ACI_REPLACE=true', [], 'deploy', 0, ACI_REPLACE='true')
+    made, _ = strike(project, rows, 'reset after the request was carried out', [
+        {'fault': 'reset', 'path': create, 'after': True}], 'deploy', 0, MODEL_VERSION='1')
+    assert made['deployments'] == 1
     strike(project, rows, 'late, beyond the deadline', [{'fault': 'late', 'seconds': 20}], 'deploy',
-           1, said='the deployment goes on', MODEL_VERSION='1', DEPLOY_TIMEOUT_MINUTES='0.02')
-    made, _ = strike(project, rows, 'none: the same again', [], 'deploy', 0, MODEL_VERSION='1',
+           1, said='the deployment goes on', MODEL_VERSION='2', DEPLOY_TIMEOUT_MINUTES='0.02')
+    made, _ = strike(project, rows, 'none: the same again', [], 'deploy', 0, MODEL_VERSION='2',
                      said='being deployed already')
     assert made['deployments'] == 0
     show('Faults of services', rows)

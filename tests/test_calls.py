@@ -43,6 +43,10 @@ def test_texts_are_cleaned_of_secrets(text):
     assert 's3cr3tkey' not in cleaned and 'eyJ' not in cleaned and '***' in cleaned
 
 
+def test_no_text_of_others_commands_the_agent():
+    assert '##vso[' not in calls.clean('##vso[task.setvariable variable=x]1')
+
+
 def test_what_the_service_says_is_one_sentence_with_advice():
     response = answer(403, '{"error": {"code": "X", "message": "May not, says %s."}}' % TOKEN)
     error = refused(requests.HTTPError('403 Client Error for url', response=response))

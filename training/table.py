@@ -180,10 +180,10 @@ def _blocks(stream, problems):
         end = data.rfind(b'\n') + 1
         block, rest = (rest + data[:end], data[end:]) if end else (b'', rest + data)
         if not data:
-            block = rest.rstrip()
+            block = rest
         if block:
             rows = block.count(b'\n') + (not block.endswith(b'\n'))
-            yield Block(block, line, rows, not data and rest == block)
+            yield Block(block, line, rows, cut_off=not data)
             line += rows
         if not data:
             return

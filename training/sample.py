@@ -2,12 +2,11 @@
 
     python training/sample.py --rows 100000 --out outputs/data/safe_driver.csv
 
-columns.json holds the frequencies of the values in the 595,212 real rows and the rank correlations
-of the columns in the first 10,000. Every row starts as normal numbers with these correlations; each
-number becomes the value of the same rank (a Gaussian copula). So each column looks like the real
-one, and pairs of columns hang together as the real ones do. Which rows have a claim is drawn from
-log_odds, an invention with the directions and sizes that are published; ps_calc_* are noise, there
-as in the real table.
+columns.json holds the frequencies of the values in the 595,212 real rows. Every row starts as
+normal numbers with the correlations given there, and each number becomes the value of the same rank
+(a Gaussian copula); the correlations are such that the columns come out correlated as in the first
+10,000 real rows. Which rows have a claim is drawn by log_odds, an invention with the directions and
+sizes that are published. ps_calc_* are noise, there as in the real table.
 """
 import argparse
 import math
@@ -176,7 +175,7 @@ def main(argv=None):
     unfinished = '{}.{}.part'.format(arguments.out, os.getpid())
     try:
         os.makedirs(os.path.dirname(unfinished) or '.', exist_ok=True)
-        with open(unfinished, 'w') as out:
+        with open(unfinished, 'w', newline='\n') as out:
             out.write(','.join(table.COLUMNS) + '\n')
             for frame in _chunks(arguments.rows, arguments.seed):
                 out.writelines(_lines(frame))

@@ -172,6 +172,17 @@ def test_too_large_a_request_is_413(model, monkeypatch, limit, value, body):
     assert status == 413 and str(value) in answer['message']
 
 
+@pytest.mark.parametrize('spare, status', [(0, 200), (-1, 413)])
+def test_a_body_without_a_length_is_held_to_the_limit(model, monkeypatch, spare, status):
+    body = json.dumps({'data': ROWS}).encode()
+    monkeypatch.setitem(score.settings, 'max_body_bytes', len(body) + spare)
+    with APP.test_request_context('/score', method='POST', data=body,
+                                  environ_overrides={'CONTENT_LENGTH': ''}):
+        flask.g.request_id = 'abc'
+        answer = score.run(flask.request)
+    assert getattr(answer, 'status_code', 200) == status
+
+
 def test_a_request_as_large_as_allowed_is_scored(model, monkeypatch):
     body = json.dumps({'data': OBJECTS}).encode()
     monkeypatch.setitem(score.settings, 'max_rows', 3)
@@ -181,7 +192,7 @@ def test_a_request_as_large_as_allowed_is_scored(model, monkeypatch):
 
 @pytest.mark.parametrize('content_type, status', [
     ('application/json', 200), ('application/json; charset=utf-8', 200), (None, 200),
-    ('application/vnd.api+json', 200), ('text/csv', 415), ('multipart/form-data', 415),
+    ('application/vnd.api+json', 200), ('text/csv', 415), ('x/notjson', 415), ('multipart/form-data', 415),
     ('application/x-www-form-urlencoded', 415)])
 def test_only_json_is_read(model, content_type, status):
     assert ask({'data': ROWS}, content_type=content_type)[0] == status

@@ -192,7 +192,8 @@ def test_a_request_as_large_as_allowed_is_scored(model, monkeypatch):
 
 @pytest.mark.parametrize('content_type, status', [
     ('application/json', 200), ('application/json; charset=utf-8', 200), (None, 200),
-    ('application/vnd.api+json', 200), ('text/csv', 415), ('x/notjson', 415), ('multipart/form-data', 415),
+    ('application/vnd.api+json', 200), ('text/csv', 415), ('x/notjson', 415),
+    ('multipart/form-data', 415),
     ('application/x-www-form-urlencoded', 415)])
 def test_only_json_is_read(model, content_type, status):
     assert ask({'data': ROWS}, content_type=content_type)[0] == status

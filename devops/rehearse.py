@@ -82,10 +82,11 @@ def snapshot(root, origin, out):
     git('init', '--quiet', '--bare', str(origin))
     git('--git-dir', str(origin), 'symbolic-ref', 'HEAD', 'refs/heads/master')
     here = ['--git-dir', str(origin), '--work-tree', str(root)]
-    paths = ['.']
     if root in out.resolve().parents:
-        paths.append(':(exclude)%s' % out.resolve().relative_to(root).parts[0])
-    git(*(here + ['add', '--all', '--'] + paths), folder=root)
+        top = out.resolve().relative_to(root).parts[0]
+        (origin / 'info').mkdir(exist_ok=True)
+        (origin / 'info' / 'exclude').write_text('/%s/\n' % top)
+    git(*(here + ['add', '--all']), folder=root)
     git(*(here + ['commit', '--quiet', '--no-verify', '-m', 'Rehearsal']), folder=root)
     if not (root / '.git').exists():
         return []

@@ -23,7 +23,7 @@ import tracking
 
 # Points of the learning curve that the report draws.
 CURVE_POINTS = 12
-SECONDS_BETWEEN_LINES = 5
+SECONDS_BETWEEN_LINES = 10
 BOOTSTRAP_DRAWS = 1000
 
 log = logging.getLogger('train')

@@ -187,6 +187,18 @@ def test_damaged_table_is_refused_in_words(good, write, capsys, damage, words):
     assert len(output.err) < 3000
 
 
+def test_whole_message(good, write):
+    path = write(both(set_cells('ps_reg_03', b'', [3, 4]), set_cells('ps_ind_01', b'x', [5]),
+                      set_cells('target', b'7', [6]))(good))
+    with pytest.raises(table.TableError) as caught:
+        table.read_table(path)
+    assert str(caught.value).splitlines() == [
+        path + ' cannot be used:',
+        "- ps_ind_01: 1 cell with text instead of a number, first in line 5 ('x')",
+        "- ps_reg_03: 2 empty or NaN cells (-1 stands for a missing value), first in line 3 ('')",
+        '- target: 1 value other than 0 and 1, first in line 6 (7)']
+
+
 def test_refused_on_the_command_line_without_a_traceback(good, write):
     path = write(dict((name, damage) for name, damage, _ in DAMAGES)['everything'](good))
     done = subprocess.run([sys.executable, table.__file__, '--data', path],

@@ -111,6 +111,7 @@ def run_in_azure(tmp_path, builds, faults=()):
     return json.loads((tmp_path / 'client.json').read_text())
 
 
+@pytest.mark.end_to_end
 def test_a_run_of_azure_ml(tmp_path):
     seen, = run_in_azure(tmp_path, ['7'])
     probe = seen['seen']

@@ -97,6 +97,16 @@ def test_rows_are_within_the_models_ranges_and_differ(registry):
     assert all(-1 <= value <= 9 for row in rows for value in row)
 
 
+def test_the_load_uses_the_cpu_and_ends_with_the_block():
+    with bench_scoring.Load(True) as load:
+        used = bench_scoring.cpu_seconds(load.pids)
+        while bench_scoring.cpu_seconds(load.pids) == used:
+            pass
+    assert load.process.returncode is not None
+    with bench_scoring.Load(False) as load:
+        assert load.pids == []
+
+
 def test_this_process_is_measured():
     pids = bench_scoring.family(os.getpid())
     assert pids[0] == os.getpid()

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+import dataset
 from conftest import ROOT
 
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
@@ -248,11 +249,12 @@ def test_repeat(project):
 
 
 def test_worse_challenger(project):
-    project.good('dataset', '--data', make_table(project, ROWS, 1))
+    table = make_table(project, ROWS, 1)
+    project.good('dataset', '--data', table)
     project.train('1')
-    lazy = json.loads((project.folder / 'training' / 'parameters.json').read_text())
-    lazy['training']['learning_rate'] = 1e-9
-    (project.folder / 'training' / 'parameters.json').write_text(json.dumps(lazy))
+    poor = json.loads((project.folder / 'training' / 'parameters.json').read_text())
+    poor.update(rounds=5, dropped_columns=['ps_ind_*', 'ps_reg_*', 'ps_car_*'])
+    (project.folder / 'training' / 'parameters.json').write_text(json.dumps(poor))
     run = project.train('2', RUN_EVALUATION='true')
     assert (run['result'], run['version']) == ('kept', 1)
     result = project.good('deploy', RUN_EVALUATION='true')
@@ -261,8 +263,10 @@ def test_worse_challenger(project):
         ('deploy', result.last)])
     assert 'nothing to deploy' in result.text and project.counts()['deployments'] == 0
     assert 'variable=result;isOutput=true]kept' in ''.join(project.texts)
-    # ALLOW_RUN_CANCEL=false registers it all the same.
-    assert project.train('3', RUN_EVALUATION='true', ALLOW_RUN_CANCEL='false')['version'] == 2
+    # ALLOW_RUN_CANCEL=false registers it all the same; here from a file instead of the dataset.
+    path = '%s/%s/%s' % (project.name, dataset.sha256(str(table))[:16], table.name)
+    run = project.train('3', RUN_EVALUATION='true', ALLOW_RUN_CANCEL='false', DATA_FILE_PATH=path)
+    assert (run['result'], run['version']) == ('registered', 2)
 
 
 def test_rollback(project):

@@ -89,7 +89,7 @@ def row_problems(rows, columns):
         if not isinstance(row, list):
             yield (number, None, 'is %s; a row is a list of %d numbers or an object with a number '
                    'for each column' % (kind(row), len(columns)))
-        elif type(row) is not type(rows[0]):
+        elif isinstance(row, Pairs) != isinstance(rows[0], Pairs):
             yield number, None, 'is %s, row 0 is %s' % (kind(row), kind(rows[0]))
         elif isinstance(row, Pairs):
             yield from name_problems(number, row, columns)

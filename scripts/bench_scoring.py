@@ -14,12 +14,12 @@ import argparse
 import json
 import os
 import random
+import selectors
 import shutil
 import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -143,37 +143,55 @@ def exchange(port, request, timeout):
 
 
 def offer(port, requests, answers, clients, seconds):
-    """Post different bodies from `clients` threads for `seconds`; latencies (s) of all answers.
+    """Post different bodies over `clients` connections at a time for `seconds`; latencies (s).
 
-    Raises RuntimeError on an answer that is not exactly the expected one; `answers` None checks
-    the status only.
+    One thread serves all connections, so that the server never waits for a lock of this process:
+    it goes on only when a client has closed. Raises RuntimeError on an answer that is not exactly
+    the expected one; `answers` None checks the status only.
     """
-    latencies, wrong = [[] for _ in range(clients)], []
+    selector, received, latencies, sent = selectors.DefaultSelector(), [], [], 0
+
+    def connect():
+        nonlocal sent
+        connection = socket.socket()
+        connection.setblocking(False)
+        connection.connect_ex(('127.0.0.1', port))
+        index, sent = sent % len(requests), sent + 1
+        state = {'index': index, 'left': memoryview(requests[index]), 'pieces': [],
+                 'began': time.perf_counter()}
+        selector.register(connection, selectors.EVENT_WRITE, state)
+
     until = time.perf_counter() + seconds
-
-    def client(number):
-        index = number
-        try:
-            while time.perf_counter() < until and not wrong:
-                began = time.perf_counter()
-                status, body = exchange(port, requests[index % len(requests)], 60)
-                latencies[number].append(time.perf_counter() - began)
-                right = answers is None or json.loads(body)['result'] == answers[
-                    index % len(requests)]
-                if status != 200 or not right:
-                    wrong.append('status %d, %s' % (status, body[:200]))
-                index += clients
-        except Exception as error:
-            wrong.append('%s: %s' % (type(error).__name__, error))
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if wrong:
-        raise RuntimeError('wrong answer: ' + wrong[0])
-    return sorted(sum(latencies, []))
+    for _ in range(clients):
+        connect()
+    while selector.get_map():
+        ready = selector.select(60)
+        if not ready:
+            raise RuntimeError('no answer within 60 s')
+        for key, _ in ready:
+            connection, state = key.fileobj, key.data
+            if state['left']:
+                state['left'] = state['left'][connection.send(state['left']):]
+                if not state['left']:
+                    selector.modify(connection, selectors.EVENT_READ, state)
+                continue
+            piece = connection.recv(1 << 20)
+            if piece:
+                state['pieces'].append(piece)
+                continue
+            selector.unregister(connection)
+            connection.close()
+            latencies.append(time.perf_counter() - state['began'])
+            received.append((state['index'], b''.join(state['pieces'])))
+            if time.perf_counter() < until:
+                connect()
+    for index, answer in received:
+        head, _, body = answer.partition(b'\r\n\r\n')
+        right = b' 200 ' in head[:15] and (
+            answers is None or json.loads(body.decode())['result'] == answers[index])
+        if not right:
+            raise RuntimeError('wrong answer: %s' % answer[:400])
+    return sorted(latencies)
 
 
 def family(pid):

@@ -53,6 +53,7 @@ STRIKES = {
 FAULTS = ('lint', 'test', 'train', 'worse', 'deploy', 'smoke')
 # They need a model that is registered already to compare with, a service to roll back.
 AFTER_A_GOOD_RUN = ('worse', 'deploy', 'smoke')
+STOPS = (signal.SIGINT, signal.SIGTERM)
 NEED_AZURE = ('train',) + AFTER_A_GOOD_RUN
 
 
@@ -334,6 +335,13 @@ def rehearse(name, fault, out, environ):
     return result == 'succeeded'
 
 
+def stop(number, frame):
+    """End at the first signal, undisturbed by a second: make passes SIGTERM on."""
+    for one in STOPS:
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--pipeline', default='devops/ci.yml', help='pipeline file of devops/')
@@ -356,7 +364,8 @@ def main(argv=None):
         print('error: nothing is run, the pipelines have problems:\n  %s' % '\n  '.join(found),
               file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in STOPS:
+        signal.signal(number, stop)
     try:
         out = args.out.resolve()
         with take(out):

@@ -285,9 +285,9 @@ def _parse_with_care(block, header):
     columns = {}
     for name, cells in zip(header, zip(*rows)):
         if name in KNOWN and name not in columns:
-            cells = pandas.Series(cells, dtype=object)
-            values = pandas.to_numeric(cells, errors='coerce').values
-            columns[name] = _check_cells(name, cells.values, values, lines, problems)
+            cells = numpy.array(cells, dtype=object)
+            values = pandas.to_numeric(cells, errors='coerce')
+            columns[name] = _check_cells(name, cells, values, lines, problems)
     return Parsed(columns, lines, problems)
 
 
@@ -295,7 +295,8 @@ def _check_cells(name, cells, values, lines, problems):
     import numpy
     floats = values.astype(numpy.float64)
     unread = numpy.isnan(floats)
-    empty = numpy.array([cell.strip().lower() in EMPTY_WORDS for cell in cells])
+    empty = unread.copy()
+    empty[unread] = [cell.strip().lower() in EMPTY_WORDS for cell in cells[unread]]
     infinite = numpy.isinf(floats)
     large = ~infinite & (abs(floats) >= (LARGEST_FLOAT32 if _is_fraction(name) else 2. ** 63))
     fraction = ~unread & ~infinite & (floats != numpy.rint(floats)) & (not _is_fraction(name))

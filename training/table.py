@@ -29,7 +29,7 @@ PART_ENDS = (64, 80)
 LEAST_PER_PART = 5
 
 # pandas needs some milliseconds per call whatever the size, and memory in proportion to it.
-BLOCK_BYTES = 3 << 20
+BLOCK_BYTES = 6 << 20
 LONGEST_LINE_BYTES = 1 << 20
 LARGEST_FLOAT32 = 3.4e38
 EMPTY_WORDS = {'', 'nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none'}

@@ -45,10 +45,10 @@ def parse(body, columns, max_rows):
         if set(map(type, rows)) == {dict}:
             names += len(columns) * len(rows)
             rows = list(map(operator.itemgetter(*columns), rows))
-        values = list(chain.from_iterable(rows))
-        packed = struct.pack('%dd' % len(values), *values)
+        packed = struct.pack('%dd' % (len(columns) * len(rows)), *chain.from_iterable(rows))
         # struct refuses all but numbers, true and false.
-        numbers = b'true' not in body and b'false' not in body or bool not in map(type, values)
+        numbers = b'true' not in body and b'false' not in body or bool not in map(
+            type, chain.from_iterable(rows))
         # Of a repeated name orjson keeps the last; the body then has more quotes than its names.
         unique = body.count(b'"') == 2 * names
         if name == 'data' and lengths == {len(columns)} and numbers and unique:

@@ -2,12 +2,14 @@
 
     python scripts/serve.py --registry outputs/registry --model-name safe_driver_model --port 5001
 """
+import gc
 import json
 import logging
 import os
 import shutil
 import time
 
+import orjson
 from azureml_inference_server_http.api.aml_request import rawhttp
 from azureml_inference_server_http.api.aml_response import AMLResponse
 from flask import g
@@ -19,13 +21,15 @@ from rows import Refused
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 DOCUMENTS = ('swagger2.json', 'swagger3.json', 'swagger3.1.json')
 ALLOWED = {'Allow': 'OPTIONS, POST'}
+JSON = {'Content-Type': 'application/json'}
+# More objects than the largest request makes lists.
+OBJECTS_BETWEEN_COLLECTIONS = 20000
 # Below this many rows a second thread saves less than it costs beside a busy neighbour.
 ROWS_FOR_THREADS = 64
 DRAINED_BODIES = 4
 TRACEPARENT_SHOWN = 64
 
-# Of the file's environment, MALLOC_MMAP_THRESHOLD_ makes glibc return the memory of large requests
-# (else 20 MB are kept), and OMP_WAIT_POLICY keeps idle threads of LightGBM from spinning.
+# Of the file's environment, OMP_WAIT_POLICY keeps idle threads of LightGBM from spinning.
 with open(os.path.join(FOLDER, 'deployment.json'), encoding='utf-8') as file:
     settings = json.load(file)
 model = None
@@ -49,6 +53,9 @@ def init():
     name, version = folder.split(os.sep)[-2:]
     print(json.dumps({'model': name, 'version': version, 'auc': auc, 'trees': model.trees,
                       'columns': len(model.columns)}))
+    # The collector need not look through what stays, nor again and again at a large request.
+    gc.freeze()
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
 
 
 def publish_documents():
@@ -83,8 +90,8 @@ def run(request):
             return AMLResponse('', 200, ALLOWED)
         values, count = rows.parse(read(environ), model.columns, settings['max_rows'])
         status = 200
-        answer = {'result': model.predict(
-            values, count, threads if count >= ROWS_FOR_THREADS else 1)}
+        scores = model.predict(values, count, threads if count >= ROWS_FOR_THREADS else 1)
+        answer = AMLResponse(orjson.dumps({'result': scores}), status, JSON)
     except Refused as refused:
         status, answer = refused.status, refusal(refused)
     print(json.dumps({'request_id': g.request_id, 'status': status, 'rows': count,

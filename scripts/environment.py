@@ -115,10 +115,14 @@ def build(venv, part, uv):
     listed.write_text(wanted)
     note = ', the Azure SDK among them (700 MB, some minutes)' if part == 'full' else ''
     print('Installing %d pinned packages into %s%s' % (len(lines), venv, note), flush=True)
-    quiet = [] if sys.stdout.isatty() else ['-q']
     install = [uv, 'pip', 'install', '--python', str(python)] if uv else [
         str(python), '-m', 'pip', 'install', '--disable-pip-version-check']
-    subprocess.run(install + quiet + ['-r', str(listed)], check=True)
+    install += [] if sys.stdout.isatty() else ['-q']
+    # The others need a pip that knows their wheels.
+    own = [line for line in lines if line.startswith('pip==')]
+    if own and not uv:
+        subprocess.run(install + own, check=True)
+    subprocess.run(install + ['-r', str(listed)], check=True)
     if part == 'full' and version not in SDK_PYTHONS:
         print('warning: azureml-sdk needs Python 3.10 or 3.11, this is %s: the Azure ML targets '
               'will not work and their tests are skipped' % version, file=sys.stderr)

@@ -66,6 +66,17 @@ def test_a_failed_installation_leaves_no_stamp(path_folder, tmp_path, capsys):
     assert not (tmp_path / 'venv' / '.local').exists()
 
 
+def test_in_the_container_pip_is_renewed_before_it_installs_the_rest(path_folder, tmp_path):
+    calls = tmp_path / 'calls'
+    fake_python(path_folder, 'python3', '3.7').write_text(
+        '#!/bin/sh\ncase "$*" in\n  -c*) echo 3.7;;\n'
+        '  *--clear*) /bin/mkdir -p "$4/bin" && /bin/cp "$0" "$4/bin/python";;\n'
+        '  *) echo "$*" >> %s;;\nesac\n' % calls)
+    assert environment.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 0
+    first, second = calls.read_text().splitlines()
+    assert first.endswith(' pip==24.0') and second.endswith('requirements-local.txt')
+
+
 def test_the_sdk_is_left_out_where_it_does_not_exist():
     newer = environment.pins('full', '3.13')
     assert not any(line.startswith(environment.SDK_PACKAGES) for line in newer)

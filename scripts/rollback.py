@@ -20,13 +20,22 @@ SMOKE_TEST = Path(__file__).resolve().parent / 'smoke_test.py'
 
 
 def roll_back(chosen):
-    """Deploy what the service's tags name as previous; the content of service.json."""
+    """Deploy what the service's tags name as previous; the content of service.json.
+
+    None where this is the failure hook of a build that failed before it changed the service: what
+    runs then is the good version of an earlier build.
+    """
     space = workspace.connect(chosen)
     service = deploy.find_service(space, chosen)
     if service is None:
         raise calls.AzureError('there is no service %s to roll back: MODEL_VERSION=n make deploy '
                                'creates it' % chosen.aci_deployment_name)
     tags = dict(service.tags or {})
+    if chosen.build_buildid and tags.get('BuildId') != chosen.build_buildid:
+        print('nothing to roll back: the service %s runs version %s, which build %s deployed and '
+              'this build, %s, did not touch' % (service.name, tags.get('version', 'unknown'),
+                                                 tags.get('BuildId'), chosen.build_buildid))
+        return None
     parts = {name: tags.get('previous_' + name) for name in deploy.PARTS}
     if not all(parts.values()):
         raise calls.AzureError(
@@ -71,6 +80,8 @@ def main(argv=None):
     except (settings.SettingsError, calls.AzureError, ValueError) as error:
         print('error: %s' % error, file=sys.stderr)
         return 1
+    if result is None:
+        return 0
     files.write_json(Path(args.out) / 'service.json', result)
     print('service %s runs version %s of %s again; testing it' % (
         result['name'], result['version'], result['model']), flush=True)

@@ -285,9 +285,13 @@ def test_rollback(project):
     assert smoke.code == 0, smoke.text
     project.train('2')
     project.edit('scoring/score.py', 'def run(request):', 'def run(request):\n    1 / 0\n')
-    project.good('deploy')
+    project.good('deploy', BUILD_BUILDID='2')
     assert state('the new version, whose score.py is broken').code == 1
-    back = project.good('rollback')
+    # The failure hook of a build that failed before it deployed leaves the other's service alone.
+    other = state('make rollback in another build', project.good('rollback', BUILD_BUILDID='3'))
+    assert other.last.startswith('nothing to roll back') and 'build 2 deployed' in other.last
+    assert project.counts()['deployments'] == 2
+    back = project.good('rollback', BUILD_BUILDID='2')
     assert 'back from version 2 to version 1' in back.text and 'answers as' in back.text
     assert project.read('service.json')['previous_version'] is None
     state('after make rollback', back)

@@ -61,10 +61,14 @@ class Containers:
         if container:
             container.end()
 
-    def wait(self, condition, seconds):
-        """Wait until `condition` holds, `seconds` at most."""
+    def wait(self, operation, seconds):
+        """Wait for the end of a deployment, until `seconds` have passed since its start at most."""
         with self.changed:
-            self.changed.wait_for(lambda: self._stopping or condition(), seconds)
+            for container in self._containers.values():
+                if container.operation == operation:
+                    left = container.begun + seconds - time.monotonic()
+                    self.changed.wait_for(lambda: self._stopping or container.told, left)
+                    return
 
     def behind(self, host):
         """(service, port) of the healthy container of that host name, or None."""
@@ -100,11 +104,13 @@ class _Container:
 
     def __init__(self, containers, workspace, name, operation):
         self.port = None
+        self.told = False
+        self.operation = operation
+        self.begun = time.monotonic()
         self._containers = containers
         self._cloud = containers.cloud
         self._workspace = workspace
         self._name = name
-        self._operation = operation
         self._folder = containers.folder(workspace, name)
         self._process = None
         self._over = threading.Event()
@@ -215,7 +221,7 @@ class _Container:
         operations = self._cloud.table(self._workspace, 'operations')
         with self._cloud.journal.lock:
             document = services.get(self._name)
-            if self._over.is_set() or not document or document['operationId'] != self._operation:
+            if self._over.is_set() or not document or document['operationId'] != self.operation:
                 return
             document.update(state=state, error=error, updatedTime=now())
             if state == 'Healthy':
@@ -223,11 +229,12 @@ class _Container:
                 document.update(scoringUri=place + '/score', swaggerUri=place + '/swagger.json',
                                 publicIp='127.0.0.1')
             services[self._name] = document
-            with operations.change(self._operation) as operation:
+            with operations.change(self.operation) as operation:
                 if operation['state'] not in OPERATION_ENDED:
                     operation.update(state='Failed' if error else 'Succeeded', error=error,
                                      endTime=now())
         with self._containers.changed:
+            self.told = True
             self._containers.changed.notify_all()
 
 

@@ -5,7 +5,8 @@ webservice.py; the errors of failed deployments in public issues (microsoft/MLOp
 Azure/ai-toolkit-iot-edge 22, MicrosoftDocs/azure-docs 38067); "Update containers in Azure Container
 Instances": an update restarts the containers in place, cpu and memory cannot be updated. Here an
 update stops the old container first, so nobody answers for a second or two. The state of an
-operation is answered when it has ended, or after HOLD_SECONDS, for the SDK sleeps 5 s after a poll.
+operation is answered when it has ended, or HOLD_SECONDS after its start, for the SDK sleeps 5 s
+after a poll.
 """
 import http.client
 import re
@@ -165,9 +166,8 @@ def _accepted(call, operation):
 
 @route('GET', API, MANAGEMENT + '/operations/{operation}')
 def get_operation(call, operation):
-    table = call.table('operations')
-    call.cloud.containers.wait(lambda: table[operation]['state'] in OPERATION_ENDED, HOLD_SECONDS)
-    return table[operation]
+    call.cloud.containers.wait(operation, HOLD_SECONDS)
+    return call.table('operations')[operation]
 
 
 @route('DELETE', API, SERVICES + '/{name}')

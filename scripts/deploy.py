@@ -129,9 +129,10 @@ def put(space, chosen, service, source, environment, parts, tags, size):
             if error.status != 409 or time.monotonic() > end:
                 raise
         service = find_service(space, chosen)
-        settle(service, chosen)
-        if runs(service, parts):
-            return service
+        if service:
+            settle(service, chosen)
+            if runs(service, parts):
+                return service
         time.sleep(PAUSE_SECONDS)
     wait(service, chosen, end)
     return service
@@ -164,6 +165,24 @@ def runs(service, parts):
     """Whether the service runs these parts and is healthy."""
     tags = service.tags or {}
     return service.state == 'Healthy' and {name: tags.get(name) for name in PARTS} == parts
+
+
+def deployed_by(chosen):
+    """The tags that say which build, which attempt of its stage and which code deployed."""
+    return {'BuildId': chosen.build_buildid or 'none',
+            'Attempt': str(chosen.system_stageattempt), 'CodeCommit': publish.code_commit(chosen)}
+
+
+def same_attempt(service, chosen):
+    """Whether this attempt of this build deployed what the service runs."""
+    tags, wanted = service.tags or {}, deployed_by(chosen)
+    return all(tags.get(name) == wanted[name] for name in ('BuildId', 'Attempt'))
+
+
+def repeated(service, chosen):
+    """Whether another attempt of this build deployed what the service runs."""
+    return (service.tags or {}).get('BuildId') == chosen.build_buildid and not same_attempt(
+        service, chosen)
 
 
 def settle(service, chosen):
@@ -204,11 +223,12 @@ def deploy(chosen, name, version):
     if service:
         settle(service, chosen)
     cores, memory, replace = resources(service, files.read_json(SOURCE / SETTINGS), chosen)
-    if service and runs(service, parts) and not replace:
+    # A stage that is run again deploys again, so that its failure hook may roll back.
+    if service and runs(service, parts) and not replace and not repeated(service, chosen):
         print('the service %s runs version %s already' % (service.name, version))
         return described(service)
     tags = previous_tags(service, parts)
-    tags.update(BuildId=chosen.build_buildid or 'none', CodeCommit=publish.code_commit(chosen))
+    tags.update(deployed_by(chosen))
     if replace:
         with calls.asking('delete the service %s' % service.name, chosen.call_timeout_seconds):
             service.delete()

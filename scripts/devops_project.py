@@ -259,7 +259,7 @@ class Work:
             self.do(change, 'PATCH', '%s/%d' % (CHECKS, change.id), ENVIRONMENT, PREVIEW)
         return environment and environment['id']
 
-    def connection(self, name, subscription):
+    def connection(self, name, subscription, group):
         """The id of the service connection, or None, and then what a person must do."""
         here = self.client.here
         page = azure_devops.web(here, '_settings', 'adminservices')
@@ -271,10 +271,12 @@ class Work:
                 'Create the service connection %s, with a secret, which azureml-sdk v1 needs. '
                 'Its service principal:\n'
                 'az ad sp create-for-rbac --name safe-driver --role Contributor '
-                '--scopes /subscriptions/%s\n'
-                'Then, with what that prints: %s > New service connection > Azure Resource '
+                '--scopes /subscriptions/%s/resourceGroups/%s\n'
+                'az role assignment create --role Reader --assignee APP_ID '
+                '--scope /subscriptions/%s\n'
+                'Then, with what the first prints: %s > New service connection > Azure Resource '
                 'Manager > App registration or managed identity (manual) > Credential: Secret' % (
-                    name, subscription, page))
+                    name, subscription, group, subscription, page))
             return None
         if (there[0].get('authorization') or {}).get('scheme') == 'WorkloadIdentityFederation':
             self.left('Service connection %s is federated; azureml-sdk v1 cannot use its token. '
@@ -335,7 +337,8 @@ def set_up(work, environ):
               for path, found in needed.items()}
     for kind, name in sorted(set().union(*needed.values())):
         if kind == 'endpoint':
-            number = work.connection(name, values.get('SUBSCRIPTION_ID', 'ID'))
+            number = work.connection(
+                name, values.get('SUBSCRIPTION_ID', 'ID'), values.get('RESOURCE_GROUP', 'GROUP'))
             if number:
                 resources[kind, name] = number
     branches = branch_policy.find_branches(client, repository)

@@ -25,6 +25,10 @@ class Missing(Exception):
     """What is missing, and what to do about it."""
 
 
+class Unseen(Exception):
+    """What the sign-in may not look at; only that cannot be said to be missing."""
+
+
 class Azure:
     """GET requests to Azure Resource Manager for the settings' subscription."""
 
@@ -38,12 +42,19 @@ class Azure:
             self.group, PROVIDERS[0], chosen.workspace_name)
 
     def get(self, path, version, advice):
-        """The JSON answer. Raises Missing with the advice for 404, AzureError for all else."""
+        """The JSON answer. Raises Missing with the advice for 404, AzureError for all else.
+
+        A sign-in with rights on the resource group only gets 403 outside of it: Unseen.
+        """
         import requests
         with calls.asking('ask for %s' % path.rsplit('/', 1)[-1], LONGEST_SECONDS):
             answer = requests.get(
                 ARM + path, params={'api-version': version}, timeout=ANSWER_SECONDS,
                 headers=self.authentication.get_authentication_header())
+            if answer.status_code == 403 and not path.startswith(self.group):
+                raise Unseen('the sign-in may not look at this; for that it needs the role Reader '
+                             'on the subscription:\naz role assignment create --role Reader '
+                             '--assignee CLIENT_ID --scope ' + self.subscription)
             if answer.status_code != 404:
                 answer.raise_for_status()
                 return answer.json()
@@ -128,7 +139,7 @@ def check_compute(azure, chosen):
 
 
 def check_size(azure, chosen):
-    """Size and free cores: the names of usages are what `az ml compute list-usage` prints."""
+    """Size and quota: the names of usages are what `az ml compute list-usage` prints."""
     if not chosen.location:
         raise Missing('LOCATION is not set, so size and quota cannot be checked')
     place = '%s/providers/%s/locations/%s/' % (azure.subscription, PROVIDERS[0], chosen.location)
@@ -145,15 +156,15 @@ def check_size(azure, chosen):
     kind = 'dedicated' if chosen.aml_cluster_priority == 'dedicated' else 'lowpriority'
     for usage in azure.get(place + 'usages', '2022-10-01', advice).get('value', []):
         name = usage['name']['value'].lower().replace(' ', '')
-        if not (kind in name and (name.startswith('totalcluster') or
-                                  name.startswith(wanted['family'].lower()))):
+        # Others are of one workspace or one cluster. A limit of -1 is none, and cores that are in
+        # use now come free again: a run waits for them.
+        if not ('/workspaces/' not in usage['id'] and kind in name and (
+                name.startswith('totalcluster') or name.startswith(wanted['family'].lower()))):
             continue
-        if usage['limit'] - usage['currentValue'] < wanted['vCPUs']:
-            raise Missing('the quota "%s" has %d of %d cores left, one machine needs %d: ask for '
-                          'more in the portal, or choose another size or region' % (
-                              usage['name']['localizedValue'],
-                              usage['limit'] - usage['currentValue'], usage['limit'],
-                              wanted['vCPUs']))
+        if 0 <= usage['limit'] < wanted['vCPUs']:
+            raise Missing('the quota "%s" is %d cores, one machine needs %d: ask for more in the '
+                          'portal, or choose another size or region' % (
+                              usage['name']['localizedValue'], usage['limit'], wanted['vCPUs']))
     return '%s in %s' % (wanted['name'], chosen.location)
 
 
@@ -209,6 +220,8 @@ def examine(chosen, environ):
             continue
         try:
             report(title, 'ok', str(check(azure, chosen)))
+        except Unseen as error:
+            report(title, 'unknown', str(error))
         except (Missing, calls.AzureError) as error:
             bad.append(title)
             report(title, 'MISSING', str(error))

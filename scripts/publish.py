@@ -66,6 +66,7 @@ def build_graph(space, chosen, build_id):
     return Pipeline(space, [
         step('train', [], [model], '--parameters', 'parameters.json', '--out', model,
              '--dataset-name', chosen.dataset_name,
+             '--datastore-name', chosen.datastore_name or 'none',
              *passed('dataset_version', 'data_file_path', 'build_id', 'build_uri',
                      'caller_run_id', 'code_commit')),
         step('evaluate', [model], [decision], '--parameters', 'parameters.json', '--model', model,

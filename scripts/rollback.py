@@ -12,7 +12,6 @@ from pathlib import Path
 import calls
 import deploy
 import files
-import publish
 import settings
 import workspace
 
@@ -22,8 +21,8 @@ SMOKE_TEST = Path(__file__).resolve().parent / 'smoke_test.py'
 def roll_back(chosen):
     """Deploy what the service's tags name as previous; the content of service.json.
 
-    None where this is the failure hook of a build that failed before it changed the service: what
-    runs then is the good version of an earlier build.
+    None where this is the failure hook of a build, or of one more attempt, that failed before it
+    changed the service: what runs then is the good version of an earlier one.
     """
     space = workspace.connect(chosen)
     service = deploy.find_service(space, chosen)
@@ -31,10 +30,11 @@ def roll_back(chosen):
         raise calls.AzureError('there is no service %s to roll back: MODEL_VERSION=n make deploy '
                                'creates it' % chosen.aci_deployment_name)
     tags = dict(service.tags or {})
-    if chosen.build_buildid and tags.get('BuildId') != chosen.build_buildid:
-        print('nothing to roll back: the service %s runs version %s, which build %s deployed and '
-              'this build, %s, did not touch' % (service.name, tags.get('version', 'unknown'),
-                                                 tags.get('BuildId'), chosen.build_buildid))
+    if chosen.build_buildid and not deploy.same_attempt(service, chosen):
+        print('nothing to roll back: the service %s runs version %s, deployed by build %s, attempt '
+              '%s; build %s, attempt %s did not touch it' % (
+                  service.name, tags.get('version', 'unknown'), tags.get('BuildId'),
+                  tags.get('Attempt'), chosen.build_buildid, chosen.system_stageattempt))
         return None
     parts = {name: tags.get('previous_' + name) for name in deploy.PARTS}
     if not all(parts.values()):
@@ -61,9 +61,8 @@ def roll_back(chosen):
         try:
             # No previous_ tags: what was just left is not to be put back by another rollback.
             service = deploy.put(
-                space, chosen, service, source, environment, parts,
-                {'BuildId': chosen.build_buildid or 'none',
-                 'CodeCommit': publish.code_commit(chosen)}, (size.cpu, size.memory_in_gb))
+                space, chosen, service, source, environment, parts, deploy.deployed_by(chosen),
+                (size.cpu, size.memory_in_gb))
         except calls.AzureError:
             deploy.show_logs(space, chosen)
             raise

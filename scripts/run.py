@@ -45,6 +45,9 @@ def pipeline_to_run(space, chosen, out):
         if error.status != 404:
             raise
         found = None
+    if known and not chosen.build_buildid:
+        print('the pipeline is that of %s; without this file it is the newest published'
+              % (Path(out) / 'pipeline.json'), flush=True)
     if found is None:
         raise calls.AzureError('the pipeline %s is not published in the workspace %s: '
                                '`make publish` first' % (name, chosen.workspace_name))

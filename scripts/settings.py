@@ -4,6 +4,7 @@
 """
 import collections
 import re
+import urllib.parse
 
 # What every script needs to find the workspace.
 WORKSPACE = ('SUBSCRIPTION_ID', 'RESOURCE_GROUP', 'WORKSPACE_NAME')
@@ -114,6 +115,7 @@ SETTINGS = (
     ('BUILD_BUILDID', '', text('[A-Za-z0-9._-]{0,100}', 'must be letters, digits, . _ or -'),
      'the build; a re-run of the same build repeats nothing'),
     ('BUILD_URI', '', anything, 'the link to the build'),
+    ('SYSTEM_STAGEATTEMPT', 1, integer(1, 999), 'which attempt of the stage of the build this is'),
     ('BUILD_SOURCEVERSION', '', text('[0-9a-f]{0,40}', 'must be a git commit'),
      'the commit; default: what git says'),
     ('CALLER_RUN_ID', 'none', text('[A-Za-z0-9._:-]+', 'must be letters, digits, . _ : or -'),
@@ -121,7 +123,7 @@ SETTINGS = (
     ('CALL_TIMEOUT_SECONDS', 180, integer(1, 3600), 'the longest wait for one answer of Azure'),
     # A hosted agent ends a job after 60 minutes and says nothing; this comes first and says how
     # to go on.
-    ('RUN_TIMEOUT_MINUTES', 50.0, minutes, 'the longest wait for a run'),
+    ('RUN_TIMEOUT_MINUTES', 40.0, minutes, 'the longest wait for a run'),
     ('DEPLOY_TIMEOUT_MINUTES', 50.0, minutes, 'the longest wait for a deployment'),
 )
 
@@ -137,7 +139,8 @@ def derive(values):
     agent = [values.get(name) for name in
              ('SYSTEM_COLLECTIONURI', 'SYSTEM_TEAMPROJECT', 'BUILD_BUILDID')]
     if all(agent):
-        derived['BUILD_URI'] = '%s%s/_build/results?buildId=%s' % tuple(agent)
+        derived['BUILD_URI'] = '%s%s/_build/results?buildId=%s' % (
+            agent[0], urllib.parse.quote(agent[1]), agent[2])
     return derived
 
 

@@ -153,13 +153,20 @@ def environment(workspace, chosen, tag):
             file = Path(folder, 'conda.yml')
             file.write_text(dependencies.select(lines, tag))
             new = Environment.from_conda_specification(name, str(file))
-        if tag == 'training' and chosen.datastore_name:
-            new.environment_variables = {'DATASTORE_NAME': chosen.datastore_name}
         return calls.repeat(lambda: new.register(workspace), seconds / 2)
 
 
 def create_workspace(chosen, environ):
-    """The workspace, created with storage, key vault and insights if need be."""
+    """The workspace, created with storage, key vault and insights if need be.
+
+    Opened first, since to create one the SDK asks for rights beyond the resource group, even where
+    it exists.
+    """
+    try:
+        return connect(chosen, environ)
+    except calls.AzureError as error:
+        if error.status == 401:
+            raise
     with calls.asking('create the workspace %s' % chosen.workspace_name, CREATE_SECONDS):
         from azureml.core import Workspace
         return Workspace.create(

@@ -25,6 +25,9 @@ PARTS = ('training', 'scoring', 'scripts', 'conda_dependencies.yml')
 LONGEST_SECONDS = 600
 # Enough for a model that tells rows apart.
 ROWS = 5000
+# As for a service principal without the role Reader on the subscription.
+OUTSIDE_THE_GROUP = {'fault': 'forbidden', 'count': None, 'path':
+                     r'management\.azure\.com/subscriptions/[^/]+(\?|$|/providers/)'}
 
 
 class Result:
@@ -222,6 +225,7 @@ def test_preflight(project):
             'AML_COMPUTE_CLUSTER_CPU_SKU': 'STANDARD_M1'}, [],
             ['machine size', 'compute cluster', 'dataset']),
         ('permission', {}, [{'fault': 'forbidden', 'path': 'permissions'}], ['permission']),
+        ('rights on the subscription', {}, [OUTSIDE_THE_GROUP], []),
         ('registry', {}, [{'fault': 'admin-user-off', 'count': None}], ['registry'])]
     for title, changes, faults, expected in cases:
         for fault in faults:
@@ -231,6 +235,9 @@ def test_preflight(project):
         rows.append((title, result.code, '%.1f' % result.seconds, ', '.join(missing(result))))
         assert missing(result) == expected, result.text
         assert result.code == bool(expected)
+    # With Contributor on the resource group and nothing else, what is there already suffices.
+    project.azure.faults.add(**OUTSIDE_THE_GROUP)
+    rows.append(('the same', project.good('workspace').code, '', ''))
     show('preflight', rows)
 
 
@@ -288,10 +295,15 @@ def test_rollback(project):
     project.good('deploy', BUILD_BUILDID='2')
     assert state('the new version, whose score.py is broken').code == 1
     # The failure hook of a build that failed before it deployed leaves the other's service alone.
-    other = state('make rollback in another build', project.good('rollback', BUILD_BUILDID='3'))
-    assert other.last.startswith('nothing to roll back') and 'build 2 deployed' in other.last
+    for build, attempt in (('3', '1'), ('2', '2')):
+        other = state('make rollback in build %s, attempt %s' % (build, attempt), project.good(
+            'rollback', BUILD_BUILDID=build, SYSTEM_STAGEATTEMPT=attempt))
+        assert other.last.startswith('nothing to roll back') and 'by build 2,' in other.last
     assert project.counts()['deployments'] == 2
-    back = project.good('rollback', BUILD_BUILDID='2')
+    # When the second attempt gets as far as that, the version is its own to roll back.
+    project.good('deploy', BUILD_BUILDID='2', SYSTEM_STAGEATTEMPT='2')
+    assert project.counts()['deployments'] == 3
+    back = project.good('rollback', BUILD_BUILDID='2', SYSTEM_STAGEATTEMPT='2')
     assert 'back from version 2 to version 1' in back.text and 'answers as' in back.text
     assert project.read('service.json')['previous_version'] is None
     state('after make rollback', back)

@@ -52,9 +52,9 @@ def test_base_name_gives_the_names_that_are_not_set():
 
 
 def test_build_link_of_the_agent():
-    agent = {'SYSTEM_COLLECTIONURI': 'https://dev.azure.com/o/', 'SYSTEM_TEAMPROJECT': 'p',
+    agent = {'SYSTEM_COLLECTIONURI': 'https://dev.azure.com/o/', 'SYSTEM_TEAMPROJECT': 'my p',
              'BUILD_BUILDID': '7'}
-    link = 'https://dev.azure.com/o/p/_build/results?buildId=7'
+    link = 'https://dev.azure.com/o/my%20p/_build/results?buildId=7'
     assert settings.read(agent).build_uri == link
     assert settings.read(dict(agent, BUILD_URI='mine')).build_uri == 'mine'
 

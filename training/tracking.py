@@ -117,7 +117,8 @@ class Folder:
     def __init__(self, registry=None):
         self.registry = registry
 
-    def fetch_table(self, data=None, dataset_name=None, dataset_version=None, data_file_path=None):
+    def fetch_table(self, data=None, dataset_name=None, dataset_version=None, data_file_path=None,
+                    datastore_name=None):
         """(path of the table, its part of the lineage): here the file DATA as it is."""
         if not data:
             raise TrackingError('no table is given: name its file with --data')
@@ -208,11 +209,12 @@ class AzureML:
         self.run_id = self.runs[-1].id
         self.downloads = tempfile.TemporaryDirectory()
 
-    def fetch_table(self, data=None, dataset_name=None, dataset_version=None, data_file_path=None):
+    def fetch_table(self, data=None, dataset_name=None, dataset_version=None, data_file_path=None,
+                    datastore_name=None):
         """(path of the downloaded table, its part of the lineage).
 
-        Of a file of the datastore DATASTORE_NAME (default: the workspace's own) where
-        data_file_path is given, else of a dataset; its version "latest" is settled here.
+        Of a file of the datastore (default: the workspace's own) where data_file_path is given,
+        else of a dataset; its version "latest" is settled here.
         """
         from azureml.core import Dataset, Datastore
         dataset_version = dataset_version or 'latest'
@@ -221,8 +223,7 @@ class AzureML:
         folder = tempfile.mkdtemp(dir=self.downloads.name)
         try:
             if data_file_path:
-                store = os.environ.get('DATASTORE_NAME')
-                store = Datastore.get(self.workspace, store) if store else \
+                store = Datastore.get(self.workspace, datastore_name) if datastore_name else \
                     self.workspace.get_default_datastore()
                 dataset = Dataset.File.from_files([(store, data_file_path)], validate=False)
             else:

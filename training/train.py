@@ -439,7 +439,8 @@ def run(arguments):
     path, source = place.fetch_table(
         data=arguments.data, dataset_name=tracking.given(arguments.dataset_name),
         dataset_version=tracking.given(arguments.dataset_version),
-        data_file_path=tracking.given(arguments.data_file_path))
+        data_file_path=tracking.given(arguments.data_file_path),
+        datastore_name=tracking.given(arguments.datastore_name))
     frame = table.read_table(path)
     lineage = dict(source, data_sha256=tracking.sha256(path), data_rows=len(frame))
     seconds = {'reading': time.monotonic() - start}
@@ -485,6 +486,7 @@ def main(argv=None):
     parser.add_argument('--dataset-name', help='Azure ML dataset of the table')
     parser.add_argument('--dataset-version', help='its version, a number or latest')
     parser.add_argument('--data-file-path', help='file of the datastore instead of a dataset')
+    parser.add_argument('--datastore-name', help="default: the workspace's own")
     parser.add_argument('--parameters', default=os.path.join(os.path.dirname(
         os.path.abspath(__file__)), 'parameters.json'), help='default: that beside this script')
     parser.add_argument('--out', required=True, help='folder for the model and what goes with it')

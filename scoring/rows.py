@@ -36,9 +36,11 @@ def parse(body, columns, max_rows):
     a list of one number per column, or each an object with exactly the columns' names. orjson
     refuses NaN, Infinity, numbers beyond a double, deep nesting and what is not UTF-8.
     """
-    # Before parsing, since a body of brackets alone takes twenty times its size in memory.
-    if body.count(b'[') + body.count(b'{') > max_rows + 2:
-        raise Refused(413, 'more than %d rows' % max_rows)
+    # Before parsing, since a body of brackets or of small values alone takes twenty times its size
+    # in memory.
+    if (body.count(b'[') + body.count(b'{') > max_rows + 2
+            or body.count(b',') >= max_rows * len(columns)):
+        raise Refused(413, 'more lists, objects or values than %d rows have' % max_rows)
     try:
         (name, rows), = orjson.loads(body).items()
         lengths, names = set(map(len, rows)), 1
@@ -55,7 +57,8 @@ def parse(body, columns, max_rows):
             return packed, len(rows)
         fault = 'it is not of the expected form'
     except (ValueError, AttributeError, TypeError, KeyError, struct.error) as error:
-        fault = error
+        # The error itself would keep this frame, and with it the body, until a collection.
+        fault = str(error)
     raise Refused(400, explain(body, columns, fault))
 
 

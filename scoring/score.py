@@ -42,7 +42,7 @@ def init():
     folder = os.path.normpath(os.environ['AZUREML_MODEL_DIR'])
     model = booster.Booster(os.path.join(folder, 'model', 'model.txt'))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    threads = int(os.environ.get('OMP_NUM_THREADS', '').split(',')[0] or cores)
+    threads = threads_wanted(os.environ.get('OMP_NUM_THREADS', ''), cores)
     publish_documents()
     one_line_a_request()
     try:
@@ -56,6 +56,15 @@ def init():
     # The collector need not look through what stays, nor again and again at a large request.
     gc.freeze()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+
+
+def threads_wanted(setting, cores):
+    """How many threads OMP_NUM_THREADS asks for, at most the cores; all where it is unusable."""
+    try:
+        wanted = int(setting.split(',')[0])
+    except ValueError:
+        return cores
+    return min(wanted, cores) if wanted > 0 else cores
 
 
 def publish_documents():
@@ -75,7 +84,7 @@ def publish_documents():
 def one_line_a_request():
     """Keep gunicorn and the server from writing lines of their own beside that of run()."""
     for name in ('gunicorn.access', 'azmlinfsrv'):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger('azmlinfsrv.print').setLevel(logging.INFO)
 
 

@@ -109,8 +109,6 @@ TICK = os.sysconf('SC_CLK_TCK')
 START_DEADLINE = 60.0
 # A measurement is spoilt if other processes took more than this share of one core.
 FOREIGN_SHARE = 0.10
-# A fixed piece of work that took this much longer than its median betrays a slow machine.
-SLOW = 1.25
 
 
 def random_rows(rng, model_text, count):
@@ -230,13 +228,6 @@ def pss_megabytes(pids):
     return total / 1024
 
 
-def fixed_work():
-    """Seconds that a fixed piece of work takes: how fast this machine is just now."""
-    began = time.perf_counter()
-    sum(range(1000000))
-    return time.perf_counter() - began
-
-
 def free_port():
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
@@ -297,7 +288,6 @@ def offer_and_watch(server, port, requests, answers, clients, seconds, load):
     with load:
         own = [os.getpid()] + load.pids
         pids = family(server.pid)
-        work = fixed_work()
         used, everything = cpu_seconds(pids), machine_seconds()
         ours, began = cpu_seconds(own), time.perf_counter()
         latencies = offer(port, requests, answers, clients, seconds)
@@ -306,7 +296,7 @@ def offer_and_watch(server, port, requests, answers, clients, seconds, load):
         others = machine_seconds() - everything - used - (cpu_seconds(own) - ours)
     return {'rate': len(latencies) / elapsed, 'p50': 1000 * statistics.median(latencies),
             'p99': 1000 * latencies[int(0.99 * (len(latencies) - 1))],
-            'cpu': 1000 * used / len(latencies), 'others': others / elapsed, 'work': work}
+            'cpu': 1000 * used / len(latencies), 'others': others / elapsed}
 
 
 def install(folder, extra):

@@ -292,8 +292,9 @@ def describe(summary, rows, scaling):
     lines.append(form.format('against the reference', 'limit', 'found', 'met'))
     for name, limit, found, met in targets(summary):
         lines.append(form.format(name, limit, found, 'yes' if met else 'NO'))
-    lines += ['', '{:>9} {:>8}   {}'.format('rows', 'threads', '   '.join(
-        '{:>11}'.format(subject + ' s') for subject in SUBJECTS))]
+    lines += ['', 'By rows and threads; all but the last line are one run each']
+    lines.append('{:>9} {:>8}   {}'.format('rows', 'threads', '   '.join(
+        '{:>11}'.format(subject + ' s') for subject in SUBJECTS)))
     for entry in scaling:
         lines.append('{:>9,} {:>8}   {}'.format(entry['rows'], entry['threads'], '   '.join(
             '{:>11.2f}'.format(entry['wall'][subject]) for subject in SUBJECTS)))

@@ -4,6 +4,7 @@
 """
 import argparse
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -111,7 +112,9 @@ def put(space, chosen, service, source, environment, parts, tags, size):
         from azureml.core.model import InferenceConfig, Model
         from azureml.core.webservice import AciWebservice
         model = Model(space, parts['model'], version=int(parts['version']))
-    environment.environment_variables = dict(wanted.get('environment') or {})
+    # LightGBM counts the cores of the host, not those that the container may use.
+    environment.environment_variables = dict(
+        wanted['environment'], OMP_NUM_THREADS=str(math.ceil(size[0])))
     configuration = AciWebservice.deploy_configuration(
         cpu_cores=size[0], memory_gb=size[1], auth_enabled=True, enable_app_insights=True,
         tags={key: str(value) for key, value in dict(parts, **tags).items()},

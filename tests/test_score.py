@@ -1,4 +1,7 @@
+import contextlib
+import gc
 import json
+import sys
 import threading
 
 import pytest
@@ -165,7 +168,8 @@ def test_no_value_of_a_request_is_in_an_answer_or_in_the_log(model, capsys):
 
 @pytest.mark.parametrize('limit, value, body', [
     ('max_rows', 2, {'data': ROWS}), ('max_rows', 2, {'data': OBJECTS}),
-    ('max_rows', 2, b'[' * 99), ('max_body_bytes', 99, {'data': ROWS})])
+    ('max_rows', 2, b'[' * 99), ('max_rows', 2, b'{"data": [[' + b'1,' * 114 + b'1]]}'),
+    ('max_body_bytes', 99, {'data': ROWS})])
 def test_too_large_a_request_is_413(model, monkeypatch, limit, value, body):
     monkeypatch.setitem(score.settings, limit, value)
     status, answer = ask(body)
@@ -181,6 +185,25 @@ def test_a_body_without_a_length_is_held_to_the_limit(model, monkeypatch, spare,
         flask.g.request_id = 'abc'
         answer = score.run(flask.request)
     assert getattr(answer, 'status_code', 200) == status
+
+
+def test_a_refused_body_is_let_go_at_once(model):
+    body, collecting = b'{"data": [["ab", 1]]}' + b' ' * 99, gc.isenabled()
+    gc.disable()
+    try:
+        before = sys.getrefcount(body)
+        with contextlib.suppress(rows.Refused):
+            rows.parse(body, model.feature_name(), 10)
+        assert sys.getrefcount(body) == before
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@pytest.mark.parametrize('setting, threads', [
+    ('1', 1), ('2,1', 2), ('99999', 4), ('0', 4), ('', 4), ('two', 4)])
+def test_threads_are_what_is_set_at_most_the_cores(setting, threads):
+    assert score.threads_wanted(setting, 4) == threads
 
 
 def test_a_request_as_large_as_allowed_is_scored(model, monkeypatch):

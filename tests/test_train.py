@@ -1,6 +1,7 @@
 """Training: the challenge's contract functions, parameters, and a table that becomes a model."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,6 +160,8 @@ def test_all_problems_are_listed_at_once(parameters):
     ({'dropped_columns': 'ps_calc_01'}, 'a list of column names'),
     ({'evaluation': {'metric': 'auc', 'direction': 'up', 'least_gain': 0}}, 'direction is "up"'),
     ({'evaluation': {'metric': 'auc', 'direction': 'maximize'}}, 'least_gain is missing'),
+    ({'evaluation': {'metric': 'brier', 'direction': 'maximize', 'least_gain': 0}},
+     'set minimize'),
     ({'evaluation': []}, 'evaluation must be a JSON object')])
 def test_bad_values_are_refused(parameters, changes, message):
     with pytest.raises(train.ParametersError) as error:
@@ -202,7 +205,11 @@ def test_model_takes_the_57_numbers_and_gives_the_reported_figures(model, data):
     assert result['rows'] == {'training': 6000 - len(rows), 'early_stopping': 0,
                               'hold_out': len(rows)}
     assert result['claims']['hold_out'] == rows['target'].sum()
-    assert result['parameters'] == json.loads(DEFAULT.read_text())
+    given = json.loads(DEFAULT.read_text())
+    # There are too few rows for some, and what was used is told.
+    lowered = re.search(r'\[min_data_in_leaf: (\d+)\]', (model / 'model.txt').read_text()).group(1)
+    given['training']['min_data_in_leaf'] = int(lowered)
+    assert result['parameters'] == given
 
 
 def test_lineage_says_what_made_the_model(model, data):
@@ -276,6 +283,7 @@ def test_a_thousand_rows_still_give_a_model_that_tells_rows_apart(caplog):
     assert rest['rounds'] > 1
     assert 'few rows: min_data_in_leaf is lowered from 300' in caplog.text
     assert 'few rows: lambda_l1 is lowered from 16' in caplog.text
+    assert rest['training']['min_data_in_leaf'] < 300
 
 
 def test_parameters_are_lowered_by_any_of_their_names():

@@ -110,8 +110,11 @@ PARAMETERS = {
     'evaluation': None,
 }
 
+DIRECTIONS = {'auc': 'maximize', 'gini': 'maximize', 'top_decile_lift': 'maximize',
+              'log_loss': 'minimize', 'brier': 'minimize'}
+
 EVALUATION = {
-    'metric': choice('auc', 'gini', 'log_loss', 'brier', 'top_decile_lift'),
+    'metric': choice(*DIRECTIONS),
     'direction': choice('maximize', 'minimize'),
     'least_gain': number(0, 1e9),
 }
@@ -145,7 +148,12 @@ def load_parameters(path):
         if name in parameters and not isinstance(parameters[name], dict):
             problems.append('{} must be a JSON object'.format(name))
     if isinstance(parameters.get('evaluation'), dict):
-        problems += section_problems(parameters['evaluation'], EVALUATION, 'evaluation.')
+        found = section_problems(parameters['evaluation'], EVALUATION, 'evaluation.')
+        metric, direction = [parameters['evaluation'].get(name) for name in ('metric', 'direction')]
+        if not found and direction != DIRECTIONS[metric]:
+            found = ['evaluation.direction is {}, but {} is better the other way: set {}'.format(
+                direction, metric, DIRECTIONS[metric])]
+        problems += found
     if isinstance(parameters.get('training'), dict):
         problems += training_problems(parameters['training'])
     if not problems:
@@ -254,14 +262,14 @@ class Progress:
         self.rounds, self.matrix, self.label = rounds, matrix, label
         self.step = max(1, rounds // CURVE_POINTS)
         self.raw, self.scored = None, 0
-        self.metric, self.curve = 'AUC', []
+        self.metric, self.of, self.curve = 'AUC', 'hold-out', []
         self.start = self.spoken = time.monotonic()
 
     def __call__(self, env):
         done = env.iteration + 1
         if env.evaluation_result_list:
             name, value = env.evaluation_result_list[0][1:3]
-            self.metric = 'AUC' if name == 'auc' else 'log loss'
+            self.metric, self.of = 'AUC' if name == 'auc' else 'log loss', 'validation'
             self.curve.append([done, value])
         elif done % self.step == 0:
             self.score(env.model)
@@ -283,8 +291,8 @@ class Progress:
             self.curve.append([trees, metrics.auc(self.label, self.raw)])
 
     def say(self, done, seconds):
-        line = 'round {} of {}, validation {} {:.4f}, at most {:.0f} s left'.format(
-            done, self.rounds, self.metric, self.curve[-1][1], seconds)
+        line = 'round {} of {}, {} {} {:.4f}, at most {:.0f} s left'.format(
+            done, self.rounds, self.of, self.metric, self.curve[-1][1], seconds)
         tty = sys.stderr.isatty()
         print('\r' + line + '\033[K' if tty else line, end='' if tty else '\n', file=sys.stderr,
               flush=True)
@@ -347,8 +355,8 @@ def fit(frame, parameters, part=None):
 
     part: the part of each row, by default that of its id. With early stopping, that part of the
     rows decides when to stop and nothing else. Without, it is trained on as well. The rest:
-    {"rows", "claims", "rounds", "metric" and "curve": [[round, its value], ...], "boosting":
-    seconds}.
+    {"rows", "claims", "rounds", "training": the parameters as they were used, "metric" and "curve":
+    [[round, its value], ...], "boosting": seconds}.
     """
     import lightgbm
     import numpy as np
@@ -359,11 +367,10 @@ def fit(frame, parameters, part=None):
         part = np.where(part == table.EARLY_STOPPING, table.TRAINING, part)
     train_rows, stop_rows, out_rows = [np.flatnonzero(part == number) for number in (
         table.TRAINING, table.EARLY_STOPPING, table.HOLD_OUT)]
-    own = dict(parameters['training'], seed=parameters['seed'], deterministic=True,
-               force_col_wise=True)
     without = dropped(parameters)
     rows, weight = subsample(label, train_rows, parameters['non_claims_kept'], parameters['seed'])
-    own = lowered(own, len(rows), int(label[rows].sum()))
+    used = lowered(parameters['training'], len(rows), int(label[rows].sum()))
+    own = dict(used, seed=parameters['seed'], deterministic=True, force_col_wise=True)
     try:
         # One matrix at a time: LightGBM lets go of it when its own table is made.
         train_data = lightgbm.Dataset(
@@ -389,8 +396,8 @@ def fit(frame, parameters, part=None):
     return model, truth, probability, {
         'rows': {name: len(rows) for name, rows in counts.items()},
         'claims': {name: int(label[rows].sum()) for name, rows in counts.items()},
-        'rounds': model.best_iteration or model.current_iteration(), 'metric': progress.metric,
-        'curve': progress.curve, 'boosting': boosting}
+        'rounds': model.best_iteration or model.current_iteration(), 'training': used,
+        'metric': progress.metric, 'curve': progress.curve, 'boosting': boosting}
 
 
 def code_commit():
@@ -459,6 +466,7 @@ def run(arguments):
         build_id=tracking.given(arguments.build_id), build_uri=tracking.given(arguments.build_uri),
         caller_run_id=tracking.given(arguments.caller_run_id),
         created=datetime.datetime.utcnow().strftime('%Y-%m-%dT%H:%M:%SZ'))
+    parameters['training'] = rest.pop('training')
     curve = rest.pop('metric'), rest.pop('curve')
     seconds['boosting'] = rest.pop('boosting')
     figures = metrics.summary(label, probability)

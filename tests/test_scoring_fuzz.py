@@ -284,7 +284,7 @@ def test_different_rows_from_many_clients_and_a_stop_under_load(model, tmp_path)
                         came += piece
             except OSError:
                 piece = None
-            right = b'{"result": %s}' % json.dumps([expected[index % REQUESTS]]).encode()
+            right = b'{"result":%s}' % json.dumps([expected[index % REQUESTS]]).encode()
             if came.endswith(b'\r\n\r\n' + right):
                 answered += 1
                 if answered == 20 and number == 0:

@@ -34,6 +34,8 @@ def test_types_and_defaults():
     assert (chosen.run_evaluation, chosen.aml_cluster_max_nodes) == (True, 3)
     assert chosen.run_timeout_minutes == 0.5
     assert (chosen.allow_run_cancel, chosen.dataset_version) == (True, 'latest')
+    # As the challenge asks.
+    assert settings.read({}).run_evaluation is False
     assert chosen.aml_cluster_min_nodes == 0
     with pytest.raises(AttributeError):
         chosen.run_evaluation = False

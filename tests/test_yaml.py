@@ -96,12 +96,6 @@ def test_the_image_is_named_in_one_place():
     assert named == [('variables.yml', '  value: mcr.microsoft.com/mlops/python:openhack')]
 
 
-def test_the_evaluation_is_off_as_the_challenge_asks():
-    for name in FILES:
-        values = pipeline_yaml.variables(pipeline_yaml.read(DEVOPS / name))
-        assert values['RUN_EVALUATION'] == 'false'
-
-
 def test_every_variable_is_a_setting_with_a_valid_value():
     values = pipeline_yaml.variables(pipeline_yaml.read(DEVOPS / 'ci.yml'))
     known = {name for name, _, _, _ in settings.SETTINGS}

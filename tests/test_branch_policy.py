@@ -289,7 +289,8 @@ def test_no_pipeline_yet(service):
     ('stalled', 'No answer from 127.0.0.1'),
 ])
 def test_bad_answers_are_sentences(ready, waits, monkeypatch, fault, words):
-    monkeypatch.setattr(azure_devops, 'READ_SECONDS', 0.1)
+    if fault == 'stalled':
+        monkeypatch.setattr(azure_devops, 'READ_SECONDS', 0.1)
     ready.misbehave(fault, LISTING, times=9)
     code, text = run(branch_policy, ready.env)
     row(fault, code, text)

@@ -203,10 +203,16 @@ def status_and_body(answer):
 
 
 def in_threads(work, count):
-    """work(number) in `count` threads; the problems that they returned, in one list."""
+    """work(number) in `count` threads; the problems that they yielded or raised, in one list."""
     problems = []
-    threads = [threading.Thread(target=lambda number=number: problems.extend(work(number)))
-               for number in range(count)]
+
+    def run(number):
+        try:
+            problems.extend(work(number))
+        except Exception as error:
+            problems.append('client %d: %r' % (number, error))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -240,6 +246,7 @@ def test_no_request_is_answered_with_a_fault_or_a_wrong_score(model, tmp_path):
         problems = in_threads(client, CLIENTS)
         assert service.score({'data': make_rows(1, 0)})[0] == 200
     total = sum(counts, collections.Counter())
+    assert sum(total.values()) == REQUESTS // CLIENTS * CLIENTS or problems
     print('\n%d requests, by kind and status:' % sum(total.values()))
     for (kind, status), count in sorted(total.items(), key=str):
         print('  %-12s %-5s %7d' % (kind, status or 'none', count))

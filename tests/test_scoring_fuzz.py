@@ -122,7 +122,9 @@ def damaged(rng):
     """A good body with some bytes changed, lost or added, or cut off."""
     body = bytearray(structured(rng))
     for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(body) or 1)
+        if not body:
+            break
+        place = rng.randrange(len(body))
         chance = rng.random()
         if chance < 0.3:
             body[place] = rng.randrange(256)

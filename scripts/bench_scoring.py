@@ -436,7 +436,7 @@ def draw(table, path):
     from matplotlib import pyplot
     panels = [('%s, %d client%s: requests/s' % (measure, CLIENTS[measure],
                                                 's' * (CLIENTS[measure] > 1)),
-               measure, 'rate', '%.3g') for measure in ROWS]
+               measure, 'rate', '%.4g') for measure in ROWS]
     panels += [('start-up to the first 200: seconds', 'start', 'seconds', '%.2f'),
                ('memory after load: MB', 'memory', 'megabytes', '%.0f')]
     colours = dict(zip(SCRIPTS, ('#1b6ca8', '#c98b2b', '#e3c58e', '#b5513f', '#9a9a9a')))

@@ -109,7 +109,9 @@ def test_a_query_that_is_not_utf_8_is_no_fault_of_the_server(service):
 
 
 @pytest.mark.parametrize('name, value', [
-    ('SCRIPT_NAME', '/x'), ('X-Forwarded-Proto', 'https'), ('Expect', '100-continue')])
+    pytest.param('SCRIPT_NAME', '/x', marks=pytest.mark.skipif(
+        sys.version_info < (3, 8), reason='the gunicorn of Python 3.7 heeds it from anyone')),
+    ('X-Forwarded-Proto', 'https'), ('Expect', '100-continue')])
 def test_a_header_for_proxies_is_no_fault_of_the_server(service, name, value):
     assert service.score(BODY, **{name: value})[0] == 200
 

@@ -178,8 +178,9 @@ def deployed_by(chosen):
 
 def same_attempt(service, chosen):
     """Whether this attempt of this build deployed what the service runs."""
-    tags, wanted = service.tags or {}, deployed_by(chosen)
-    return all(tags.get(name) == wanted[name] for name in ('BuildId', 'Attempt'))
+    tags = service.tags or {}
+    return (tags.get('BuildId'), tags.get('Attempt')) == (
+        chosen.build_buildid, str(chosen.system_stageattempt))
 
 
 def repeated(service, chosen):

@@ -93,21 +93,23 @@ def one_line_a_request():
 @rawhttp
 def run(request):
     """Answer one request: {"data": [row, ...]} gets {"result": [probability, ...]}."""
-    started, count, environ = time.perf_counter(), 0, request.environ
+    started, status, count, environ = time.perf_counter(), 500, 0, request.environ
     if not environ.get('QUERY_STRING', '').isascii():
         g.api_name = None  # or the server's own log line fails, and the request with it
     try:
         if environ['REQUEST_METHOD'] == 'OPTIONS':
-            return AMLResponse('', 200, ALLOWED)
-        values, count = rows.parse(read(environ), model.columns, settings['max_rows'])
+            answer = AMLResponse('', 200, ALLOWED)
+        else:
+            values, count = rows.parse(read(environ), model.columns, settings['max_rows'])
+            scores = model.predict(values, count, threads if count >= ROWS_FOR_THREADS else 1)
+            answer = AMLResponse(orjson.dumps({'result': scores}), 200, JSON)
         status = 200
-        scores = model.predict(values, count, threads if count >= ROWS_FOR_THREADS else 1)
-        answer = AMLResponse(orjson.dumps({'result': scores}), status, JSON)
     except Refused as refused:
         status, answer = refused.status, refusal(refused)
-    print(json.dumps({'request_id': g.request_id, 'status': status, 'rows': count,
-                      'traceparent': environ.get('HTTP_TRACEPARENT', '')[:TRACEPARENT_SHOWN],
-                      'milliseconds': round(1000 * (time.perf_counter() - started), 3)}))
+    finally:
+        print(json.dumps({'request_id': g.request_id, 'status': status, 'rows': count,
+                          'traceparent': environ.get('HTTP_TRACEPARENT', '')[:TRACEPARENT_SHOWN],
+                          'milliseconds': round(1000 * (time.perf_counter() - started), 3)}))
     return answer
 
 

@@ -75,6 +75,7 @@ def init():
 def run(raw_data):
     return {"result": [0.03]}
 '''
+NULL_ANSWERS = [[0.03]] * max(BODIES.values())
 # script: (environment, measures)
 SCRIPTS = {
     'ours': ('scoring', tuple(ROWS)),
@@ -144,16 +145,16 @@ def exchange(port, request, timeout):
     return int(head.split(b' ', 2)[1]), body
 
 
-def offer(port, requests, answers, clients, seconds):
-    """Post different bodies over `clients` connections at a time for `seconds`; latencies (s).
+def offer(port, requests, clients, seconds):
+    """Post different bodies over `clients` connections at a time for `seconds`.
 
-    One thread serves all connections, so that the server never waits for a lock of this process:
-    it goes on only when a client has closed. It wakes once for each answer and takes as little of
-    the processor as it can, since on this machine the server must do without what it takes. Raises
-    RuntimeError on an answer that is not exactly the expected one; `answers` None checks the
-    status only.
+    Returns [(seconds, index of the request, whole answer), ...]. One thread serves all
+    connections, so that the server never waits for a lock of this process: it goes on only when a
+    client has closed. It wakes once for each answer and takes as little of the processor as it
+    can, since on this machine the server must do without what it takes. Raises OSError where a
+    connection breaks, RuntimeError where no answer comes.
     """
-    selector, received, latencies, sent = selectors.DefaultSelector(), [], [], 0
+    selector, received, sent = selectors.DefaultSelector(), [], 0
 
     def connect():
         nonlocal sent
@@ -196,17 +197,23 @@ def offer(port, requests, answers, clients, seconds):
             elif receive(connection, state):
                 selector.unregister(connection)
                 connection.close()
-                latencies.append(time.perf_counter() - state['began'])
-                received.append((state['index'], b''.join(state['pieces'])))
+                received.append((time.perf_counter() - state['began'], state['index'],
+                                 b''.join(state['pieces'])))
                 if time.perf_counter() < until:
                     connect()
-    for index, answer in received:
+    return received
+
+
+def check(received, answers):
+    """Raise RuntimeError if an answer that offer() received is not exactly the expected one."""
+    for _, index, answer in received:
         head, _, body = answer.partition(b'\r\n\r\n')
-        right = b' 200 ' in head[:15] and (
-            answers is None or json.loads(body.decode())['result'] == answers[index])
+        try:
+            right = b' 200 ' in head[:15] and json.loads(body.decode())['result'] == answers[index]
+        except (ValueError, LookupError, TypeError):
+            right = False
         if not right:
             raise RuntimeError('wrong answer: %s' % answer[:400])
-    return sorted(latencies)
 
 
 def family(pid):
@@ -233,12 +240,12 @@ def machine_seconds():
     return (user + nice + system + irq + softirq + steal) / TICK
 
 
-def pss_megabytes(pids):
-    """Proportional set size: private memory and the fair share of what is shared."""
+def megabytes(pids, kind='Pss'):
+    """Memory of these processes. Pss: with the fair share of what they share, also with others."""
     total = 0
     for pid in pids:
         rollup = Path('/proc/%d/smaps_rollup' % pid).read_text()
-        total += int(next(line for line in rollup.splitlines() if line.startswith('Pss:'))
+        total += int(next(line for line in rollup.splitlines() if line.startswith(kind + ':'))
                      .split()[1])
     return total / 1024
 
@@ -305,10 +312,12 @@ def offer_and_watch(server, port, requests, answers, clients, seconds, load):
         pids = family(server.pid)
         used, everything = cpu_seconds(pids), machine_seconds()
         ours, began = cpu_seconds(own), time.perf_counter()
-        latencies = offer(port, requests, answers, clients, seconds)
+        received = offer(port, requests, clients, seconds)
         elapsed = time.perf_counter() - began
         used = cpu_seconds(pids) - used
         others = machine_seconds() - everything - used - (cpu_seconds(own) - ours)
+    check(received, answers)
+    latencies = sorted(latency for latency, _, _ in received)
     return {'rate': len(latencies) / elapsed, 'p50': 1000 * statistics.median(latencies),
             'p99': 1000 * latencies[int(0.99 * (len(latencies) - 1))],
             'cpu': 1000 * used / len(latencies), 'others': others / elapsed}
@@ -376,11 +385,11 @@ def one_server(name, python, script, model_folder, prepared, seconds, log):
         found['start']['others'] = others / (time.perf_counter() - began)
         for measure in measures:
             requests, answers = prepared[measure]
-            expected = None if name == 'null' else answers
-            offer(port, requests, expected, CLIENTS[measure], min(0.5, seconds))
+            expected = NULL_ANSWERS if name == 'null' else answers
+            offer(port, requests, CLIENTS[measure], min(0.5, seconds))
             found[measure] = offer_and_watch(server, port, requests, expected, CLIENTS[measure],
                                              seconds, Load('load' in measure))
-        found['memory'] = {'megabytes': pss_megabytes(family(server.pid)), 'others': 0.0}
+        found['memory'] = {'megabytes': megabytes(family(server.pid)), 'others': 0.0}
     finally:
         server.terminate()
         server.wait()

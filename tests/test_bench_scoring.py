@@ -55,17 +55,18 @@ def test_a_ratio_is_reached_at_its_bound():
     assert not reached['memory after load against starter']
 
 
-@pytest.mark.parametrize('right', [True, False])
-def test_a_wrong_score_ends_the_benchmark(registry, right):
+@pytest.mark.parametrize('fault', [None, 'score', 'status', 'name', 'cut', 'empty'])
+def test_a_wrong_answer_ends_the_benchmark(registry, fault):
     model = registry[1]
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             rows = json.loads(self.rfile.read(int(self.headers['Content-Length'])).decode())['data']
-            found = scores(model, rows) if right else [0.5]
-            self.send_response(200)
+            found = [0.5] if fault == 'score' else scores(model, rows)
+            body = json.dumps({'scores' if fault == 'name' else 'result': found}).encode()
+            self.send_response(500 if fault == 'status' else 200)
             self.end_headers()
-            self.wfile.write(json.dumps({'result': found}).encode())
+            self.wfile.write({'cut': body[:-1], 'empty': b''}.get(fault, body))
 
         def log_message(self, *_):
             pass
@@ -77,16 +78,17 @@ def test_a_wrong_score_ends_the_benchmark(registry, right):
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        port = server.server_address[1]
-        if right:
-            assert len(bench_scoring.offer(port, requests, answers, 2, 0.1)) > 2
-        else:
-            with pytest.raises(RuntimeError, match='wrong answer'):
-                bench_scoring.offer(port, requests, answers, 2, 0.1)
+        received = bench_scoring.offer(server.server_address[1], requests, 2, 0.1)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+    assert len(received) > 2 and all(latency > 0 for latency, _, _ in received)
+    if fault:
+        with pytest.raises(RuntimeError, match='wrong answer'):
+            bench_scoring.check(received, answers)
+    else:
+        bench_scoring.check(received, answers)
 
 
 def test_rows_are_within_the_models_ranges_and_differ(registry):
@@ -110,7 +112,7 @@ def test_the_load_uses_the_cpu_and_ends_with_the_block():
 def test_this_process_is_measured():
     pids = bench_scoring.family(os.getpid())
     assert pids[0] == os.getpid()
-    assert bench_scoring.pss_megabytes(pids[:1]) > 5
+    assert 5 < bench_scoring.megabytes(pids[:1]) <= bench_scoring.megabytes(pids[:1], 'Rss')
     assert bench_scoring.cpu_seconds(pids[:1]) > 0
 
 

@@ -1,6 +1,7 @@
 import contextlib
 import gc
 import json
+import signal
 import sys
 import threading
 
@@ -223,12 +224,13 @@ def test_only_json_is_read(model, content_type, status):
 
 
 @pytest.mark.parametrize('method, status', [('GET', 405), ('HEAD', 405), ('OPTIONS', 200)])
-def test_other_methods(model, method, status):
+def test_other_methods(model, method, status, capsys):
     with APP.test_request_context('/score', method=method):
         flask.g.request_id = 'abc'
         answer = score.run(flask.request)
     assert answer.status_code == status
     assert set(answer.headers.getlist('Allow')) == {'OPTIONS', 'POST'}
+    assert json.loads(capsys.readouterr().out)['status'] == status
 
 
 def test_a_request_is_one_line_of_json_in_the_log(model, capsys):
@@ -238,6 +240,31 @@ def test_a_request_is_one_line_of_json_in_the_log(model, capsys):
     assert (first['request_id'], first['rows'], first['status']) == ('abc', 3, 200)
     assert first['traceparent'].startswith('00-4bf9') and first['milliseconds'] > 0
     assert (second['rows'], second['status']) == (0, 400)
+
+
+def test_a_request_that_takes_too_long_is_one_line_too(model, capsys):
+    """The server's alarm raises TimeoutError wherever score.py is; the answer is then a 500."""
+    def alarm(*_):
+        raise TimeoutError
+    body, before = json.dumps({'data': make_rows(10000, seed=6)}), signal.signal(
+        signal.SIGVTALRM, alarm)
+    try:
+        with APP.test_request_context('/score', method='POST', data=body,
+                                      content_type='application/json'):
+            flask.g.request_id = 'abc'
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.01)
+            with pytest.raises(TimeoutError):
+                score.run(flask.request)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    line = json.loads(capsys.readouterr().out)
+    assert (line['request_id'], line['status']) == ('abc', 500)
+
+
+def test_one_row_is_scored_while_the_call_for_one_row_is_taken(model):
+    with score.model.one_row_lock:
+        assert ask({'data': ROWS[:1]}) == (200, {'result': scores(model, ROWS[:1])})
 
 
 def test_the_start_logs_name_version_and_auc(model, monkeypatch, tmp_path, capsys):

@@ -14,7 +14,7 @@ import threading
 
 import pytest
 
-from bench_scoring import exchange, family, pss_megabytes
+from bench_scoring import exchange, family, megabytes
 from served import COLUMNS, Service, make_rows, register, scores
 
 pytestmark = pytest.mark.end_to_end
@@ -307,9 +307,9 @@ def test_different_rows_from_many_clients_and_a_stop_under_load(model, tmp_path)
     with Service(model.registry, tmp_path / 'log.txt') as service:
         warm = REQUESTS // 4
         problems = in_threads(client(0, warm), CLIENTS)
-        before = pss_megabytes(family(service.process.pid))
+        before = megabytes(family(service.process.pid), 'Rss')
         problems += in_threads(client(warm, REQUESTS), CLIENTS)
-        after = pss_megabytes(family(service.process.pid))
+        after = megabytes(family(service.process.pid), 'Rss')
         answered = in_threads(until_stopped, CLIENTS)
         assert service.process.wait(60) == 0
     print('\n%d different rows from %d clients, %d wrong or lost; memory %.1f MB after the first '

@@ -93,9 +93,9 @@ def test_every_target_is_phony_or_a_file():
     assert set(TARGETS) <= phony
 
 
-def test_ci_calls_the_test_command_of_the_readme():
+def test_ci_calls_the_test_commands_of_the_readme():
     called = made_by_make((ROOT / '.ci' / 'run').read_text())
-    assert 'test' in called
+    assert {'lint', 'test', 'end-to-end'} <= called
     assert called <= made_by_make(commands(README))
 
 

@@ -10,7 +10,8 @@ as theirs does; a `null` script that answers a constant, the limit of the server
 `starter-slim`, the starter in the environment of ours, to show how much of the difference the
 environment makes. Every answer is compared with the score that it must hold. Server, load and
 client are a session each: Linux then shares the processor among the three, as a host does among
-containers, and not among their threads.
+containers, and not among their threads. Beside the load the scripts take turns of a second, since
+a machine's speed drifts from minute to minute and the load makes the more of it.
 """
 import argparse
 import json
@@ -30,9 +31,10 @@ import serve
 
 ROOT = Path(__file__).resolve().parent.parent
 CHALLENGE_PACKAGES = ('pandas==2.3.3', 'scikit-learn==1.7.2')
-CLIENTS = {'1 row': 4, '1 row as object': 4, '100 rows': 2, '10000 rows': 1, '1 row, CPU load': 4}
-ROWS = {'1 row': 1, '1 row as object': 1, '100 rows': 100, '10000 rows': 10000,
-        '1 row, CPU load': 1}
+LOADED = '1 row, CPU load'
+CLIENTS = {'1 row': 4, '1 row as object': 4, '100 rows': 2, '10000 rows': 1, LOADED: 4}
+ROWS = {'1 row': 1, '1 row as object': 1, '100 rows': 100, '10000 rows': 10000, LOADED: 1}
+TURNS = 6
 BODIES = {1: 2000, 100: 200, 10000: 4}
 STARTER = '''
 import json, os
@@ -79,10 +81,10 @@ NULL_ANSWERS = [[0.03]] * max(BODIES.values())
 # script: (environment, measures)
 SCRIPTS = {
     'ours': ('scoring', tuple(ROWS)),
-    'starter': ('challenge', ('1 row', '100 rows', '10000 rows', '1 row, CPU load')),
-    'starter-slim': ('scoring', ('1 row', '100 rows', '10000 rows', '1 row, CPU load')),
+    'starter': ('challenge', ('1 row', '100 rows', '10000 rows', LOADED)),
+    'starter-slim': ('scoring', ('1 row', '100 rows', '10000 rows', LOADED)),
     'pandas': ('challenge', ('1 row as object',)),
-    'null': ('scoring', ('1 row', '1 row, CPU load')),
+    'null': ('scoring', ('1 row', LOADED)),
 }
 # Ends by itself soon after the benchmark was killed.
 LOAD = '''
@@ -98,8 +100,7 @@ while os.getppid() == parent:
 # label, measure, what of it, against, least ratio, greatest ratio
 TARGETS = (
     ('1 row, requests/s against null', '1 row', 'rate', 'null', 0.85, None),
-    ('1 row beside the load, requests/s against starter', '1 row, CPU load', 'rate', 'starter', 7,
-     None),
+    ('1 row beside the load, requests/s against starter', LOADED, 'rate', 'starter', 7, None),
     ('1 row as object, requests/s against pandas', '1 row as object', 'rate', 'pandas', 14, None),
     ('100 rows, requests/s against starter', '100 rows', 'rate', 'starter', 1.0, None),
     ('10000 rows, requests/s against starter', '10000 rows', 'rate', 'starter', 1.3, None),
@@ -286,36 +287,29 @@ def first_answer(process, port, request):
 
 
 class Load:
-    """A process that trains with two threads for as long as the block lasts, if `on`."""
-
-    def __init__(self, on):
-        self.on, self.pids = on, []
+    """A process that trains with two threads for as long as the block lasts."""
 
     def __enter__(self):
-        if self.on:
-            self.process = subprocess.Popen([sys.executable, '-c', LOAD], stdout=subprocess.PIPE,
-                                            start_new_session=True)
-            self.process.stdout.readline()
-            self.pids = [self.process.pid]
+        self.process = subprocess.Popen([sys.executable, '-c', LOAD], stdout=subprocess.PIPE,
+                                        start_new_session=True)
+        self.process.stdout.readline()
         return self
 
     def __exit__(self, *_):
-        if self.on:
-            self.process.kill()
-            self.process.communicate()
+        self.process.kill()
+        self.process.communicate()
 
 
-def offer_and_watch(server, port, requests, answers, clients, seconds, load):
+def offer_and_watch(server, port, requests, answers, clients, seconds, load=None):
     """One measurement: requests/s, p50 and p99 (ms), CPU ms a request, the share of others."""
-    with load:
-        own = [os.getpid()] + load.pids
-        pids = family(server.pid)
-        used, everything = cpu_seconds(pids), machine_seconds()
-        ours, began = cpu_seconds(own), time.perf_counter()
-        received = offer(port, requests, clients, seconds)
-        elapsed = time.perf_counter() - began
-        used = cpu_seconds(pids) - used
-        others = machine_seconds() - everything - used - (cpu_seconds(own) - ours)
+    own = [os.getpid()] + ([load.process.pid] if load else [])
+    pids = family(server.pid)
+    used, everything = cpu_seconds(pids), machine_seconds()
+    ours, began = cpu_seconds(own), time.perf_counter()
+    received = offer(port, requests, clients, seconds)
+    elapsed = time.perf_counter() - began
+    used = cpu_seconds(pids) - used
+    others = machine_seconds() - everything - used - (cpu_seconds(own) - ours)
     check(received, answers)
     latencies = sorted(latency for latency, _, _ in received)
     return {'rate': len(latencies) / elapsed, 'p50': 1000 * statistics.median(latencies),
@@ -372,9 +366,13 @@ def write_scripts(folder, columns):
     return paths
 
 
+def expected(name, answers):
+    return NULL_ANSWERS if name == 'null' else answers
+
+
 def one_server(name, python, script, model_folder, prepared, seconds, log):
-    """All measurements of one script on a fresh server: {measure: figures}."""
-    measures, found = SCRIPTS[name][1], {}
+    """All measurements of one script on a fresh server, without load: {measure: figures}."""
+    found = {}
     requests, _ = prepared['1 row as object' if name == 'pandas' else '1 row']
     everything, ours, began = machine_seconds(), cpu_seconds([os.getpid()]), time.perf_counter()
     server, port = start(python, script, model_folder, log)
@@ -383,16 +381,38 @@ def one_server(name, python, script, model_folder, prepared, seconds, log):
         others = machine_seconds() - everything - cpu_seconds(family(server.pid)) - (
             cpu_seconds([os.getpid()]) - ours)
         found['start']['others'] = others / (time.perf_counter() - began)
-        for measure in measures:
-            requests, answers = prepared[measure]
-            expected = NULL_ANSWERS if name == 'null' else answers
-            offer(port, requests, CLIENTS[measure], min(0.5, seconds))
-            found[measure] = offer_and_watch(server, port, requests, expected, CLIENTS[measure],
-                                             seconds, Load('load' in measure))
+        for measure in SCRIPTS[name][1]:
+            if measure != LOADED:
+                requests, answers = prepared[measure]
+                offer(port, requests, CLIENTS[measure], min(0.5, seconds))
+                found[measure] = offer_and_watch(server, port, requests, expected(name, answers),
+                                                 CLIENTS[measure], seconds)
         found['memory'] = {'megabytes': megabytes(family(server.pid)), 'others': 0.0}
     finally:
         server.terminate()
         server.wait()
+    return found
+
+
+def beside_the_load(order, pythons, scripts, model_folder, prepared, seconds, log):
+    """The scripts' turns beside one load, each on a server of its own: {script: [figures]}."""
+    names = [name for name in order if LOADED in SCRIPTS[name][1]]
+    (requests, answers), servers, found = prepared[LOADED], {}, {name: [] for name in names}
+    try:
+        for name in names:
+            servers[name] = start(pythons[SCRIPTS[name][0]], scripts[name], model_folder, log)
+            first_answer(*servers[name], requests[0])
+            offer(servers[name][1], requests, CLIENTS[LOADED], min(0.5, seconds))
+        with Load() as load:
+            for _ in range(TURNS):
+                for name in names:
+                    found[name].append(offer_and_watch(*servers[name], requests, expected(
+                        name, answers), CLIENTS[LOADED], min(1.0, seconds), load))
+    finally:
+        for server, _ in servers.values():
+            server.terminate()
+        for server, _ in servers.values():
+            server.wait()
     return found
 
 
@@ -521,6 +541,15 @@ def main(argv=None):
                                              ' (spoilt)' * spoilt(figures))
                             for measure, figures in found.items() if 'rate' in figures)),
                           flush=True)
+                found = beside_the_load(order, pythons, scripts, model_folder, prepared,
+                                        args.seconds, log)
+                for script, turns in found.items():
+                    results[script].setdefault(LOADED, []).extend(turns)
+                print('round %d, %s: %s' % (number + 1, LOADED, ', '.join(
+                    '%s %.1f/s%s' % (script, statistics.median(turn['rate'] for turn in turns),
+                                     ' (%d spoilt)' % sum(map(spoilt, turns))
+                                     if any(map(spoilt, turns)) else '')
+                    for script, turns in found.items())), flush=True)
                 order = order[1:] + order[:1]
     except subprocess.CalledProcessError as error:
         print('error: "%s" failed with exit code %d' % (' '.join(map(str, error.cmd)),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bench_scoring
-from bench_scoring import FOREIGN_SHARE, ROWS, SCRIPTS, TARGETS
+from bench_scoring import FOREIGN_SHARE, LOADED, ROWS, SCRIPTS, TARGETS, TURNS
 from served import COLUMNS, NAME, make_rows, register, scores
 
 pytestmark = pytest.mark.skipif(not Path('/proc/self/smaps_rollup').exists(),
@@ -100,13 +100,11 @@ def test_rows_are_within_the_models_ranges_and_differ(registry):
 
 
 def test_the_load_uses_the_cpu_and_ends_with_the_block():
-    with bench_scoring.Load(True) as load:
-        used = bench_scoring.cpu_seconds(load.pids)
-        while bench_scoring.cpu_seconds(load.pids) == used:
+    with bench_scoring.Load() as load:
+        used = bench_scoring.cpu_seconds([load.process.pid])
+        while bench_scoring.cpu_seconds([load.process.pid]) == used:
             pass
     assert load.process.returncode is not None
-    with bench_scoring.Load(False) as load:
-        assert load.pids == []
 
 
 def test_this_process_is_measured():
@@ -131,5 +129,17 @@ def test_every_script_serves_right_scores(registry, prepared, name, tmp_path):
     with open(str(tmp_path / 'log.txt'), 'w') as log:
         found = bench_scoring.one_server(name, sys.executable, paths[name], version, prepared, 0.2,
                                          log)
-    assert set(found) == set(SCRIPTS[name][1]) | {'start', 'memory'}
+    assert set(found) == set(SCRIPTS[name][1]) - {LOADED} | {'start', 'memory'}
     assert found['start']['seconds'] > 0 and found['memory']['megabytes'] > 20
+
+
+@pytest.mark.end_to_end
+def test_scripts_take_turns_beside_the_load(registry, prepared, tmp_path):
+    pythons = {environment: sys.executable for environment, _ in SCRIPTS.values()}
+    with open(str(tmp_path / 'log.txt'), 'w') as log:
+        found = bench_scoring.beside_the_load(
+            list(SCRIPTS), pythons, bench_scoring.write_scripts(tmp_path, prepared[0]),
+            registry[0] / NAME / '1', prepared[1], 0.1, log)
+    assert set(found) == {name for name, (_, measures) in SCRIPTS.items() if LOADED in measures}
+    assert all(len(turns) == TURNS for turns in found.values())
+    assert all(turn['rate'] > 0 for turns in found.values() for turn in turns)

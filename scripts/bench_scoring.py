@@ -19,6 +19,7 @@ import os
 import random
 import selectors
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -517,6 +518,8 @@ def main(argv=None):
     if not Path('/proc/self/smaps_rollup').exists():
         print('error: this benchmark reads /proc, which only Linux has', file=sys.stderr)
         return 1
+    # The servers are sessions of their own and would outlive a benchmark that is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('error: ended by SIGTERM'))
     folder = args.out.resolve() / 'scoring'
     folder.mkdir(parents=True, exist_ok=True)
     try:

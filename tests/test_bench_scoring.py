@@ -1,11 +1,14 @@
 import json
 import os
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from conftest import ROOT
 
 import bench_scoring
 from bench_scoring import FOREIGN_SHARE, LOADED, ROWS, SCRIPTS, TARGETS, TURNS
@@ -143,3 +146,24 @@ def test_scripts_take_turns_beside_the_load(registry, prepared, tmp_path):
     assert set(found) == {name for name, (_, measures) in SCRIPTS.items() if LOADED in measures}
     assert all(len(turns) == TURNS for turns in found.values())
     assert all(turn['rate'] > 0 for turns in found.values() for turn in turns)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.skipif(sys.version_info < (3, 10), reason='its packages need a newer Python')
+def test_no_server_outlives_a_benchmark_that_is_ended(registry, tmp_path):
+    bench = subprocess.Popen(
+        [sys.executable, str(ROOT / 'scripts' / 'bench_scoring.py'), '--registry', str(registry[0]),
+         '--model-name', NAME, '--out', str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        for line in bench.stdout:
+            if line.startswith(b'round 1'):
+                break
+        while bench.poll() is None and len(bench_scoring.family(bench.pid)) < 3:
+            pass
+        servers = bench_scoring.family(bench.pid)[1:]
+        bench.terminate()
+        assert bench.wait(60) == 1
+    finally:
+        bench.kill()
+        bench.communicate()
+    assert [pid for pid in servers if Path('/proc/%d' % pid).exists()] == []

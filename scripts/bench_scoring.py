@@ -36,6 +36,8 @@ LOADED = '1 row, CPU load'
 CLIENTS = {'1 row': 4, '1 row as object': 4, '100 rows': 2, '10000 rows': 1, LOADED: 4}
 ROWS = {'1 row': 1, '1 row as object': 1, '100 rows': 100, '10000 rows': 10000, LOADED: 1}
 TURNS = 6
+# Seconds of requests, checked but not counted, before a measurement.
+WARM_UP = 0.5
 BODIES = {1: 2000, 100: 200, 10000: 4}
 STARTER = '''
 import json, os
@@ -301,17 +303,18 @@ class Load:
         self.process.communicate()
 
 
-def offer_and_watch(server, port, requests, answers, clients, seconds, load=None):
+def offer_and_watch(name, measure, server, port, prepared, seconds, load=None):
     """One measurement: requests/s, p50 and p99 (ms), CPU ms a request, the share of others."""
+    requests, answers = prepared[measure]
     own = [os.getpid()] + ([load.process.pid] if load else [])
     pids = family(server.pid)
     used, everything = cpu_seconds(pids), machine_seconds()
     ours, began = cpu_seconds(own), time.perf_counter()
-    received = offer(port, requests, clients, seconds)
+    received = offer(port, requests, CLIENTS[measure], seconds)
     elapsed = time.perf_counter() - began
     used = cpu_seconds(pids) - used
     others = machine_seconds() - everything - used - (cpu_seconds(own) - ours)
-    check(received, answers)
+    check(received, NULL_ANSWERS if name == 'null' else answers)
     latencies = sorted(latency for latency, _, _ in received)
     return {'rate': len(latencies) / elapsed, 'p50': 1000 * statistics.median(latencies),
             'p99': 1000 * latencies[int(0.99 * (len(latencies) - 1))],
@@ -367,10 +370,6 @@ def write_scripts(folder, columns):
     return paths
 
 
-def expected(name, answers):
-    return NULL_ANSWERS if name == 'null' else answers
-
-
 def one_server(name, python, script, model_folder, prepared, seconds, log):
     """All measurements of one script on a fresh server, without load: {measure: figures}."""
     found = {}
@@ -384,10 +383,8 @@ def one_server(name, python, script, model_folder, prepared, seconds, log):
         found['start']['others'] = others / (time.perf_counter() - began)
         for measure in SCRIPTS[name][1]:
             if measure != LOADED:
-                requests, answers = prepared[measure]
-                offer(port, requests, CLIENTS[measure], min(0.5, seconds))
-                found[measure] = offer_and_watch(server, port, requests, expected(name, answers),
-                                                 CLIENTS[measure], seconds)
+                offer_and_watch(name, measure, server, port, prepared, min(WARM_UP, seconds))
+                found[measure] = offer_and_watch(name, measure, server, port, prepared, seconds)
         found['memory'] = {'megabytes': megabytes(family(server.pid)), 'others': 0.0}
     finally:
         server.terminate()
@@ -398,17 +395,17 @@ def one_server(name, python, script, model_folder, prepared, seconds, log):
 def beside_the_load(order, pythons, scripts, model_folder, prepared, seconds, log):
     """The scripts' turns beside one load, each on a server of its own: {script: [figures]}."""
     names = [name for name in order if LOADED in SCRIPTS[name][1]]
-    (requests, answers), servers, found = prepared[LOADED], {}, {name: [] for name in names}
+    servers, found = {}, {name: [] for name in names}
     try:
         for name in names:
             servers[name] = start(pythons[SCRIPTS[name][0]], scripts[name], model_folder, log)
-            first_answer(*servers[name], requests[0])
-            offer(servers[name][1], requests, CLIENTS[LOADED], min(0.5, seconds))
+            first_answer(*servers[name], prepared[LOADED][0][0])
+            offer_and_watch(name, LOADED, *servers[name], prepared, min(WARM_UP, seconds))
         with Load() as load:
             for _ in range(TURNS):
                 for name in names:
-                    found[name].append(offer_and_watch(*servers[name], requests, expected(
-                        name, answers), CLIENTS[LOADED], min(1.0, seconds), load))
+                    found[name].append(offer_and_watch(name, LOADED, *servers[name], prepared,
+                                                       min(1.0, seconds), load))
     finally:
         for server, _ in servers.values():
             server.terminate()

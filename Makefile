@@ -28,9 +28,9 @@ $(foreach name,DATA OUT PARAMETERS MODEL_NAME PYTHON,$(if $(word 2,$($(name))),\
   $(error $(name) is '$($(name))': make cannot handle blanks in it; use a path or name without them)))
 
 # The first Python that answers runs the set-up, which then finds or fetches the right one.
-FOUND      := $(or $(shell for p in python3 python python3.11 python3.10 python3.12 python3.13; do \
+SYSTEM_PYTHON      := $(or $(shell for p in python3 python python3.11 python3.10 python3.12 python3.13; do \
   $$p -c '' 2>/dev/null && { echo $$p; break; }; done),$(if $(shell command -v uv),uv run --no-project python))
-ANY_PYTHON  = $(or $(FOUND),$(error No Python found. 3.11 is best; 3.10, 3.12 and 3.13 do for one machine. Install uv \
+ANY_PYTHON  = $(or $(SYSTEM_PYTHON),$(error No Python found. 3.11 is best; 3.10, 3.12 and 3.13 do for one machine. Install uv \
   (https://docs.astral.sh/uv), which fetches it, or: apt-get install python3 python3-venv; brew install python@3.11))
 
 # LOCAL: all that the one-machine path needs; FULL: with the Azure SDK (700 MB) as well.
@@ -50,9 +50,9 @@ DECISION     := $(OUT)/decision.json
 REGISTRATION := $(OUT)/registration.json
 REGISTERED   := $(wildcard $(OUT)/registry/$(MODEL_NAME)/*/model/model.txt)
 TESTRESULTS  := $(OUT)/test-results
-COVERED      := $(addprefix --cov=,training scoring scripts devops)
+COVERAGE      := $(addprefix --cov=,training scoring scripts devops)
 # A core each for the tests, where the interpreter has pytest-xdist. Not simply expanded: $(PY) may not be there yet.
-BESIDE        = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n auto --dist loadfile')
+XDIST        = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n auto --dist loadfile')
 
 ##@ One machine: no account, no Azure SDK
 
@@ -77,7 +77,7 @@ smoke-test: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Real requests t
 lint: $(LOCAL) ## pycodestyle over all Python; findings on the screen and in OUT/test-results/lint.xml
 	$(PY) scripts/lint.py --junit $(TESTRESULTS)/lint.xml
 test: $(FULL) | $(TESTRESULTS) ## Unit tests with coverage; OUT/test-results/unit.xml and OUT/coverage.xml
-	$(PY) -m pytest tests -m "not end_to_end" $(BESIDE) --junitxml=$(TESTRESULTS)/unit.xml $(COVERED) --cov-report=xml:$(OUT)/coverage.xml
+	$(PY) -m pytest tests -m "not end_to_end" $(XDIST) --junitxml=$(TESTRESULTS)/unit.xml $(COVERAGE) --cov-report=xml:$(OUT)/coverage.xml
 end-to-end: $(FULL) | $(TESTRESULTS) ## The slower tests: whole paths, real servers, the real SDK against loopback Azure ML
 	$(PY) -m pytest tests -m end_to_end --junitxml=$(TESTRESULTS)/end_to_end.xml
 bench: bench-training bench-scoring ## Both benchmarks; tables and pictures in OUT/bench
@@ -110,7 +110,7 @@ rollback: $(FULL) ## Put back the model version that the service ran before
 
 .PHONY: rehearse branch-policy devops-project
 rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT=lint|test|train|worse|deploy|smoke, PIPELINE=
-	$(PY) devops/rehearse.py --pipeline $(PIPELINE) --out $(OUT)/rehearsal $(if $(FAULT),--fault $(FAULT))
+	$(PY) devops/rehearsal/rehearse.py --pipeline $(PIPELINE) --out $(OUT)/rehearsal $(if $(FAULT),--fault $(FAULT))
 branch-policy: $(LOCAL) ## Create or update the branch policies; DRY_RUN=1 only shows the difference
 	$(PY) scripts/branch_policy.py
 devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permissions and policies; DRY_RUN=1
@@ -122,12 +122,12 @@ clean: ## Remove what make made, the registry excepted
 
 # What is local and costly is a file, so that it is made again only when something that it depends on changed.
 
-.venv/.local .venv/.full: conda_dependencies.yml devops/openhack_requirements.txt scripts/environment.py scripts/dependencies.py
-	$(ANY_PYTHON) scripts/environment.py --part $(@:.venv/.%=%) --venv .venv
+.venv/.local .venv/.full: conda_dependencies.yml devops/openhack_requirements.txt scripts/build_venv.py scripts/dependencies.py
+	$(ANY_PYTHON) scripts/build_venv.py --part $(@:.venv/.%=%) --venv .venv
 .venv/.full: .venv/.local
 
 $(OUT)/.make/python-%: FORCE
-	@$(PYTHON) scripts/environment.py --part $* --check --stamp $@
+	@$(PYTHON) scripts/build_venv.py --part $* --check --stamp $@
 
 # A value that a result depends on is kept in a file, which changes only when the value does.
 VALUES = $(addprefix $(OUT)/.make/,$(1))
@@ -141,16 +141,17 @@ $(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.
 $(call VALUES,rows table parameters run-evaluation model-name build training-pins): FORCE
 	@mkdir -p $(@D) && { echo '$(VALUE)' | cmp -s - $@ || echo '$(VALUE)' > $@; }
 
-READER := training/table.py training/columns.json
+TABLE_CODE := training/table.py training/columns.json
 
-$(OUT)/data/safe_driver.csv: training/sample.py $(READER) $(call VALUES,rows) | $(LOCAL)
+$(OUT)/data/safe_driver.csv: training/sample.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(ROWS) --out $@
 
-$(MODEL) &: training/train.py training/metrics.py training/report.py training/tracking.py $(READER) $(PARAMETERS) $(wildcard $(TABLE)) \
+$(MODEL) &: training/train.py training/parameters.py training/metrics.py training/report.py training/tracking.py \
+    $(TABLE_CODE) $(PARAMETERS) $(wildcard $(TABLE)) \
     $(if $(DATA),,$(TABLE)) $(call VALUES,table parameters training-pins) | $(LOCAL)
 	$(PY) training/train.py --data $(TABLE) --parameters $(PARAMETERS) --out $(OUT)/model
 
-$(DECISION): training/evaluate.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)
+$(DECISION): training/evaluate.py training/parameters.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)
 	$(PY) training/evaluate.py --data $(TABLE) --parameters $(PARAMETERS) --model $(OUT)/model --model-name $(MODEL_NAME) \
 	  --registry $(OUT)/registry --run-evaluation $(RUN_EVALUATION) \
 	  --allow-run-cancel $(ALLOW_RUN_CANCEL) --out $@

@@ -40,7 +40,7 @@ def read_header(path):
         text = file.read()
     header = dict(line.partition('=')[::2] for line in text.partition(HEADER_END)[0].splitlines())
     if 'feature_names' not in header or LAST_LINE not in text:
-        raise ModelError('%s is not a whole LightGBM text model' % path)
+        raise ModelError(f'{path} is not a whole LightGBM text model')
     if not header.get('objective', '').startswith('binary') or header.get('num_class') != '1':
         raise ModelError('%s has the objective %r; a binary one is needed'
                          % (path, header.get('objective')))
@@ -66,7 +66,7 @@ class Booster:
 
     def _call(self, name, *arguments):
         if getattr(self.library, name)(*arguments) != 0:
-            raise ModelError('%s: %s' % (name, self.library.LGBM_GetLastError().decode()))
+            raise ModelError(f'{name}: {self.library.LGBM_GetLastError().decode()}')
 
     def predict(self, values, rows, threads):
         """The probability of each row (list of floats).
@@ -89,5 +89,5 @@ class Booster:
                        ctypes.c_int32(rows), ctypes.c_int32(len(self.columns)), ROW_MAJOR, NORMAL,
                        0, ALL_TREES, b'num_threads=%d' % threads, ctypes.byref(count), scores)
         if count.value != rows:
-            raise ModelError('%d scores for %d rows' % (count.value, rows))
+            raise ModelError(f'{count.value} scores for {rows} rows')
         return scores[:]

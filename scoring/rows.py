@@ -40,14 +40,14 @@ def parse(body, columns, max_rows):
     # in memory.
     if (body.count(b'[') + body.count(b'{') > max_rows + 2
             or body.count(b',') >= max_rows * len(columns)):
-        raise Refused(413, 'more lists, objects or values than %d rows have' % max_rows)
+        raise Refused(413, f'more lists, objects or values than {max_rows} rows have')
     try:
         (name, rows), = orjson.loads(body).items()
         lengths, names = set(map(len, rows)), 1
         if set(map(type, rows)) == {dict}:
             names += len(columns) * len(rows)
             rows = list(map(operator.itemgetter(*columns), rows))
-        packed = struct.pack('%dd' % (len(columns) * len(rows)), *chain.from_iterable(rows))
+        packed = struct.pack(f'{len(columns) * len(rows)}d', *chain.from_iterable(rows))
         # struct refuses all but numbers, true and false.
         numbers = b'true' not in body and b'false' not in body or bool not in map(
             type, chain.from_iterable(rows))
@@ -68,20 +68,20 @@ def explain(body, columns, fault):
     fault: what parse() met. The standard JSON parser also reads NaN, Infinity and numbers beyond
     a double, so that their row and column can be named.
     """
-    unreadable = [(None, None, 'the body is no JSON in UTF-8: %s' % fault)]
+    unreadable = [(None, None, f'the body is no JSON in UTF-8: {fault}')]
     try:
         payload = json.loads(body.decode(), object_pairs_hook=Pairs, parse_int=float)
     except (ValueError, RecursionError):
         return unreadable
     if not isinstance(payload, Pairs):
-        return [(None, None, 'the body is %s; %s' % (kind(payload), EXPECTED))]
+        return [(None, None, f'the body is {kind(payload)}; {EXPECTED}')]
     names = [name for name, _ in payload]
     if names != ['data']:
         shown = json.dumps([name[:NAME_SHOWN] for name in names[:PROBLEMS_SHOWN]])
-        return [(None, None, 'the body has the names %s; %s' % (shown, EXPECTED))]
+        return [(None, None, f'the body has the names {shown}; {EXPECTED}')]
     rows = payload[0][1]
     if type(rows) is not list:
-        return [(None, None, '"data" is %s; %s' % (kind(rows), EXPECTED))]
+        return [(None, None, f'"data" is {kind(rows)}; {EXPECTED}')]
     if not rows:
         return [(None, None, '"data" holds no row')]
     return list(islice(row_problems(rows, columns), PROBLEMS_SHOWN)) or unreadable
@@ -93,12 +93,12 @@ def row_problems(rows, columns):
             yield (number, None, 'is %s; a row is a list of %d numbers or an object with a number '
                    'for each column' % (kind(row), len(columns)))
         elif isinstance(row, Pairs) != isinstance(rows[0], Pairs):
-            yield number, None, 'is %s, row 0 is %s' % (kind(row), kind(rows[0]))
+            yield number, None, f'is {kind(row)}, row 0 is {kind(rows[0])}'
         elif isinstance(row, Pairs):
             yield from name_problems(number, row, columns)
             yield from value_problems(number, row)
         elif len(row) != len(columns):
-            yield number, None, 'has length %d, not %d' % (len(row), len(columns))
+            yield number, None, f'has length {len(row)}, not {len(columns)}'
         else:
             yield from value_problems(number, zip(columns, row))
 
@@ -119,7 +119,7 @@ def name_problems(row, pairs, columns):
 def value_problems(row, pairs):
     for name, value in pairs:
         if type(value) is not float:
-            yield row, name[:NAME_SHOWN], 'is %s, not a number' % kind(value)
+            yield row, name[:NAME_SHOWN], f'is {kind(value)}, not a number'
         elif value - value != 0:
             yield row, name[:NAME_SHOWN], 'is not a finite number'
 

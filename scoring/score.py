@@ -79,7 +79,7 @@ def publish_documents():
             try:
                 shutil.copy(os.path.join(FOLDER, name), root)
             except OSError as error:
-                print('the OpenAPI document %s will not be served: %s' % (name, error))
+                print(f'the OpenAPI document {name} will not be served: {error}')
 
 
 def one_line_a_request():
@@ -131,23 +131,23 @@ def read(environ):
             for _ in range(DRAINED_BODIES):
                 if not stream.read(limit):
                     break
-            raise Refused(413, 'the body is larger than %d bytes' % limit)
+            raise Refused(413, f'the body is larger than {limit} bytes')
     except TimeoutError:
         raise Refused(408, 'the body did not arrive in time')
     except Refused:
         raise
     except Exception as error:  # the server has a dozen kinds for broken chunks and connections
-        raise Refused(400, 'the body cannot be read: %s' % type(error).__name__)
+        raise Refused(400, f'the body cannot be read: {type(error).__name__}')
     if declared and len(body) != int(declared):
-        raise Refused(400, 'the body ends after %d of %s bytes' % (len(body), declared))
+        raise Refused(400, f'the body ends after {len(body)} of {declared} bytes')
     return body
 
 
 def refusal(refused):
     """The response to a refused request: one sentence, and all problems that were found."""
     row, column, reason = refused.problems[0]
-    place = ', '.join(([] if row is None else ['row %d' % row]) + ([column] if column else []))
-    message = {'message': '%s %s' % (place, reason) if place else reason,
+    location = ', '.join(([] if row is None else [f'row {row}']) + ([column] if column else []))
+    message = {'message': f'{location} {reason}' if location else reason,
                'errors': [{'row': row, 'column': column, 'reason': reason}
                           for row, column, reason in refused.problems]}
     return AMLResponse(message, refused.status, ALLOWED if refused.status == 405 else {},

@@ -1,6 +1,6 @@
 """Azure DevOps over REST: find it in the environment, call it, say in words what went wrong.
 
-    client = azure_devops.Client(azure_devops.place(os.environ))
+    client = azure_devops.Client(azure_devops.read_settings(os.environ))
     client.pages('{project}/_apis/policy/configurations', 'list the branch policies')
 """
 import collections
@@ -25,7 +25,7 @@ SCOPES = ('Code (read, write), Build (read, execute), Variable Groups (read, cre
           'Service Connections (read), Identity (read); for DENY_BYPASS=1 also Security (manage)')
 
 # What it is, the name for people, the agent's own name, what to set it to.
-WHERE = (
+SETTINGS = (
     ('organisation', 'AZURE_DEVOPS_ORG_URL', 'SYSTEM_COLLECTIONURI',
      'the address of the organisation, such as https://dev.azure.com/contoso'),
     ('project', 'AZURE_DEVOPS_PROJECT', 'SYSTEM_TEAMPROJECT', 'the name of the project'),
@@ -35,8 +35,8 @@ WHERE = (
 )
 SWITCHES = ('DRY_RUN', 'DENY_BYPASS')
 ON, OFF = ('1', 'true'), ('', '0', 'false')
-Place = collections.namedtuple('Place', 'organisation project repository token personal branch '
-                               'dry_run deny_bypass')
+Settings = collections.namedtuple('Place', 'organisation project repository token personal branch '
+                                  'dry_run deny_bypass')
 
 
 class AzureDevOpsError(Exception):
@@ -63,13 +63,13 @@ def is_organisation(address):
             and (url.hostname != 'dev.azure.com' or len(names) == 1))
 
 
-def place(environ):
+def read_settings(environ):
     """Where to work and how, from the environment. Raises SettingsError with all problems."""
     found, problems = {}, []
-    for key, name, agents, meaning in WHERE:
+    for key, name, agents, meaning in SETTINGS:
         found[key] = given(environ, name) or given(environ, agents)
         if not found[key]:
-            problems.append('%s is not set (in Azure Pipelines: %s): %s' % (name, agents, meaning))
+            problems.append(f'{name} is not set (in Azure Pipelines: {agents}): {meaning}')
     if found['organisation'] and not is_organisation(found['organisation']):
         # The value is not shown: a pasted clone URL may hold a token.
         problems.append('AZURE_DEVOPS_ORG_URL is not the address of an organisation: it must be '
@@ -80,14 +80,14 @@ def place(environ):
     if branch.startswith('refs/heads/'):
         branch = branch[len('refs/heads/'):]
     switches = [given(environ, name).lower() for name in SWITCHES]
-    problems += ['%s is %r: it must be 1 or 0' % (name, value)
+    problems += [f'{name} is {value!r}: it must be 1 or 0'
                  for name, value in zip(SWITCHES, switches) if value not in ON + OFF]
     if problems:
         raise SettingsError('%d setting%s to correct in the environment:\n  %s' % (
             len(problems), 's' * (len(problems) > 1), '\n  '.join(problems)))
-    return Place(found['organisation'].rstrip('/'), found['project'], found['repository'],
-                 found['token'], bool(given(environ, 'AZURE_DEVOPS_EXT_PAT')), branch,
-                 *[value in ON for value in switches])
+    return Settings(found['organisation'].rstrip('/'), found['project'], found['repository'],
+                    found['token'], bool(given(environ, 'AZURE_DEVOPS_EXT_PAT')), branch,
+                    *[value in ON for value in switches])
 
 
 def web(here, *parts):
@@ -142,7 +142,7 @@ class Client:
         while True:
             answer, token = self._call('GET', path, doing, None, query, **more)
             if not isinstance(answer, dict) or not isinstance(answer.get('value'), list):
-                raise AzureDevOpsError('Azure DevOps sent no list when asked to %s.' % doing)
+                raise AzureDevOpsError(f'Azure DevOps sent no list when asked to {doing}.')
             items += answer['value']
             if not token or token in tokens:
                 return items
@@ -195,7 +195,7 @@ class Client:
             if not again or wait is None or (
                     time.monotonic() - started + wait > DEADLINE_SECONDS):
                 raise problem
-            print('%s (trying again in %d s)' % (problem, wait), file=sys.stderr)
+            print(f'{problem} (trying again in {wait} s)', file=sys.stderr)
             time.sleep(wait)
 
     def _answer(self, response, doing, needs):
@@ -241,26 +241,26 @@ class Client:
                 host, READ_SECONDS, doing))
         cause = error.args[0] if error.args else error
         cause = str(getattr(cause, 'reason', cause)).rsplit(': ', 1)[-1].strip('()\'"')
-        return AzureDevOpsError('Cannot reach %s to %s: %s.' % (host, doing, cause))
+        return AzureDevOpsError(f'Cannot reach {host} to {doing}: {cause}.')
 
     def _refused(self, response, doing, needs):
         """The sentence for an error status, with the service's own words where it has any."""
         status = response.status_code
         words, kind = reason(response)
         if status == 404 and not words:
-            text = 'There is no organisation at %s (HTTP 404).' % self.here.organisation
+            text = f'There is no organisation at {self.here.organisation} (HTTP 404).'
         elif kind.startswith('ProjectDoesNotExist'):
             text = ('There is no project %r in %s, or the owner of the token may not see it '
                     '(%s).' % (self.here.project, self.here.organisation, words.split(':')[0]))
         elif status == 403:
-            text = 'No permission to %s: %s' % (doing, words or 'HTTP 403.')
+            text = f"No permission to {doing}: {words or 'HTTP 403.'}"
             if needs:
-                text += ' Ask for: %s.' % needs
+                text += f' Ask for: {needs}.'
         elif status == 429:
             text = 'Azure DevOps is asked too often (429) and wants a pause of %s s.' % (
                 response.headers.get('Retry-After', 'some'))
         else:
-            text = 'Azure DevOps did not %s (HTTP %d)' % (doing, status)
+            text = f'Azure DevOps did not {doing} (HTTP {status})'
             text += ': ' + words if words else '.'
         if status in TRANSIENT:
             text += ' Run this again later; nothing is done twice.'

@@ -217,13 +217,13 @@ def check(received, answers):
         except (ValueError, LookupError, TypeError):
             right = False
         if not right:
-            raise RuntimeError('wrong answer: %s' % answer[:400])
+            raise RuntimeError(f'wrong answer: {answer[:400]}')
 
 
 def family(pid):
     """The ids of a process and all its descendants."""
     found = [pid]
-    for task in Path('/proc/%d/task' % pid).glob('*/children'):
+    for task in Path(f'/proc/{pid}/task').glob('*/children'):
         for child in task.read_text().split():
             found += family(int(child))
     return found
@@ -232,7 +232,7 @@ def family(pid):
 def cpu_seconds(pids):
     total = 0
     for pid in pids:
-        fields = Path('/proc/%d/stat' % pid).read_text().rpartition(')')[2].split()
+        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
         total += int(fields[11]) + int(fields[12])
     return total / TICK
 
@@ -248,7 +248,7 @@ def megabytes(pids, kind='Pss'):
     """Memory of these processes. Pss: with the fair share of what they share, also with others."""
     total = 0
     for pid in pids:
-        rollup = Path('/proc/%d/smaps_rollup' % pid).read_text()
+        rollup = Path(f'/proc/{pid}/smaps_rollup').read_text()
         total += int(next(line for line in rollup.splitlines() if line.startswith(kind + ':'))
                      .split()[1])
     return total / 1024
@@ -263,14 +263,14 @@ def free_port():
 def start(python, script, model_folder, log):
     """Start the inference server on a free port; (process, port)."""
     port = free_port()
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in ('PYTHONDONTWRITEBYTECODE', 'OMP_NUM_THREADS')}
+    environ = {name: value for name, value in os.environ.items()
+               if name not in ('PYTHONDONTWRITEBYTECODE', 'OMP_NUM_THREADS')}
     if script.parent == serve.SCORING:
-        environment = serve.surroundings(model_folder, environment)
-    environment.update(AZUREML_MODEL_DIR=str(model_folder), AML_APP_ROOT=str(script.parent))
+        environ = serve.server_environ(model_folder, environ)
+    environ.update(AZUREML_MODEL_DIR=str(model_folder), AML_APP_ROOT=str(script.parent))
     command = [str(python), '-m', 'azureml_inference_server_http', '--entry_script', str(script),
                '--port', str(port)]
-    return subprocess.Popen(command, env=environment, cwd=str(script.parent), stdout=log,
+    return subprocess.Popen(command, env=environ, cwd=str(script.parent), stdout=log,
                             stderr=subprocess.STDOUT, start_new_session=True), port
 
 
@@ -285,7 +285,7 @@ def first_answer(process, port, request):
             continue
         if status == 200:
             return time.perf_counter() - began
-        raise RuntimeError('the first request got status %d: %s' % (status, body[:200]))
+        raise RuntimeError(f'the first request got status {status}: {body[:200]}')
     raise RuntimeError('the server did not start')
 
 
@@ -324,13 +324,13 @@ def offer_and_watch(name, measure, server, port, prepared, seconds, load=None):
 def install(folder, extra):
     """A virtual environment with the scoring packages of conda_dependencies.yml and `extra`."""
     python = folder / 'bin' / 'python'
-    chosen = [package if '==' in package else package.replace('=', '==')
+    listed = [package if '==' in package else package.replace('=', '==')
               for _, package, tags in dependencies.parse(dependencies.LIST.read_text())
               if 'scoring' in tags and 'cloud' not in tags and not package.startswith('python=')]
-    packages, stamp = chosen + list(extra), folder / 'installed.txt'
+    packages, stamp = listed + list(extra), folder / 'installed.txt'
     if stamp.exists() and stamp.read_text() == '\n'.join(packages):
         return python
-    print('Installing %s into %s' % (', '.join(packages), folder), flush=True)
+    print(f"Installing {', '.join(packages)} into {folder}", flush=True)
     uv = shutil.which('uv')
     shutil.rmtree(str(folder), ignore_errors=True)
     subprocess.run([uv, 'venv', '-q', '--python', sys.executable, str(folder)] if uv else
@@ -456,8 +456,7 @@ def report(table, results):
                                                measures['memory']['megabytes']))
     lines += ['', '| ratio of medians | must be | is | |', '|---|---|---|---|']
     for label, wanted, ratio, reached in ratios(table):
-        lines.append('| %s | %s | %.2f | %s |' % (label, wanted, ratio,
-                                                  'reached' if reached else 'MISSED'))
+        lines.append(f"| {label} | {wanted} | {ratio:.2f} | {'reached' if reached else 'MISSED'} |")
     return '\n'.join(lines)
 
 
@@ -466,9 +465,9 @@ def ratios(table):
     for label, measure, figure, other, least, most in TARGETS:
         ratio = table['ours'][measure][figure] / table[other][measure][figure]
         if least is not None:
-            yield label, 'at least %g' % least, ratio, ratio >= least
+            yield label, f'at least {least:g}', ratio, ratio >= least
         else:
-            yield label, 'at most %g' % most, ratio, ratio <= most
+            yield label, f'at most {most:g}', ratio, ratio <= most
 
 
 def draw(table, path):
@@ -484,7 +483,7 @@ def draw(table, path):
     colours = dict(zip(SCRIPTS, ('#1b6ca8', '#c98b2b', '#e3c58e', '#b5513f', '#9a9a9a')))
     figure, axes = pyplot.subplots(4, 2, figsize=(10, 10))
     axes[-1][-1].axis('off')
-    axes[-1][-1].text(0, 1, '\n'.join('%.2f  %s\n         (%s)' % (ratio, label, wanted)
+    axes[-1][-1].text(0, 1, '\n'.join(f'{ratio:.2f}  {label}\n         ({wanted})'
                                       for label, wanted, ratio, _ in ratios(table)),
                       fontsize=8.5, va='top')
     for axis, (title, measure, key, text) in zip(axes.flat, panels):
@@ -556,7 +555,7 @@ def main(argv=None):
                                                         error.returncode), file=sys.stderr)
         return 1
     except (OSError, RuntimeError, ValueError, LookupError) as error:
-        print('error: %s; the servers wrote %s' % (error, folder / 'servers.log'), file=sys.stderr)
+        print(f"error: {error}; the servers wrote {folder / 'servers.log'}", file=sys.stderr)
         return 1
     table = medians({script: results[script] for script in SCRIPTS})
     text = '%d rounds on %d cores, Python %s, %s\n\n%s' % (

@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import files
+import atomic
 
 TRAINING = Path(__file__).resolve().parent.parent / 'training'
 SUBJECTS = ('reference', 'challenge', 'default')
@@ -96,9 +96,9 @@ print(json.dumps({
 # Runs with training/ on its path: hold-out AUC of each fold under each file of parameters.
 FOLD = '''
 import json, sys
-import metrics, numpy, table, train
+import metrics, numpy, table, train, parameters as p
 frame = table.read_table(sys.argv[1])
-parameters = [train.load_parameters(path) for path in sys.argv[2:4]]
+parameters = [p.load_parameters(path) for path in sys.argv[2:4]]
 folds, repeats = int(sys.argv[4]), int(sys.argv[5])
 for repeat in range(repeats):
     random = numpy.random.RandomState(repeat)
@@ -143,13 +143,13 @@ def measure(command, threads=None):
     This process stays small, for Linux counts the memory of the one that starts another as that
     one's first peak.
     """
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in ('PYTHONDONTWRITEBYTECODE', 'OMP_NUM_THREADS')}
+    environ = {name: value for name, value in os.environ.items()
+               if name not in ('PYTHONDONTWRITEBYTECODE', 'OMP_NUM_THREADS')}
     if threads:
-        environment['OMP_NUM_THREADS'] = str(threads)
+        environ['OMP_NUM_THREADS'] = str(threads)
     with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as problems:
         before, start = busy_seconds(), time.monotonic()
-        process = subprocess.Popen(command, stdout=out, stderr=problems, env=environment)
+        process = subprocess.Popen(command, stdout=out, stderr=problems, env=environ)
         try:
             _, process.returncode, usage = os.wait4(process.pid, 0)
         finally:
@@ -159,7 +159,7 @@ def measure(command, threads=None):
             file.seek(0)
         text = out.read()
         if process.returncode:
-            raise RuntimeError('{} failed: {}'.format(' '.join(command[:2]), problems.read()))
+            raise RuntimeError(f"{' '.join(command[:2])} failed: {problems.read()}")
     cpu = usage.ru_utime + usage.ru_stime
     scale = 1 if sys.platform == 'darwin' else 1024
     return text, {'wall': wall, 'cpu': cpu, 'memory_mb': usage.ru_maxrss * scale / 1e6,
@@ -265,11 +265,11 @@ def targets(summary):
             ('peak memory, default', 0.35, ratio('default', 'memory_mb')),
             ('boosting time to the reference AUC', 0.08, summary['time_to_reference']),
             ('report.html, seconds', 3, summary['report'])]
-    rows = [(name, 'at most {:g}'.format(limit), '{:.3f}'.format(found), found <= limit)
+    rows = [(name, f'at most {limit:g}', f'{found:.3f}', found <= limit)
             for name, limit, found in rows]
-    return rows + [('AUC, default minus reference', 'at least +0.0015', '{:+.5f}'.format(gain),
+    return rows + [('AUC, default minus reference', 'at least +0.0015', f'{gain:+.5f}',
                     gain >= 0.0015),
-                   ('... in standard errors', 'at least 2', '{:.1f}'.format(gain / error),
+                   ('... in standard errors', 'at least 2', f'{gain / error:.1f}',
                     gain >= 2 * error)]
 
 
@@ -284,9 +284,9 @@ def describe(summary, rows, scaling):
             subject, *['{:.2f} [{:.2f}, {:.2f}]'.format(*figures[name])
                        if name != 'memory_mb' else '{:.0f} [{:.0f}, {:.0f}]'.format(*figures[name])
                        for name in ('wall', 'cpu', 'memory_mb', 'boosting')],
-            '{:.0f}'.format(figures['rounds'][0]), '{:.5f}'.format(figures['test_auc'])))
+            f"{figures['rounds'][0]:.0f}", f"{figures['test_auc']:.5f}"))
     lines += ['', 'Mean prediction over mean true probability: ' + ', '.join(
-        '{} {:.4f}'.format(subject, figures['calibration'])
+        f"{subject} {figures['calibration']:.4f}"
         for subject, figures in summary['subjects'].items()), '']
     form = '{:<38} {:>17} {:>10}  {}'
     lines.append(form.format('against the reference', 'limit', 'found', 'met'))
@@ -326,17 +326,18 @@ def draw(path, rounds, summary, scaling):
         axes.bar(SUBJECTS, middle, color=colours, yerr=[
             [value[0] - value[1] for value in values], [value[2] - value[0] for value in values]],
             error_kw={'ecolor': '#1d2733', 'capsize': 4})
-        for place, value in enumerate(values):
-            text = '{}\n{:.2f} of reference'.format(form.format(value[0]), value[0] / middle[0])
-            axes.annotate(text, (place, value[2]), xytext=(0, 6), textcoords='offset points',
+        for position, value in enumerate(values):
+            text = f'{form.format(value[0])}\n{value[0] / middle[0]:.2f} of reference'
+            axes.annotate(text, (position, value[2]), xytext=(0, 6), textcoords='offset points',
                           ha='center', fontsize=9)
         axes.set_title(title)
         axes.set_ylim(0, 1.25 * max(value[2] for value in values))
-    for place, subject in enumerate(SUBJECTS[1:]):
+    for position, subject in enumerate(SUBJECTS[1:]):
         values = summary['gains'][subject]
-        gain.plot([place] * len(values), values, 'o', color=COLOURS[subject], alpha=0.6)
-        gain.errorbar(place + 0.2, summary['gain_mean'][subject], 2 * summary['gain_error'][subject]
-                      if len(values) > 1 else 0, fmt='s', color='#1d2733', capsize=4)
+        gain.plot([position] * len(values), values, 'o', color=COLOURS[subject], alpha=0.6)
+        gain.errorbar(position + 0.2, summary['gain_mean'][subject],
+                      2 * summary['gain_error'][subject] if len(values) > 1 else 0,
+                      fmt='s', color='#1d2733', capsize=4)
     gain.axhline(0, color=COLOURS['reference'])
     gain.set(xticks=[0, 1], xlim=(-0.5, 1.6), title='AUC gain by table; mean and 2 SE')
     gain.set_xticklabels(SUBJECTS[1:])
@@ -349,17 +350,17 @@ def draw(path, rounds, summary, scaling):
                   linestyle='--', linewidth=1)
     curve.set(xscale='log', xlabel='seconds of boosting', title='Test AUC as trees are added')
     curve.legend(frameon=False, loc='lower right')
-    for axes, title, chosen, key in (
+    for axes, title, runs, key in (
             (rows, 'Seconds by rows', [one for one in scaling if one['threads'] == 'all'], 'rows'),
             (threads, 'Seconds by threads',
              [one for one in scaling if one['rows'] == scaling[-1]['rows']], 'threads')):
-        names = ['{:,}'.format(one[key]) if key == 'rows' else str(one[key]) for one in chosen]
+        names = [f'{one[key]:,}' if key == 'rows' else str(one[key]) for one in runs]
         for shift, subject in enumerate(SUBJECTS):
-            bars = axes.bar([place + 0.27 * (shift - 1) for place in range(len(chosen))],
-                            [one['wall'][subject] for one in chosen], 0.25, color=COLOURS[subject],
+            bars = axes.bar([position + 0.27 * (shift - 1) for position in range(len(runs))],
+                            [one['wall'][subject] for one in runs], 0.25, color=COLOURS[subject],
                             label=subject)
             axes.bar_label(bars, fmt='%.1f', fontsize=8, padding=2)
-        axes.set(title=title, xticks=range(len(chosen)))
+        axes.set(title=title, xticks=range(len(runs)))
         axes.set_xticklabels(names)
         axes.legend(frameon=False)
     for axes in figure.axes:
@@ -398,7 +399,7 @@ def compare(arguments):
                         'wall': {name: found[name]['wall'] for name in SUBJECTS}})
     print(describe(summary, arguments.rows, scaling))
     draw(arguments.out / 'training.png', rounds, summary, scaling)
-    files.write_json(arguments.out / 'training.json', {
+    atomic.write_json(arguments.out / 'training.json', {
         'rows': arguments.rows, 'processors': os.cpu_count(), 'summary': summary,
         'targets': targets(summary), 'scaling': scaling, 'rounds': rounds})
 
@@ -422,16 +423,16 @@ def cross_validate(arguments):
             raise RuntimeError('the cross-validation failed, see above')
     finally:
         process.kill()
-    aucs = {name: [fold[place][0] for fold in found] for place, name in enumerate(names)}
+    aucs = {name: [fold[position][0] for fold in found] for position, name in enumerate(names)}
     differences = [default - challenge for default, challenge in zip(*aucs.values())]
     mean, error = statistics.mean(differences), corrected_error(differences, FOLDS)
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         print('{:<10} mean AUC {:.4f}, {:.0f} trees (median)'.format(
-            name, statistics.mean(aucs[name]), statistics.median(fold[place][1] for fold in found)))
+            name, statistics.mean(aucs[name]), statistics.median(fold[position][1] for fold in found)))
     print('default minus challenge: {:+.4f}, corrected standard error {:.4f} ({:.1f} of them), '
           'ahead in {} of {} folds'.format(mean, error, mean / error, sum(
               difference > 0 for difference in differences), len(differences)))
-    files.write_json(arguments.out / 'cross_validation.json', {
+    atomic.write_json(arguments.out / 'cross_validation.json', {
         'data': arguments.cross_validate.name, 'folds': FOLDS, 'repeats': REPEATS, 'auc': aucs,
         'difference': mean, 'corrected_standard_error': error})
 
@@ -448,7 +449,7 @@ def main(argv=None):
         arguments.out.mkdir(parents=True, exist_ok=True)
         (cross_validate if arguments.cross_validate else compare)(arguments)
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        print('error: {}'.format(error), file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 1
     return 0
 

@@ -213,13 +213,13 @@ def bypass_identities(client, repository):
     """{name: descriptor} of the contributors and of the project's build identity."""
     project = repository['project']
     organisation = client.here.organisation.rsplit('/', 1)[-1]
-    group = '[%s]\\Contributors' % project['name']
-    build = '%s Build Service (%s)' % (project['name'], organisation)
+    group = f"[{project['name']}]\\Contributors"
+    build = f"{project['name']} Build Service ({organisation})"
     found = {}
     for name, is_it in (
             (group, lambda one: one.get('providerDisplayName', '').lower() == group.lower()),
             (build, lambda one: one['descriptor'].endswith(':Build:' + project['id']))):
-        doing = 'find the identity %s' % name
+        doing = f'find the identity {name}'
         matches = [one for one in client.identities(name, doing) if is_it(one)]
         if not matches:
             raise AzureDevOpsError(
@@ -243,7 +243,7 @@ def plan_bypass(client, repository):
     for name, descriptor in identities.items():
         denied = (entries.get(descriptor) or {}).get('deny', 0)
         verb = 'ok' if denied & BYPASS == BYPASS else 'update'
-        lines = [] if verb == 'ok' else ['deny: %d -> %d' % (denied, denied | BYPASS)]
+        lines = [] if verb == 'ok' else [f'deny: {denied} -> {denied | BYPASS}']
         changes.append(Change(verb, 'bypass denied to ' + name, lines, {
             'token': token, 'merge': True, 'accessControlEntries': [
                 {'descriptor': descriptor, 'allow': 0, 'deny': BYPASS}]}, None))
@@ -252,17 +252,17 @@ def plan_bypass(client, repository):
 
 def send(client, change):
     """Do one change. Raises AzureDevOpsError also when the service kept something else."""
-    doing = '%s the policy "%s"' % (change.verb, change.name)
+    doing = f'{change.verb} the policy "{change.name}"'
     if 'token' in change.body:
         kept = client.call('POST', '_apis/accesscontrolentries/' + GIT_REPOSITORIES,
                            'have ' + change.name, change.body, needs=MANAGE_PERMISSIONS)
         if any(entry['deny'] & BYPASS != BYPASS for entry in kept['value']):
-            raise AzureDevOpsError('Azure DevOps took the denial but did not keep it: %s' % kept)
+            raise AzureDevOpsError(f'Azure DevOps took the denial but did not keep it: {kept}')
         return
     if change.id is None:
         kept = client.call('POST', POLICIES, doing, change.body, needs=EDIT_POLICIES)
     else:
-        kept = client.call('PUT', '%s/%d' % (POLICIES, change.id), doing, change.body,
+        kept = client.call('PUT', f'{POLICIES}/{change.id}', doing, change.body,
                            needs=EDIT_POLICIES)
     lost = differences(kept, change.body)
     if lost:
@@ -272,8 +272,8 @@ def send(client, change):
 
 def show(change):
     """A change, its differences below it."""
-    label = '  %-8s%s' % (change.verb, change.name)
-    print(label + (' (id %d)' % change.id if change.id else ''))
+    label = f'  {change.verb:8}{change.name}'
+    print(label + (f' (id {change.id})' if change.id else ''))
     for line in change.differences:
         print('            ' + line)
 
@@ -305,7 +305,7 @@ def apply(client, repository, pipelines):
         and one.get('queueStatus', 'enabled') != 'enabled']
     if client.here.deny_bypass:
         changes += plan_bypass(client, repository)
-    print('Branch policies of %s in %s' % (client.here.branch, repository['name']))
+    print(f"Branch policies of {client.here.branch} in {repository['name']}")
     for change in changes:
         if change.verb != 'ok' and not client.here.dry_run:
             send(client, change)
@@ -319,10 +319,10 @@ def summary(count, dry_run):
     """The last line: what was done or would be done."""
     if not count:
         return 'Nothing to change.'
-    things = '%d thing%s' % (count, 's' * (count > 1))
+    things = f"{count} thing{'s' * (count > 1)}"
     if dry_run:
-        return 'Dry run: nothing was changed. Without DRY_RUN=1 this changes %s.' % things
-    return 'Changed %s.' % things
+        return f'Dry run: nothing was changed. Without DRY_RUN=1 this changes {things}.'
+    return f'Changed {things}.'
 
 
 def main(argv=None):
@@ -330,9 +330,9 @@ def main(argv=None):
         argparse.RawDescriptionHelpFormatter))
     parser.parse_args(argv)
     try:
-        here = azure_devops.place(os.environ)
+        here = azure_devops.read_settings(os.environ)
     except SettingsError as error:
-        print('error: %s' % error, file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 2
     try:
         client = azure_devops.Client(here)
@@ -342,7 +342,7 @@ def main(argv=None):
             raise AzureDevOpsError(absent_branch(client, repository, branches))
         count = apply(client, repository, find_pipelines(client, repository))
     except AzureDevOpsError as error:
-        print('error: %s' % error, file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 1
     print(summary(count, here.dry_run))
     return 0

@@ -7,19 +7,19 @@ import os
 import sys
 import time
 
-import calls
+import azure_ml
 import run
 import settings
 import workspace
 
 
-def cancel(chosen):
+def cancel(config):
     """Cancel every run of the build that is under way; their ids. Raises AzureError."""
-    space = workspace.connect(chosen)
-    found = [one for one, state in run.runs_of(space, chosen, chosen.build_buildid)
+    space = workspace.connect(config)
+    found = [one for one, state in run.runs_of(space, config, config.build_buildid)
              if state in run.UNDER_WAY]
     for one in found:
-        with calls.asking('cancel the run %s' % one.id, chosen.call_timeout_seconds):
+        with azure_ml.asking(f'cancel the run {one.id}', config.call_timeout_seconds):
             one.cancel()
             while one.get_status() in run.UNDER_WAY:
                 time.sleep(run.FIRST_PAUSE_SECONDS)
@@ -29,12 +29,12 @@ def cancel(chosen):
 def main(argv=None):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
-        chosen = settings.read(os.environ, needs=settings.WORKSPACE + ('BUILD_BUILDID',))
-        cancelled = cancel(chosen)
-    except (settings.SettingsError, calls.AzureError) as error:
-        print('error: %s' % error, file=sys.stderr)
+        config = settings.read(os.environ, needs=settings.WORKSPACE + ('BUILD_BUILDID',))
+        cancelled = cancel(config)
+    except (settings.SettingsError, azure_ml.AzureError) as error:
+        print(f'error: {error}', file=sys.stderr)
         return 1
-    print('build %s: %s' % (chosen.build_buildid, 'cancelled run ' + ', '.join(cancelled)
+    print('build %s: %s' % (config.build_buildid, 'cancelled run ' + ', '.join(cancelled)
                             if cancelled else 'no run is under way, nothing to cancel'))
     return 0
 

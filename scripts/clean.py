@@ -28,7 +28,7 @@ def main(argv=None):
             path.unlink()
     kept = args.out / 'registry'
     if kept.exists():
-        print('kept %s' % kept)
+        print(f'kept {kept}')
     return 0
 
 

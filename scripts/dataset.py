@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import calls
+import azure_ml
 import settings
 import workspace
 
@@ -33,26 +33,26 @@ def latest(space, name):
     try:
         return Dataset.get_by_name(space, name)
     except Exception as error:
-        if calls.status_of(error) == 404 or 'Cannot find dataset' in str(error):
+        if azure_ml.status_of(error) == 404 or 'Cannot find dataset' in str(error):
             return None
         raise
 
 
-def register(space, chosen, path):
+def register(space, config, path):
     """(registered dataset, whether its version is new)."""
-    digest, name = sha256(path), chosen.dataset_name
-    with calls.asking('look for the dataset %s' % name, chosen.call_timeout_seconds):
+    digest, name = sha256(path), config.dataset_name
+    with azure_ml.asking(f'look for the dataset {name}', config.call_timeout_seconds):
         found = latest(space, name)
     if found is not None and (found.tags or {}).get('sha256') == digest:
         return found, False
-    store = workspace.datastore(space, chosen)
-    place = '%s/%s' % (name, digest[:16])
-    seconds = chosen.call_timeout_seconds + os.path.getsize(path) / SLOWEST_BYTES_PER_SECOND
-    with calls.asking('upload %s' % path, seconds):
-        store.upload_files([str(path)], target_path=place, overwrite=True, show_progress=False)
-    with calls.asking('register the dataset %s' % name, chosen.call_timeout_seconds):
+    store = workspace.datastore(space, config)
+    target = f'{name}/{digest[:16]}'
+    seconds = config.call_timeout_seconds + os.path.getsize(path) / SLOWEST_BYTES_PER_SECOND
+    with azure_ml.asking(f'upload {path}', seconds):
+        store.upload_files([str(path)], target_path=target, overwrite=True, show_progress=False)
+    with azure_ml.asking(f'register the dataset {name}', config.call_timeout_seconds):
         from azureml.core import Dataset
-        files = Dataset.File.from_files([(store, '%s/%s' % (place, Path(path).name))],
+        files = Dataset.File.from_files([(store, f'{target}/{Path(path).name}')],
                                         validate=False)
         return files.register(space, name, description='A table of drivers and their claims',
                               tags={'sha256': digest, 'file': Path(path).name},
@@ -64,12 +64,12 @@ def main(argv=None):
     parser.add_argument('--data', required=True, help='the table, a CSV file')
     args = parser.parse_args(argv)
     try:
-        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
+        config = settings.read(os.environ, needs=settings.WORKSPACE)
         if subprocess.call([sys.executable, str(CHECKER), '--data', args.data]):
-            raise calls.AzureError('%s was not uploaded' % args.data)
-        found, new = register(workspace.connect(chosen), chosen, args.data)
-    except (settings.SettingsError, calls.AzureError) as error:
-        print('error: %s' % error, file=sys.stderr)
+            raise azure_ml.AzureError(f'{args.data} was not uploaded')
+        found, new = register(workspace.connect(config), config, args.data)
+    except (settings.SettingsError, azure_ml.AzureError) as error:
+        print(f'error: {error}', file=sys.stderr)
         return 1
     print('dataset %s, version %s: %s' % (
         found.name, found.version, 'registered' if new else 'holds this table already'))

@@ -26,7 +26,7 @@ def parse(text):
         match = LINE.match(line)
         if not match:
             if line.strip() and not line.strip().startswith('#'):
-                wrong.append('%r is not "- package=version  # tags"' % line.strip())
+                wrong.append(f'{line.strip()!r} is not "- package=version  # tags"')
             continue
         package, tags = match.group('package'), (match.group('tags') or '').split()
         if package == 'pip:':
@@ -34,9 +34,9 @@ def parse(text):
         unknown = [tag for tag in tags if tag not in TAGS]
         if unknown or not tags:
             fault = 'unknown tag ' + ', '.join(unknown) if unknown else 'no tag'
-            wrong.append('%s: %s; use %s' % (package, fault, ', '.join(TAGS)))
+            wrong.append(f"{package}: {fault}; use {', '.join(TAGS)}")
         if not PINNED.match(package):
-            wrong.append('%s: no pinned version' % package)
+            wrong.append(f'{package}: no pinned version')
         lines.append((len(match.group('indent')) == CONDA_INDENT, package, frozenset(tags)))
     if not lines:
         wrong.append('no line under "dependencies:"')
@@ -47,27 +47,27 @@ def parse(text):
 
 def select(text, tag):
     """The conda file (text) that holds the lines with this tag, for an Azure ML environment."""
-    chosen = [(conda, package) for conda, package, tags in parse(text) if tag in tags]
+    selected = [(conda, package) for conda, package, tags in parse(text) if tag in tags]
     result = ['name: safe_driver_' + tag, 'channels:', '  - conda-forge', 'dependencies:']
-    result += ['  - ' + package for conda, package in chosen if conda]
-    pip = ['    - ' + package for conda, package in chosen if not conda]
+    result += ['  - ' + package for conda, package in selected if conda]
+    pip = ['    - ' + package for conda, package in selected if not conda]
     return '\n'.join(result + (['  - pip:'] + pip if pip else [])) + '\n'
 
 
 def name(text, tag, base='safe-driver'):
     """The environment's name: base, tag and a hash of its own lines; no other line changes it."""
     digest = hashlib.sha256(select(text, tag).encode()).hexdigest()
-    return '%s-%s-%s' % (base, tag, digest[:12])
+    return f'{base}-{tag}-{digest[:12]}'
 
 
 def requirements(text, part):
     """pip requirements of .venv: 'local' is what needs no Azure SDK, 'full' is every line."""
-    chosen = []
+    selected = []
     for conda, package, tags in parse(text):
         local = 'cloud' not in tags and tags != {'control'}
         if package.split('=')[0] not in ('python', 'pip') and (part == 'full' or local):
-            chosen.append(package.replace('=', '==', 1) if conda else package)
-    return chosen
+            selected.append(package.replace('=', '==', 1) if conda else package)
+    return selected
 
 
 def python_version(text):
@@ -84,7 +84,7 @@ def main(argv=None):
         text = LIST.read_text()
         print(name(text, args.tag) if args.name else select(text, args.tag).rstrip())
     except (OSError, ValueError) as error:
-        print('error: %s' % error, file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 1
     return 0
 

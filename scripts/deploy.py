@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import calls
-import files
+import atomic
+import azure_ml
 import publish
 import settings
 import workspace
@@ -28,14 +28,14 @@ REPORT_SECONDS = 60
 PARTS = ('model', 'version', 'environment', 'scoring')
 
 
-def model_to_deploy(chosen, out):
+def model_to_deploy(config, out):
     """(name, version) by MODEL_VERSION or run.json; version None when the run kept the old one."""
-    if chosen.model_version:
-        return chosen.model_name, chosen.model_version
-    known = files.read_json(Path(out) / 'run.json')
+    if config.model_version:
+        return config.model_name, config.model_version
+    known = atomic.read_json(Path(out) / 'run.json')
     if known is None:
-        raise calls.AzureError('no model to deploy: there is no %s; `make run` writes it, or set '
-                               'MODEL_VERSION' % (Path(out) / 'run.json'))
+        raise azure_ml.AzureError(f"no model to deploy: there is no {Path(out) / 'run.json'}; "
+                                  '`make run` writes it, or set MODEL_VERSION')
     return known['model'], known['version'] if known['result'] == 'registered' else None
 
 
@@ -51,10 +51,10 @@ def fingerprint(folder):
     return digest.hexdigest()[:12]
 
 
-def find_service(space, chosen):
+def find_service(space, config):
     """The service, or None. Raises AzureError when one of that name is not on ACI."""
-    name = chosen.aci_deployment_name
-    with calls.asking('find the service %s' % name, chosen.call_timeout_seconds):
+    name = config.aci_deployment_name
+    with azure_ml.asking(f'find the service {name}', config.call_timeout_seconds):
         from azureml.core import Webservice
         from azureml.exceptions import WebserviceException
         try:
@@ -64,8 +64,8 @@ def find_service(space, chosen):
                 raise
             return None
     if service.compute_type != 'ACI':
-        raise calls.AzureError('the service %s runs on %s, not on ACI: choose another '
-                               'ACI_DEPLOYMENT_NAME' % (name, service.compute_type))
+        raise azure_ml.AzureError('the service %s runs on %s, not on ACI: choose another '
+                                  'ACI_DEPLOYMENT_NAME' % (name, service.compute_type))
     return service
 
 
@@ -78,7 +78,7 @@ def previous_tags(service, parts):
     return {'previous_' + name: value for name, value in now.items() if value}
 
 
-def resources(service, wanted, chosen):
+def resources(service, wanted, config):
     """(cpu cores, memory in GB, whether the service must be replaced). Raises AzureError.
 
     ACI cannot change them on a running service.
@@ -89,8 +89,8 @@ def resources(service, wanted, chosen):
     if (float(has.cpu), float(has.memory_in_gb)) == (
             float(wanted['cpu_cores']), float(wanted['memory_gb'])):
         return has.cpu, has.memory_in_gb, False
-    if not chosen.aci_replace:
-        raise calls.AzureError(
+    if not config.aci_replace:
+        raise azure_ml.AzureError(
             'the service %s has cpu_cores %g and memory_gb %g, scoring/%s wants %g and %g: an '
             'update cannot change them\nset ACI_REPLACE=true to delete and create it (it does not '
             'answer meanwhile, and gets a new address and new keys), or put the old values back' % (
@@ -99,16 +99,16 @@ def resources(service, wanted, chosen):
     return wanted['cpu_cores'], wanted['memory_gb'], True
 
 
-def put(space, chosen, service, source, environment, parts, tags, size):
+def put(space, config, service, source, environment, parts, tags, size):
     """Create or update the service and wait until it answers. Raises AzureError with the reason.
 
     source: the folder of score.py; parts: what the service is to run; size: (cores, GB).
     """
-    end = time.monotonic() + 60 * chosen.deploy_timeout_minutes
-    name = chosen.aci_deployment_name
-    wanted = files.read_json(Path(source) / SETTINGS)
-    with calls.asking('find version %s of the model %s' % (parts['version'], parts['model']),
-                      chosen.call_timeout_seconds):
+    end = time.monotonic() + 60 * config.deploy_timeout_minutes
+    name = config.aci_deployment_name
+    wanted = atomic.read_json(Path(source) / SETTINGS)
+    with azure_ml.asking(f"find version {parts['version']} of the model {parts['model']}",
+                         config.call_timeout_seconds):
         from azureml.core.model import InferenceConfig, Model
         from azureml.core.webservice import AciWebservice
         model = Model(space, parts['model'], version=int(parts['version']))
@@ -118,50 +118,50 @@ def put(space, chosen, service, source, environment, parts, tags, size):
     configuration = AciWebservice.deploy_configuration(
         cpu_cores=size[0], memory_gb=size[1], auth_enabled=True, enable_app_insights=True,
         tags={key: str(value) for key, value in dict(parts, **tags).items()},
-        description='Claim probabilities by %s' % parts['model'])
+        description=f"Claim probabilities by {parts['model']}")
     while True:
         try:
-            with calls.asking('deploy the service %s' % name, chosen.call_timeout_seconds):
+            with azure_ml.asking(f'deploy the service {name}', config.call_timeout_seconds):
                 service = Model.deploy(
                     space, name, [model], InferenceConfig(
                         entry_script='score.py', source_directory=str(source),
                         environment=environment), configuration, overwrite=True)
             break
-        except calls.AzureError as error:
+        except azure_ml.AzureError as error:
             # Another deployment is under way: it may be this one, whose answer was lost.
             if error.status != 409 or time.monotonic() > end:
                 raise
-        service = find_service(space, chosen)
+        service = find_service(space, config)
         if service:
-            settle(service, chosen)
+            settle(service, config)
             if runs(service, parts):
                 return service
         time.sleep(PAUSE_SECONDS)
-    wait(service, chosen, end)
+    wait(service, config, end)
     return service
 
 
-def wait(service, chosen, end):
+def wait(service, config, end):
     """Wait until the deployment under way ends. Raises AzureError unless the service is healthy."""
     start = time.monotonic()
     while True:
         left = end - time.monotonic()
         try:
-            with calls.asking('deploy the service %s' % service.name,
-                              chosen.call_timeout_seconds + REPORT_SECONDS):
+            with azure_ml.asking(f'deploy the service {service.name}',
+                                 config.call_timeout_seconds + REPORT_SECONDS):
                 service.wait_for_deployment(timeout_sec=max(1, min(REPORT_SECONDS, left)))
             break
-        except calls.AzureError as error:
+        except azure_ml.AzureError as error:
             if 'exceeded timeout' not in str(error):
                 raise
         if left <= 0:
-            raise calls.AzureError(
+            raise azure_ml.AzureError(
                 'the service %s is not ready after %g minutes; the deployment goes on in Azure: '
-                'run this again to wait for it' % (service.name, chosen.deploy_timeout_minutes))
+                'run this again to wait for it' % (service.name, config.deploy_timeout_minutes))
         print('%s still deploying, %d s; a first image takes 10 to 20 minutes' % (
             time.strftime('%H:%M:%S'), time.monotonic() - start), flush=True)
     if service.state != 'Healthy':
-        raise calls.AzureError('the service %s is %s' % (service.name, service.state))
+        raise azure_ml.AzureError(f'the service {service.name} is {service.state}')
 
 
 def runs(service, parts):
@@ -170,87 +170,87 @@ def runs(service, parts):
     return service.state == 'Healthy' and {name: tags.get(name) for name in PARTS} == parts
 
 
-def deployed_by(chosen):
+def deployed_by(config):
     """The tags that say which build, which attempt of its stage and which code deployed."""
-    return {'BuildId': chosen.build_buildid or 'none',
-            'Attempt': str(chosen.system_stageattempt), 'CodeCommit': publish.code_commit(chosen)}
+    return {'BuildId': config.build_buildid or 'none',
+            'Attempt': str(config.system_stageattempt), 'CodeCommit': publish.code_commit(config)}
 
 
-def same_attempt(service, chosen):
+def same_attempt(service, config):
     """Whether this attempt of this build deployed what the service runs."""
     tags = service.tags or {}
     return (tags.get('BuildId'), tags.get('Attempt')) == (
-        chosen.build_buildid, str(chosen.system_stageattempt))
+        config.build_buildid, str(config.system_stageattempt))
 
 
-def repeated(service, chosen):
+def repeated(service, config):
     """Whether another attempt of this build deployed what the service runs."""
-    return (service.tags or {}).get('BuildId') == chosen.build_buildid and not same_attempt(
-        service, chosen)
+    return (service.tags or {}).get('BuildId') == config.build_buildid and not same_attempt(
+        service, config)
 
 
-def settle(service, chosen):
+def settle(service, config):
     """Wait until no deployment is under way, for an update would be refused. Raises AzureError."""
-    end = time.monotonic() + 60 * chosen.deploy_timeout_minutes
+    end = time.monotonic() + 60 * config.deploy_timeout_minutes
     if service.state == 'Transitioning':
-        print('the service %s is being deployed already; waiting' % service.name, flush=True)
+        print(f'the service {service.name} is being deployed already; waiting', flush=True)
     while service.state == 'Transitioning':
         if time.monotonic() > end:
-            raise calls.AzureError(
+            raise azure_ml.AzureError(
                 'the service %s is still busy with an earlier deployment after %g minutes' % (
-                    service.name, chosen.deploy_timeout_minutes))
+                    service.name, config.deploy_timeout_minutes))
         time.sleep(PAUSE_SECONDS)
-        with calls.asking('ask for the state of the service', chosen.call_timeout_seconds):
+        with azure_ml.asking('ask for the state of the service', config.call_timeout_seconds):
             service.update_deployment_state()
 
 
-def show_logs(space, chosen):
+def show_logs(space, config):
     """Print the container's last log lines, without secrets."""
     try:
-        service = find_service(space, chosen)
-        with calls.asking("fetch the container's log", chosen.call_timeout_seconds):
+        service = find_service(space, config)
+        with azure_ml.asking("fetch the container's log", config.call_timeout_seconds):
             text = service.get_logs(num_lines=LOG_LINES) if service else ''
-    except calls.AzureError as error:
+    except azure_ml.AzureError as error:
         text = str(error)
-    lines = calls.clean(text or '').splitlines()[-LOG_LINES:]
-    print('the log of the container, last %d lines:' % len(lines))
+    lines = azure_ml.clean(text or '').splitlines()[-LOG_LINES:]
+    print(f'the log of the container, last {len(lines)} lines:')
     print('\n'.join('  ' + line for line in lines), flush=True)
 
 
-def deploy(chosen, name, version):
+def deploy(config, name, version):
     """Have the service run this model version; the content of service.json. Raises AzureError."""
-    space = workspace.connect(chosen)
-    environment = workspace.environment(space, chosen, 'scoring')
+    space = workspace.connect(config)
+    environment = workspace.environment(space, config, 'scoring')
     parts = {'model': name, 'version': str(version), 'environment': environment.name,
              'scoring': fingerprint(SOURCE)}
-    service = find_service(space, chosen)
+    service = find_service(space, config)
     if service:
-        settle(service, chosen)
-    cores, memory, replace = resources(service, files.read_json(SOURCE / SETTINGS), chosen)
+        settle(service, config)
+    cores, memory, replace = resources(service, atomic.read_json(SOURCE / SETTINGS), config)
     # A stage that is run again deploys again, so that its failure hook may roll back.
-    if service and runs(service, parts) and not replace and not repeated(service, chosen):
-        print('the service %s runs version %s already' % (service.name, version))
+    if service and runs(service, parts) and not replace and not repeated(service, config):
+        print(f'the service {service.name} runs version {version} already')
         return described(service)
     tags = previous_tags(service, parts)
-    tags.update(deployed_by(chosen))
+    tags.update(deployed_by(config))
     if replace:
-        with calls.asking('delete the service %s' % service.name, chosen.call_timeout_seconds):
+        with azure_ml.asking(f'delete the service {service.name}', config.call_timeout_seconds):
             service.delete()
     print('service %s: %s version %s of %s' % (
-        chosen.aci_deployment_name, 'update to' if service and not replace else 'create with',
+        config.aci_deployment_name, 'update to' if service and not replace else 'create with',
         version, name), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / SOURCE.name
         shutil.copytree(str(SOURCE), str(source), ignore=shutil.ignore_patterns(*NOT_UPLOADED))
-        store = workspace.datastore(space, chosen)
-        with calls.asking('store the scoring files', chosen.call_timeout_seconds):
+        store = workspace.datastore(space, config)
+        with azure_ml.asking('store the scoring files', config.call_timeout_seconds):
             store.upload(str(source), target_path='scoring/' + parts['scoring'], overwrite=True,
                          show_progress=False)
         try:
             return described(put(
-                space, chosen, service, source, environment, parts, tags, (cores, memory)))
-        except calls.AzureError:
-            show_logs(space, chosen)
+                space, config, service, source, environment, parts, tags, (cores, memory)))
+        except azure_ml.AzureError:
+            show_logs(space, config)
             if tags.get('previous_version'):
                 print('it ran version %s before: `make rollback` puts it back'
                       % tags['previous_version'], flush=True)
@@ -271,16 +271,16 @@ def main(argv=None):
     parser.add_argument('--out', default='outputs', help='folder of run.json and service.json')
     args = parser.parse_args(argv)
     try:
-        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
-        name, version = model_to_deploy(chosen, args.out)
+        config = settings.read(os.environ, needs=settings.WORKSPACE)
+        name, version = model_to_deploy(config, args.out)
         if version is None:
             print('nothing to deploy: the run kept the registered version')
             return 0
-        result = deploy(chosen, name, version)
-    except (settings.SettingsError, calls.AzureError, ValueError) as error:
-        print('error: %s' % error, file=sys.stderr)
+        result = deploy(config, name, version)
+    except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
         return 1
-    files.write_json(Path(args.out) / 'service.json', result)
+    atomic.write_json(Path(args.out) / 'service.json', result)
     print('service %s runs version %s of %s: %s' % (
         result['name'], result['version'], result['model'], result['scoring_uri']))
     return 0

@@ -25,10 +25,10 @@ from settings import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPELINES = (('safe-driver-pr', 'devops/pr.yml'),
-             ('safe-driver-environment', 'devops/environment.yml'),
+             ('safe-driver-workspace', 'devops/workspace.yml'),
              ('safe-driver-ci', 'devops/ci.yml'))
 # Why a person must start a pipeline once.
-FIRST_RUN = {'devops/environment.yml': 'it makes the resources in Azure',
+FIRST_RUN = {'devops/workspace.yml': 'it makes the resources in Azure',
              'devops/ci.yml': 'only after its first run do pushes start it'}
 CONNECTION = 'AZURE_RM_SVC_CONNECTION'
 DEFAULT_CONNECTION = 'azure-resource-connection'
@@ -128,10 +128,10 @@ def plan_group(name, group, values, project):
     return Change(verb, 'variable group ' + name, lines, body, (group or {}).get('id'))
 
 
-def plan_approval(environment, checks, approver, chosen):
+def plan_approval(environment, checks, approver, named):
     """Someone must approve what goes to the environment.
 
-    checks: the environment's; approver: {'id', 'name'}; chosen: whether a setting names them, else
+    checks: the environment's; approver: {'id', 'name'}; named: whether a setting names them, else
     any approval that is there will do. Approvers that others added stay.
     """
     name = 'approval before ' + environment['name']
@@ -147,7 +147,7 @@ def plan_approval(environment, checks, approver, chosen):
     fields = check.get('settings') or {}
     approvers = fields.get('approvers') or []
     lines, ids = [], [one['id'].lower() for one in approvers]
-    if chosen and approver['id'].lower() not in ids:
+    if named and approver['id'].lower() not in ids:
         lines.append('approvers: %s -> and %s' % (
             ', '.join(one.get('displayName') or one['id'] for one in approvers) or 'none',
             approver['name']))
@@ -165,8 +165,8 @@ def plan_permission(kind, resource, granted, pipelines):
     everyone = ((granted or {}).get('allPipelines') or {}).get('authorized')
     ids = {one['id'] for one in (granted or {}).get('pipelines') or [] if one.get('authorized')}
     lacking = [] if everyone else [name for name in sorted(pipelines) if pipelines[name] not in ids]
-    return Change('update' if lacking else 'ok', 'use of %s %s' % (KINDS[kind][0], resource),
-                  ['pipeline %s: not allowed -> allowed' % name for name in lacking],
+    return Change('update' if lacking else 'ok', f'use of {KINDS[kind][0]} {resource}',
+                  [f'pipeline {name}: not allowed -> allowed' for name in lacking],
                   {'pipelines': [{'id': pipelines[name], 'authorized': True} for name in lacking]},
                   None)
 
@@ -195,7 +195,7 @@ def find_group(client, name):
     for group in client.pages(GROUPS, 'list the variable groups', {'groupName': name},
                               needs=LIBRARY):
         if group['name'].lower() == name.lower():
-            group = client.call('GET', '%s/%d' % (GROUPS, group['id']), 'read the variable group',
+            group = client.call('GET', f"{GROUPS}/{group['id']}", 'read the variable group',
                                 needs=LIBRARY)
             if group['type'] != 'Vsts':
                 raise AzureDevOpsError('Variable group %s takes its values from a key vault (type '
@@ -219,7 +219,7 @@ class Work:
         if change.verb != 'ok':
             self.changes += 1
             if not self.client.here.dry_run:
-                answer = self.client.call(method, path, '%s the %s' % (change.verb, change.name),
+                answer = self.client.call(method, path, f'{change.verb} the {change.name}',
                                           change.body, needs=needs, version=version)
         show(change)
         return answer
@@ -235,7 +235,7 @@ class Work:
         values = values_of(environ, group)
         change = plan_group(name, group, values, project)
         path = '_apis/distributedtask/variablegroups' + ('' if group is None
-                                                         else '/%d' % group['id'])
+                                                         else f"/{group['id']}")
         answer = self.do(change, 'POST' if group is None else 'PUT', path, LIBRARY)
         return (answer or group or {}).get('id'), values
 
@@ -256,7 +256,7 @@ class Work:
         if change.id is None:
             self.do(change, 'POST', CHECKS, ENVIRONMENT, PREVIEW)
         else:
-            self.do(change, 'PATCH', '%s/%d' % (CHECKS, change.id), ENVIRONMENT, PREVIEW)
+            self.do(change, 'PATCH', f'{CHECKS}/{change.id}', ENVIRONMENT, PREVIEW)
         return environment and environment['id']
 
     def connection(self, name, subscription, group):
@@ -323,7 +323,7 @@ def set_up(work, environ):
     everything = set().union(*needed.values())
     groups = [name for kind, name in everything if kind == 'variablegroup']
     environments = [name for kind, name in everything if kind == 'environment']
-    print('Project %s in %s' % (here.project, here.organisation))
+    print(f'Project {here.project} in {here.organisation}')
     resources, values = {}, {}
     for name in sorted(groups):
         resources['variablegroup', name], more = work.group(name, repository['project'], environ)
@@ -362,19 +362,19 @@ def main(argv=None):
         argparse.RawDescriptionHelpFormatter))
     parser.parse_args(argv)
     try:
-        here = azure_devops.place(os.environ)
+        here = azure_devops.read_settings(os.environ)
     except SettingsError as error:
-        print('error: %s' % error, file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         try:
             values_of(os.environ, None)
         except SettingsError as more:
-            print('And, unless they are in the variable group already, %s' % more, file=sys.stderr)
+            print(f'And, unless they are in the variable group already, {more}', file=sys.stderr)
         return 2
     work = Work(azure_devops.Client(here))
     try:
         set_up(work, os.environ)
     except (SettingsError, AzureDevOpsError) as error:
-        print('error: %s' % error, file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
     print(branch_policy.summary(work.changes, here.dry_run))
     if work.by_hand:

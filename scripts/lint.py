@@ -22,7 +22,7 @@ def findings(files):
             code = super().error(line_number, offset, text, check)
             # None for a code that is ignored by default (W503, W504 and their like).
             if code:
-                found[self.filename].append('%d:%d %s' % (line_number, offset + 1, text))
+                found[self.filename].append(f'{line_number}:{offset + 1} {text}')
             return code
 
     found = {str(path): [] for path in files}
@@ -39,8 +39,8 @@ def junit(found):
     for path, lines in found.items():
         case = ElementTree.SubElement(suite, 'testcase', classname='pycodestyle', name=path)
         if lines:
-            failure = ElementTree.SubElement(case, 'failure', message='%d findings' % len(lines))
-            failure.text = '\n'.join('%s:%s' % (path, line) for line in lines)
+            failure = ElementTree.SubElement(case, 'failure', message=f'{len(lines)} findings')
+            failure.text = '\n'.join(f'{path}:{line}' for line in lines)
     suites = ElementTree.Element('testsuites')
     suites.append(suite)
     return ElementTree.ElementTree(suites)
@@ -54,14 +54,14 @@ def main(argv=None):
     files = args.paths or [path for name in FOLDERS for path in sorted((ROOT / name).rglob('*.py'))]
     absent = [str(path) for path in args.paths if not path.is_file()]
     if absent:
-        print('error: no such file: %s' % ', '.join(absent), file=sys.stderr)
+        print(f"error: no such file: {', '.join(absent)}", file=sys.stderr)
         return 2
     found = findings(os.path.relpath(str(path)) for path in files)
     for path, lines in found.items():
         for line in lines:
-            print('%s:%s' % (path, line))
+            print(f'{path}:{line}')
     count = sum(map(len, found.values()))
-    print('%d files, %d findings' % (len(found), count))
+    print(f'{len(found)} files, {count} findings')
     args.junit.parent.mkdir(parents=True, exist_ok=True)
     temporary = args.junit.with_name(args.junit.name + '.tmp')
     junit(found).write(str(temporary), encoding='utf-8', xml_declaration=True)

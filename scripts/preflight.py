@@ -7,7 +7,7 @@ import fnmatch
 import os
 import sys
 
-import calls
+import azure_ml
 import settings
 import workspace
 
@@ -32,14 +32,13 @@ class Unseen(Exception):
 class Azure:
     """GET requests to Azure Resource Manager for the settings' subscription."""
 
-    def __init__(self, chosen, environ):
-        self.chosen = chosen
+    def __init__(self, config, environ):
+        self.config = config
         self.authentication = workspace.sign_in(environ)
         self.authentication.get_authentication_header()
-        self.subscription = '/subscriptions/' + chosen.subscription_id
-        self.group = '%s/resourcegroups/%s' % (self.subscription, chosen.resource_group)
-        self.workspace = '%s/providers/%s/workspaces/%s' % (
-            self.group, PROVIDERS[0], chosen.workspace_name)
+        self.subscription = '/subscriptions/' + config.subscription_id
+        self.group = f'{self.subscription}/resourcegroups/{config.resource_group}'
+        self.workspace = f'{self.group}/providers/{PROVIDERS[0]}/workspaces/{config.workspace_name}'
 
     def get(self, path, version, advice):
         """The JSON answer. Raises Missing with the advice for 404, AzureError for all else.
@@ -47,7 +46,7 @@ class Azure:
         A sign-in with rights on the resource group only gets 403 outside of it: Unseen.
         """
         import requests
-        with calls.asking('ask for %s' % path.rsplit('/', 1)[-1], LONGEST_SECONDS):
+        with azure_ml.asking(f"ask for {path.rsplit('/', 1)[-1]}", LONGEST_SECONDS):
             answer = requests.get(
                 ARM + path, params={'api-version': version}, timeout=ANSWER_SECONDS,
                 headers=self.authentication.get_authentication_header())
@@ -61,17 +60,17 @@ class Azure:
         raise Missing(advice)
 
 
-def check_subscription(azure, chosen):
+def check_subscription(azure, config):
     found = azure.get(azure.subscription, '2022-12-01', 'there is no subscription %s, or it is '
-                      'not shared with you: correct SUBSCRIPTION_ID' % chosen.subscription_id)
+                      'not shared with you: correct SUBSCRIPTION_ID' % config.subscription_id)
     if found.get('state') != 'Enabled':
-        raise Missing('the subscription is %s: ask its owner' % found.get('state'))
+        raise Missing(f"the subscription is {found.get('state')}: ask its owner")
     return found.get('displayName')
 
 
-def check_providers(azure, chosen):
+def check_providers(azure, config):
     off = [name for name in PROVIDERS
-           if azure.get('%s/providers/%s' % (azure.subscription, name), '2021-04-01',
+           if azure.get(f'{azure.subscription}/providers/{name}', '2021-04-01',
                         'unknown provider').get('registrationState') != 'Registered']
     if off:
         raise Missing('not registered: run\n' + '\n'.join(
@@ -79,12 +78,12 @@ def check_providers(azure, chosen):
     return ', '.join(PROVIDERS)
 
 
-def check_group(azure, chosen):
+def check_group(azure, config):
     found = azure.get(azure.group, '2021-04-01', 'there is no resource group %s: correct '
                       'RESOURCE_GROUP, or create it: az group create --name %s --location %s' % (
-                          chosen.resource_group, chosen.resource_group,
-                          chosen.location or 'westeurope'))
-    return '%s in %s' % (found['name'], found['location'])
+                          config.resource_group, config.resource_group,
+                          config.location or 'westeurope'))
+    return f"{found['name']} in {found['location']}"
 
 
 def allowed(action, permissions):
@@ -95,24 +94,24 @@ def allowed(action, permissions):
                for one in permissions)
 
 
-def check_permission(azure, chosen):
+def check_permission(azure, config):
     """https://learn.microsoft.com/rest/api/authorization/permissions"""
     found = azure.get(azure.group + '/providers/Microsoft.Authorization/permissions',
                       '2022-04-01', 'the permissions cannot be read').get('value', [])
     refused = [action for action in WRITES if not allowed(action, found)]
     if refused:
         raise Missing('not allowed: %s\ngive the service principal the role Contributor on the '
-                      'resource group %s' % (', '.join(refused), chosen.resource_group))
+                      'resource group %s' % (', '.join(refused), config.resource_group))
     return 'may write in the resource group'
 
 
-def check_workspace(azure, chosen):
+def check_workspace(azure, config):
     found = azure.get(azure.workspace, '2022-10-01', 'there is no workspace %s: `make workspace` '
-                      'creates it' % chosen.workspace_name)
-    return '%s in %s' % (found['name'], found['location'])
+                      'creates it' % config.workspace_name)
+    return f"{found['name']} in {found['location']}"
 
 
-def check_registry(azure, chosen):
+def check_registry(azure, config):
     """ACI pulls the image with the registry's admin user."""
     found = azure.get(azure.workspace, '2022-10-01', 'there is no workspace')
     registry = found['properties'].get('containerRegistry')
@@ -127,10 +126,10 @@ def check_registry(azure, chosen):
     return name
 
 
-def check_compute(azure, chosen):
-    name = chosen.aml_compute_cluster_name
-    found = azure.get('%s/computes/%s' % (azure.workspace, name), '2022-10-01',
-                      'there is no compute cluster %s: `make workspace` creates it' % name)
+def check_compute(azure, config):
+    name = config.aml_compute_cluster_name
+    found = azure.get(f'{azure.workspace}/computes/{name}', '2022-10-01',
+                      f'there is no compute cluster {name}: `make workspace` creates it')
     kind = found['properties']['computeType']
     if kind != 'AmlCompute':
         raise Missing('%s is of the kind %s, not AmlCompute: choose another '
@@ -138,23 +137,23 @@ def check_compute(azure, chosen):
     return name
 
 
-def check_size(azure, chosen):
+def check_size(azure, config):
     """Size and quota: the names of usages are what `az ml compute list-usage` prints."""
-    if not chosen.location:
+    if not config.location:
         raise Missing('LOCATION is not set, so size and quota cannot be checked')
-    place = '%s/providers/%s/locations/%s/' % (azure.subscription, PROVIDERS[0], chosen.location)
-    size = chosen.aml_compute_cluster_cpu_sku
-    advice = 'Azure ML knows no region %s: correct LOCATION' % chosen.location
-    answer = azure.get(place + 'vmSizes', '2022-10-01', advice)
+    location = f'{azure.subscription}/providers/{PROVIDERS[0]}/locations/{config.location}/'
+    size = config.aml_compute_cluster_cpu_sku
+    advice = f'Azure ML knows no region {config.location}: correct LOCATION'
+    answer = azure.get(location + 'vmSizes', '2022-10-01', advice)
     known = {one['name'].lower(): one for one in answer.get('value') or answer.get('amlCompute')}
     if size.lower() not in known:
         raise Missing('machines of size %s are not offered in %s: set AML_COMPUTE_CLUSTER_CPU_SKU '
-                      'to another, such as %s' % (size, chosen.location, ', '.join(
+                      'to another, such as %s' % (size, config.location, ', '.join(
                           sorted(one['name'] for one in known.values()
                                  if one.get('vCPUs') in (2, 4))[:5])))
     wanted = known[size.lower()]
-    kind = 'dedicated' if chosen.aml_cluster_priority == 'dedicated' else 'lowpriority'
-    for usage in azure.get(place + 'usages', '2022-10-01', advice).get('value', []):
+    kind = 'dedicated' if config.aml_cluster_priority == 'dedicated' else 'lowpriority'
+    for usage in azure.get(location + 'usages', '2022-10-01', advice).get('value', []):
         name = usage['name']['value'].lower().replace(' ', '')
         # Others are of one workspace or one cluster. A limit of -1 is none, and cores that are in
         # use now come free again: a run waits for them.
@@ -165,23 +164,23 @@ def check_size(azure, chosen):
             raise Missing('the quota "%s" is %d cores, one machine needs %d: ask for more in the '
                           'portal, or choose another size or region' % (
                               usage['name']['localizedValue'], usage['limit'], wanted['vCPUs']))
-    return '%s in %s' % (wanted['name'], chosen.location)
+    return f"{wanted['name']} in {config.location}"
 
 
-def check_dataset(azure, chosen):
-    space = workspace.connect(chosen)
-    with calls.asking('look for the dataset %s' % chosen.dataset_name, LONGEST_SECONDS):
+def check_dataset(azure, config):
+    space = workspace.connect(config)
+    with azure_ml.asking(f'look for the dataset {config.dataset_name}', LONGEST_SECONDS):
         from azureml.core import Dataset
         try:
-            found = Dataset.get_by_name(space, chosen.dataset_name, chosen.dataset_version)
+            found = Dataset.get_by_name(space, config.dataset_name, config.dataset_version)
         except Exception as error:
-            if calls.status_of(error) not in (400, 404) and 'annot find' not in str(error):
+            if azure_ml.status_of(error) not in (400, 404) and 'annot find' not in str(error):
                 raise
             found = None
     if found is None:
         raise Missing('there is no dataset %s, version %s: make dataset DATA=train.csv' % (
-            chosen.dataset_name, chosen.dataset_version))
-    return '%s, version %s' % (found.name, found.version)
+            config.dataset_name, config.dataset_version))
+    return f'{found.name}, version {found.version}'
 
 
 # Title, check, the titles that it makes no sense without.
@@ -202,12 +201,12 @@ def report(title, state, text):
     print('%-16s %-8s %s' % (title, state, text.replace('\n', '\n' + ' ' * 26)), flush=True)
 
 
-def examine(chosen, environ):
+def examine(config, environ):
     """Print a line per check; the number of those that found something missing."""
     try:
-        with calls.asking('sign in', LONGEST_SECONDS):
-            azure = Azure(chosen, environ)
-    except (calls.AzureError, settings.SettingsError) as error:
+        with azure_ml.asking('sign in', LONGEST_SECONDS):
+            azure = Azure(config, environ)
+    except (azure_ml.AzureError, settings.SettingsError) as error:
         report('sign-in', 'MISSING', str(error))
         return 1
     report('sign-in', 'ok', type(azure.authentication).__name__.replace('Authentication', ''))
@@ -216,13 +215,13 @@ def examine(chosen, environ):
         lacking = [name for name in needs if name in bad]
         if lacking:
             bad.append(title)
-            report(title, 'unknown', 'not checked without the %s' % lacking[0])
+            report(title, 'unknown', f'not checked without the {lacking[0]}')
             continue
         try:
-            report(title, 'ok', str(check(azure, chosen)))
+            report(title, 'ok', str(check(azure, config)))
         except Unseen as error:
             report(title, 'unknown', str(error))
-        except (Missing, calls.AzureError) as error:
+        except (Missing, azure_ml.AzureError) as error:
             bad.append(title)
             report(title, 'MISSING', str(error))
     return len(bad)
@@ -231,15 +230,15 @@ def examine(chosen, environ):
 def main(argv=None):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
-        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
+        config = settings.read(os.environ, needs=settings.WORKSPACE)
     except settings.SettingsError as error:
         report('settings', 'MISSING', str(error))
         return 1
     report('settings', 'ok', 'well-formed')
-    with calls.deadline('check everything', LONGEST_SECONDS):
-        bad = examine(chosen, os.environ)
+    with azure_ml.deadline('check everything', LONGEST_SECONDS):
+        bad = examine(config, os.environ)
     if bad:
-        print('error: %d of %d checks found something missing' % (bad, len(CHECKS) + 2),
+        print(f'error: {bad} of {len(CHECKS) + 2} checks found something missing',
               file=sys.stderr)
     return 1 if bad else 0
 

@@ -6,10 +6,11 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import calls
-import files
+import atomic
+import azure_ml
 import settings
 import workspace
 
@@ -17,10 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = 'training'
 
 
-def code_commit(chosen):
+def code_commit(config):
     """The git commit of the code, or 'none' where neither the build nor git knows it."""
-    if chosen.build_sourceversion:
-        return chosen.build_sourceversion
+    if config.build_sourceversion:
+        return config.build_sourceversion
     try:
         head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=str(ROOT), stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL, timeout=10)
@@ -29,58 +30,58 @@ def code_commit(chosen):
     return head.stdout.decode().strip() or 'none'
 
 
-def parameters(chosen, build_id):
+def parameters(config, build_id):
     """The run-time parameters of the pipeline; `none` stands for what is not given."""
-    return {'dataset_version': chosen.dataset_version, 'data_file_path': chosen.data_file_path,
-            'model_name': chosen.model_name,
-            'run_evaluation': str(chosen.run_evaluation).lower(), 'build_id': build_id,
-            'build_uri': chosen.build_uri or 'none', 'caller_run_id': chosen.caller_run_id,
-            'code_commit': code_commit(chosen)}
+    return {'dataset_version': config.dataset_version, 'data_file_path': config.data_file_path,
+            'model_name': config.model_name,
+            'run_evaluation': str(config.run_evaluation).lower(), 'build_id': build_id,
+            'build_uri': config.build_uri or 'none', 'caller_run_id': config.caller_run_id,
+            'code_commit': code_commit(config)}
 
 
-def build_graph(space, chosen, build_id):
+def build_graph(space, config, build_id):
     """The azureml Pipeline: data passes from step to step by PipelineData only."""
     from azureml.core.runconfig import RunConfiguration
     from azureml.pipeline.core import Pipeline, PipelineData, PipelineParameter
     from azureml.pipeline.steps import PythonScriptStep
     given = {name: PipelineParameter(name, default)
-             for name, default in parameters(chosen, build_id).items()}
+             for name, default in parameters(config, build_id).items()}
 
     def step(script, inputs, outputs, *arguments):
         # New data under the same dataset name must retrain, so no earlier result is reused.
         return PythonScriptStep(
             name=script, script_name=script + '.py', source_directory=str(ROOT / SOURCE),
-            arguments=list(arguments), inputs=inputs, outputs=outputs, runconfig=surroundings,
+            arguments=list(arguments), inputs=inputs, outputs=outputs, runconfig=run_configuration,
             compute_target=target, allow_reuse=False)
 
     def passed(*names):
         return [word for name in names
                 for word in ('--' + name.replace('_', '-'), given[name])]
 
-    target = workspace.compute(space, chosen)
-    surroundings = RunConfiguration()
-    surroundings.environment = workspace.environment(space, chosen, 'training')
-    store = workspace.datastore(space, chosen)
+    target = workspace.compute(space, config)
+    run_configuration = RunConfiguration()
+    run_configuration.environment = workspace.environment(space, config, 'training')
+    store = workspace.datastore(space, config)
     model = PipelineData('model', datastore=store)
     decision = PipelineData('decision', datastore=store)
     return Pipeline(space, [
         step('train', [], [model], '--parameters', 'parameters.json', '--out', model,
-             '--dataset-name', chosen.dataset_name,
-             '--datastore-name', chosen.datastore_name or 'none',
+             '--dataset-name', config.dataset_name,
+             '--datastore-name', config.datastore_name or 'none',
              *passed('dataset_version', 'data_file_path', 'build_id', 'build_uri',
                      'caller_run_id', 'code_commit')),
         step('evaluate', [model], [decision], '--parameters', 'parameters.json', '--model', model,
-             '--allow-run-cancel', str(chosen.allow_run_cancel).lower(), '--out', decision,
+             '--allow-run-cancel', str(config.allow_run_cancel).lower(), '--out', decision,
              *passed('model_name', 'run_evaluation')),
         step('register', [model, decision], [], '--model', model, '--decision', decision,
              '--out', 'outputs/registration.json', *passed('model_name', 'build_id'))])
 
 
-def find(space, chosen, build_id):
+def find(space, config, build_id):
     """The published pipeline of this build, or None. Of several, one stays active."""
     from azureml.pipeline.core import PublishedPipeline
     found = sorted((one for one in PublishedPipeline.list(space)
-                    if (one.name, one.version) == (chosen.training_pipeline_name, build_id)),
+                    if (one.name, one.version) == (config.training_pipeline_name, build_id)),
                    key=lambda one: (one.description or '', one.id))
     # The SDK publishes twice when the answer to its first request is lost.
     for one in found[1:]:
@@ -88,27 +89,28 @@ def find(space, chosen, build_id):
     return found[0] if found else None
 
 
-def publish(space, chosen, build_id):
+def publish(space, config, build_id):
     """(published pipeline of this build, whether it is new)."""
     def publish_once():
-        found = find(space, chosen, build_id)
+        found = find(space, config, build_id)
         if found:
             return found
         # run.py tells the newest by this time: the SDK hides the service's own.
+        now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
         published = graph.publish(
             name=name, version=build_id, continue_on_step_failure=False,
-            description='%s train, evaluate and register %s' % (files.now(), chosen.model_name))
-        return find(space, chosen, build_id) or published
+            description=f'{now} train, evaluate and register {config.model_name}')
+        return find(space, config, build_id) or published
 
-    name, seconds = chosen.training_pipeline_name, chosen.call_timeout_seconds
-    with calls.asking('look for the published pipeline %s' % name, seconds):
-        found = find(space, chosen, build_id)
+    name, seconds = config.training_pipeline_name, config.call_timeout_seconds
+    with azure_ml.asking(f'look for the published pipeline {name}', seconds):
+        found = find(space, config, build_id)
     if found:
         return found, False
-    with calls.asking('build the pipeline %s' % name, 2 * seconds):
-        graph = build_graph(space, chosen, build_id)
-    with calls.asking('publish the pipeline %s' % name, seconds):
-        return calls.repeat(publish_once, seconds / 2), True
+    with azure_ml.asking(f'build the pipeline {name}', 2 * seconds):
+        graph = build_graph(space, config, build_id)
+    with azure_ml.asking(f'publish the pipeline {name}', seconds):
+        return azure_ml.repeat(publish_once, seconds / 2), True
 
 
 def main(argv=None):
@@ -116,14 +118,14 @@ def main(argv=None):
     parser.add_argument('--out', default='outputs', help='folder for pipeline.json')
     args = parser.parse_args(argv)
     try:
-        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
-        build_id = chosen.build_buildid or files.local_build()
-        space = workspace.connect(chosen)
-        published, new = publish(space, chosen, build_id)
-    except (settings.SettingsError, calls.AzureError) as error:
-        print('error: %s' % error, file=sys.stderr)
+        config = settings.read(os.environ, needs=settings.WORKSPACE)
+        build_id = config.build_buildid or settings.local_build()
+        space = workspace.connect(config)
+        published, new = publish(space, config, build_id)
+    except (settings.SettingsError, azure_ml.AzureError) as error:
+        print(f'error: {error}', file=sys.stderr)
         return 1
-    files.write_json(Path(args.out) / 'pipeline.json', {
+    atomic.write_json(Path(args.out) / 'pipeline.json', {
         'id': published.id, 'name': published.name, 'build_id': build_id})
     print('pipeline %s, version %s: %s, id %s' % (
         published.name, build_id, 'published' if new else 'published already', published.id))

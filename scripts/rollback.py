@@ -9,51 +9,51 @@ import sys
 import tempfile
 from pathlib import Path
 
-import calls
+import atomic
+import azure_ml
 import deploy
-import files
 import settings
 import workspace
 
 SMOKE_TEST = Path(__file__).resolve().parent / 'smoke_test.py'
 
 
-def roll_back(chosen):
+def roll_back(config):
     """Deploy what the service's tags name as previous; the content of service.json.
 
     None where this is the failure hook of a build, or of one more attempt, that failed before it
     changed the service: what runs then is the good version of an earlier one.
     """
-    space = workspace.connect(chosen)
-    service = deploy.find_service(space, chosen)
+    space = workspace.connect(config)
+    service = deploy.find_service(space, config)
     if service is None:
-        raise calls.AzureError('there is no service %s to roll back: MODEL_VERSION=n make deploy '
-                               'creates it' % chosen.aci_deployment_name)
+        raise azure_ml.AzureError(f'there is no service {config.aci_deployment_name} to roll back: '
+                                  'MODEL_VERSION=n make deploy creates it')
     tags = dict(service.tags or {})
-    if chosen.build_buildid and not deploy.same_attempt(service, chosen):
+    if config.build_buildid and not deploy.same_attempt(service, config):
         print('nothing to roll back: the service %s runs version %s, deployed by build %s, attempt '
               '%s; build %s, attempt %s did not touch it' % (
                   service.name, tags.get('version', 'unknown'), tags.get('BuildId'),
-                  tags.get('Attempt'), chosen.build_buildid, chosen.system_stageattempt))
+                  tags.get('Attempt'), config.build_buildid, config.system_stageattempt))
         return None
     parts = {name: tags.get('previous_' + name) for name in deploy.PARTS}
     if not all(parts.values()):
-        raise calls.AzureError(
+        raise azure_ml.AzureError(
             'the service %s runs version %s and names none before it; MODEL_VERSION=n make deploy '
-            'deploys a chosen one' % (service.name, tags.get('version', 'unknown')))
+            'deploys version n' % (service.name, tags.get('version', 'unknown')))
     print('service %s: back from version %s to version %s' % (
         service.name, tags.get('version'), parts['version']), flush=True)
-    store = workspace.datastore(space, chosen)
+    store = workspace.datastore(space, config)
     with tempfile.TemporaryDirectory() as folder:
-        with calls.asking('fetch the scoring files of version %s' % parts['version'],
-                          chosen.call_timeout_seconds):
+        with azure_ml.asking(f"fetch the scoring files of version {parts['version']}",
+                             config.call_timeout_seconds):
             from azureml.core import Environment
             prefix = 'scoring/' + parts['scoring']
             store.download(folder, prefix=prefix, overwrite=True, show_progress=False)
             environment = Environment.get(space, parts['environment'])
         fetched = Path(folder) / prefix
         if not (fetched / 'score.py').is_file():
-            raise calls.AzureError('the scoring files %s are no longer in the datastore' % prefix)
+            raise azure_ml.AzureError(f'the scoring files {prefix} are no longer in the datastore')
         # The folder's name becomes a part of the entry script's path.
         source = fetched.parent / deploy.SOURCE.name
         fetched.rename(source)
@@ -61,10 +61,10 @@ def roll_back(chosen):
         try:
             # No previous_ tags: what was just left is not to be put back by another rollback.
             service = deploy.put(
-                space, chosen, service, source, environment, parts, deploy.deployed_by(chosen),
+                space, config, service, source, environment, parts, deploy.deployed_by(config),
                 (size.cpu, size.memory_in_gb))
-        except calls.AzureError:
-            deploy.show_logs(space, chosen)
+        except azure_ml.AzureError:
+            deploy.show_logs(space, config)
             raise
     return deploy.described(service)
 
@@ -74,14 +74,14 @@ def main(argv=None):
     parser.add_argument('--out', default='outputs', help='folder for service.json')
     args = parser.parse_args(argv)
     try:
-        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
-        result = roll_back(chosen)
-    except (settings.SettingsError, calls.AzureError, ValueError) as error:
-        print('error: %s' % error, file=sys.stderr)
+        config = settings.read(os.environ, needs=settings.WORKSPACE)
+        result = roll_back(config)
+    except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
         return 1
     if result is None:
         return 0
-    files.write_json(Path(args.out) / 'service.json', result)
+    atomic.write_json(Path(args.out) / 'service.json', result)
     print('service %s runs version %s of %s again; testing it' % (
         result['name'], result['version'], result['model']), flush=True)
     return 1 if subprocess.call([sys.executable, str(SMOKE_TEST), '--service', 'aci', '--out',

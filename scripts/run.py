@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import calls
-import files
+import atomic
+import azure_ml
 import publish
 import settings
 import workspace
@@ -29,43 +29,43 @@ class Stopped(BaseException):
     """The process was asked to end; no Exception, so that the SDK does not swallow it."""
 
 
-def pipeline_to_run(space, chosen, out):
+def pipeline_to_run(space, config, out):
     """The PublishedPipeline that pipeline.json names, else the newest of the settings' name."""
     from azureml.pipeline.core import PublishedPipeline
-    known = files.read_json(Path(out) / 'pipeline.json')
-    name = known['name'] if known else chosen.training_pipeline_name
+    known = atomic.read_json(Path(out) / 'pipeline.json')
+    name = known['name'] if known else config.training_pipeline_name
     try:
-        with calls.asking('find the published pipeline %s' % name, chosen.call_timeout_seconds):
+        with azure_ml.asking(f'find the published pipeline {name}', config.call_timeout_seconds):
             if known:
                 return PublishedPipeline.get(space, known['id'])
             # Each description begins with the time of publishing.
             found = max((one for one in PublishedPipeline.list(space) if one.name == name),
                         key=lambda one: one.description or '', default=None)
-    except calls.AzureError as error:
+    except azure_ml.AzureError as error:
         if error.status != 404:
             raise
         found = None
-    if known and not chosen.build_buildid:
+    if known and not config.build_buildid:
         print('the pipeline is that of %s; without this file it is the newest published'
               % (Path(out) / 'pipeline.json'), flush=True)
     if found is None:
-        raise calls.AzureError('the pipeline %s is not published in the workspace %s: '
-                               '`make publish` first' % (name, chosen.workspace_name))
+        raise azure_ml.AzureError('the pipeline %s is not published in the workspace %s: '
+                                  '`make publish` first' % (name, config.workspace_name))
     return found
 
 
-def runs_of(space, chosen, build_id):
+def runs_of(space, config, build_id):
     """The runs that carry this build's id, newest first."""
-    with calls.asking('look for runs of build %s' % build_id, chosen.call_timeout_seconds):
+    with azure_ml.asking(f'look for runs of build {build_id}', config.call_timeout_seconds):
         from azureml.core import Experiment, Run
         import azureml.pipeline.core  # noqa: makes the SDK return PipelineRun objects
-        experiment = Experiment(space, chosen.experiment_name)
+        experiment = Experiment(space, config.experiment_name)
         return [(run, run.get_status()) for run in Run.list(experiment, tags={'BuildId': build_id})]
 
 
-def run_to_attach_to(space, chosen, build_id):
+def run_to_attach_to(space, config, build_id):
     """The run of this build that is done or under way, done ones first, or None."""
-    found = runs_of(space, chosen, build_id)
+    found = runs_of(space, config, build_id)
     for states in (DONE, UNDER_WAY):
         for run, status in found:
             if status in states:
@@ -73,7 +73,7 @@ def run_to_attach_to(space, chosen, build_id):
     return None
 
 
-def submit(space, chosen, published, build_id):
+def submit(space, config, published, build_id):
     """Submit the published pipeline once, and return its run.
 
     By REST (https://learn.microsoft.com/azure/machine-learning/v1/how-to-deploy-pipelines), so
@@ -81,27 +81,27 @@ def submit(space, chosen, published, build_id):
     """
     import requests
     from azureml.pipeline.core import PipelineRun
-    given = publish.parameters(chosen, build_id)
-    body = {'ExperimentName': chosen.experiment_name, 'RunSource': 'SDK',
+    given = publish.parameters(config, build_id)
+    body = {'ExperimentName': config.experiment_name, 'RunSource': 'SDK',
             'ParameterAssignments': given,
             'tags': {'BuildId': build_id, 'BuildUri': given['build_uri'],
                      'CodeCommit': given['code_commit']}}
-    what = 'submit the pipeline %s' % published.name
+    what = f'submit the pipeline {published.name}'
     for attempt in range(1, SUBMIT_TRIES + 1):
         pause = 2 ** attempt
         try:
-            with calls.asking(what, chosen.call_timeout_seconds):
+            with azure_ml.asking(what, config.call_timeout_seconds):
                 answer = requests.post(
-                    published.endpoint, json=body, timeout=chosen.call_timeout_seconds / 3,
+                    published.endpoint, json=body, timeout=config.call_timeout_seconds / 3,
                     headers=workspace.sign_in(os.environ).get_authentication_header())
                 pause = int(answer.headers.get('Retry-After') or pause)
                 answer.raise_for_status()
                 return PipelineRun.get(space, answer.json()['Id'])
-        except calls.AzureError as error:
-            if attempt == SUBMIT_TRIES or error.status not in (None,) + calls.TRANSIENT:
+        except azure_ml.AzureError as error:
+            if attempt == SUBMIT_TRIES or error.status not in (None,) + azure_ml.TRANSIENT:
                 raise
-        time.sleep(min(pause, chosen.call_timeout_seconds))
-        made = run_to_attach_to(space, chosen, build_id)
+        time.sleep(min(pause, config.call_timeout_seconds))
+        made = run_to_attach_to(space, config, build_id)
         if made:
             return made
 
@@ -111,33 +111,34 @@ def states_of(run):
     return [(step, step.get_status()) for step in run.get_steps()]
 
 
-def watch(run, chosen, cluster):
+def watch(run, config, cluster):
     """Print a line per change until the run ends; (its last state, []).
 
     At the deadline: (None, [what is unfinished, ...]).
     """
-    end = time.monotonic() + 60 * chosen.run_timeout_minutes
+    end = time.monotonic() + 60 * config.run_timeout_minutes
     shown, pause, troubled = {}, FIRST_PAUSE_SECONDS, False
     while True:
         try:
-            with calls.asking('ask for the state of the run', chosen.call_timeout_seconds):
+            with azure_ml.asking('ask for the state of the run', config.call_timeout_seconds):
                 status = run.get_status()
                 states = [('run', status)] + [
                     ('step ' + step.name, state) for step, state in states_of(run)]
                 waiting = any(state in ('Queued', 'NotStarted') for _, state in states)
                 errors = cluster.get_status().errors if waiting and cluster else None
             if errors:
-                states.append(('compute cluster ' + cluster.name, calls.clean(first_error(errors))))
+                states.append((f'compute cluster {cluster.name}',
+                               azure_ml.clean(first_error(errors))))
             troubled = False
-        except calls.AzureError as error:
+        except azure_ml.AzureError as error:
             if error.status in (401, 403, 404):
                 raise
             if not troubled:
-                print('%s %s; still waiting' % (clock(), str(error).splitlines()[0]), flush=True)
+                print(f'{clock()} {str(error).splitlines()[0]}; still waiting', flush=True)
             states, status, troubled = [], None, True
         for name, state in states:
             if shown.get(name) != state:
-                print('%s %s: %s' % (clock(), name, state), flush=True)
+                print(f'{clock()} {name}: {state}', flush=True)
                 shown[name], pause = state, FIRST_PAUSE_SECONDS
         if status and status not in UNDER_WAY:
             return status, []
@@ -154,7 +155,7 @@ def clock():
 def first_error(errors):
     """The text of the first error that a cluster reports."""
     error = errors[0].get('error', errors[0])
-    return '%s: %s' % (error.get('code'), error.get('message'))
+    return f"{error.get('code')}: {error.get('message')}"
 
 
 def failure_of(run, seconds):
@@ -165,12 +166,12 @@ def failure_of(run, seconds):
             continue
         details = step.get_details()
         error = (details.get('error') or {}).get('error') or {}
-        yield 'step %s failed: %s' % (step.name, calls.clean(error.get('message') or 'no reason'))
+        yield f"step {step.name} failed: {azure_ml.clean(error.get('message') or 'no reason')}"
         logs = details.get('logFiles') or {}
         name = next((name for name in LOGS if name in logs), max(logs, default=None))
         if name:
-            lines = calls.clean(requests.get(logs[name], timeout=seconds).text).splitlines()
-            yield 'the end of its log, %s:' % name
+            lines = azure_ml.clean(requests.get(logs[name], timeout=seconds).text).splitlines()
+            yield f'the end of its log, {name}:'
             for line in lines[-LOG_LINES:]:
                 yield '  ' + line
 
@@ -181,9 +182,9 @@ def result_of(run):
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / 'registration.json')
         if not steps:
-            raise calls.AzureError('the run %s has no step register' % run.id)
+            raise azure_ml.AzureError(f'the run {run.id} has no step register')
         steps[0].download_file('outputs/registration.json', path)
-        return dict(files.read_json(path), run_id=run.id)
+        return dict(atomic.read_json(path), run_id=run.id)
 
 
 def how_to_go_on(build_id):
@@ -195,35 +196,36 @@ def stop(signum, frame):
     raise Stopped()
 
 
-def train(chosen, out, build_id):
+def train(config, out, build_id):
     """Run the pipeline, or attach to this build's run; its result. Raises AzureError."""
-    space = workspace.connect(chosen)
-    run = run_to_attach_to(space, chosen, build_id) if chosen.build_buildid else None
+    space = workspace.connect(config)
+    run = run_to_attach_to(space, config, build_id) if config.build_buildid else None
     if run:
-        print('run %s of build %s: attached' % (run.id, build_id), flush=True)
+        print(f'run {run.id} of build {build_id}: attached', flush=True)
     else:
-        published = pipeline_to_run(space, chosen, out)
-        run = submit(space, chosen, published, build_id)
+        published = pipeline_to_run(space, config, out)
+        run = submit(space, config, published, build_id)
         print('run %s: submitted, pipeline %s, version %s' % (
             run.id, published.name, published.version), flush=True)
-    with calls.asking('link the run', chosen.call_timeout_seconds):
+    with azure_ml.asking('link the run', config.call_timeout_seconds):
         link = run.get_portal_url()
-        cluster = space.compute_targets.get(chosen.aml_compute_cluster_name)
+        cluster = space.compute_targets.get(config.aml_compute_cluster_name)
     print(link, flush=True)
     try:
-        status, unfinished = watch(run, chosen, cluster)
-    except calls.AzureError as error:
-        raise calls.AzureError('%s\n%s' % (error, how_to_go_on(build_id)), error.status)
+        status, unfinished = watch(run, config, cluster)
+    except azure_ml.AzureError as error:
+        raise azure_ml.AzureError(f'{error}\n{how_to_go_on(build_id)}', error.status)
     if status is None:
-        raise calls.AzureError('the run %s took longer than %g minutes; %s\n%s' % (
-            run.id, chosen.run_timeout_minutes, '; '.join(unfinished), how_to_go_on(build_id)))
+        raise azure_ml.AzureError('the run %s took longer than %g minutes; %s\n%s' % (
+            run.id, config.run_timeout_minutes, '; '.join(unfinished), how_to_go_on(build_id)))
     if status not in DONE:
-        with calls.asking('fetch the log of the failed step', chosen.call_timeout_seconds):
-            lines = list(failure_of(run, chosen.call_timeout_seconds / 3))
+        with azure_ml.asking('fetch the log of the failed step', config.call_timeout_seconds):
+            lines = list(failure_of(run, config.call_timeout_seconds / 3))
         print('\n'.join(lines), flush=True)
-        raise calls.AzureError('the run %s ended as %s%s\n%s\nrun this again to submit it anew' % (
-            run.id, status, '; ' + lines[0] if lines else '', link))
-    with calls.asking('fetch the result of the run %s' % run.id, chosen.call_timeout_seconds):
+        first = f'; {lines[0]}' if lines else ''
+        raise azure_ml.AzureError(f'the run {run.id} ended as {status}{first}\n{link}\n'
+                                  'run this again to submit it anew')
+    with azure_ml.asking(f'fetch the result of the run {run.id}', config.call_timeout_seconds):
         return result_of(run)
 
 
@@ -234,22 +236,21 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, stop)
     build_id = None
     try:
-        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
-        build_id = chosen.build_buildid or files.local_build()
-        result = train(chosen, args.out, build_id)
-    except (settings.SettingsError, calls.AzureError, ValueError) as error:
-        print('error: %s' % error, file=sys.stderr)
+        config = settings.read(os.environ, needs=settings.WORKSPACE)
+        build_id = config.build_buildid or settings.local_build()
+        result = train(config, args.out, build_id)
+    except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
         return 1
     except (Stopped, KeyboardInterrupt):
-        print('error: stopped; if it was submitted, %s' % how_to_go_on(build_id),
+        print(f'error: stopped; if it was submitted, {how_to_go_on(build_id)}',
               file=sys.stderr)
         return 1
-    files.write_json(Path(args.out) / 'run.json', result)
-    print('%s %s version %s: %s' % (
-        result['result'], result['model'], result['version'], result['reason']))
+    atomic.write_json(Path(args.out) / 'run.json', result)
+    print(f"{result['result']} {result['model']} version {result['version']}: {result['reason']}")
     if os.environ.get('TF_BUILD'):
         for name in ('result', 'version'):
-            print('##vso[task.setvariable variable=%s;isOutput=true]%s' % (name, result[name]))
+            print(f'##vso[task.setvariable variable={name};isOutput=true]{result[name]}')
     return 0
 
 

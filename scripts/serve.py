@@ -35,7 +35,7 @@ def port_is_free(port):
     return True
 
 
-def surroundings(version, environ):
+def server_environ(version, environ):
     """The environment of the server: as on ACI, but `environ` (a dict) wins."""
     wanted = json.loads((SCORING / 'deployment.json').read_text())['environment']
     wanted.update(environ, AZUREML_MODEL_DIR=str(version), AML_APP_ROOT=str(SCORING))
@@ -53,15 +53,15 @@ def main(argv=None):
         problem = ('%s lacks azureml-inference-server-http: install it there, or leave PYTHON= '
                    'out so that make uses .venv' % sys.executable)
     elif not 1 <= args.port <= 65535:
-        problem = 'port %d is not between 1 and 65535' % args.port
+        problem = f'port {args.port} is not between 1 and 65535'
     elif not port_is_free(args.port):
-        problem = 'port %d is in use, or not allowed: choose another, as in PORT=5002' % args.port
+        problem = f'port {args.port} is in use, or not allowed: choose another, as in PORT=5002'
     try:
         version = newest_version(args.registry, args.model_name)
     except LookupError as error:
         problem = error
     if problem:
-        print('error: %s' % problem, file=sys.stderr)
+        print(f'error: {problem}', file=sys.stderr)
         return 1
     print('Serving %s version %s at http://127.0.0.1:%d/score, its description at /swagger.json\n'
           'The server listens on all addresses of this machine and asks for no key. '
@@ -69,7 +69,7 @@ def main(argv=None):
     # The server takes this process over, so that signals reach it.
     os.execve(sys.executable, [sys.executable, '-m', SERVER, '--entry_script',
                                str(SCORING / 'score.py'), '--port', str(args.port)],
-              surroundings(version, os.environ))
+              server_environ(version, os.environ))
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@
 """
 import collections
 import re
+import time
 import urllib.parse
 
 # What every script needs to find the workspace.
@@ -43,7 +44,7 @@ def integer(low, high):
     """A parser of whole numbers from low to high."""
     def parse(value):
         if not re.fullmatch('[0-9]{1,9}', value) or not low <= int(value) <= high:
-            raise ValueError('must be a whole number from %d to %d' % (low, high))
+            raise ValueError(f'must be a whole number from {low} to {high}')
         return int(value)
     return parse
 
@@ -161,7 +162,7 @@ def read(environ, needs=()):
             try:
                 values[name] = parse(given[name])
             except ValueError as error:
-                problems.append('%s is %r: it %s' % (name, given[name], error))
+                problems.append(f'{name} is {given[name]!r}: it {error}')
         elif name in needs:
             passed = environ.get(name, '').strip()
             problems.append('%s is not set%s: %s' % (
@@ -170,3 +171,8 @@ def read(environ, needs=()):
         raise SettingsError('%d setting%s to correct in the environment:\n  %s' % (
             len(problems), 's' * (len(problems) > 1), '\n  '.join(problems)))
     return Settings(**{name.lower(): value for name, value in values.items()})
+
+
+def local_build():
+    """An id for what is published or run outside a build."""
+    return time.strftime('local-%Y%m%dT%H%M%SZ', time.gmtime())

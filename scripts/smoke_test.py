@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import files
+import atomic
 import serve
 
 CANDIDATES = 500
@@ -57,8 +57,8 @@ def known_rows(model):
         raise Failed('the registered model gives each of %d different rows the score %r'
                      % (CANDIDATES, scores[0]))
     step = (CANDIDATES - 1) / (ROWS - 1)
-    chosen = [ranked[round(number * step)] for number in range(ROWS)]
-    return [rows[index] for index in chosen], [scores[index] for index in chosen]
+    config = [ranked[round(number * step)] for number in range(ROWS)]
+    return [rows[index] for index in config], [scores[index] for index in config]
 
 
 def post(uri, headers, data, open_url, deadline, timeout):
@@ -77,16 +77,16 @@ def post(uri, headers, data, open_url, deadline, timeout):
                 return answer.read().decode('utf-8', 'replace')
         except urllib.error.HTTPError as error:
             text = error.read().decode('utf-8', 'replace')[:BODY_SHOWN]
-            reason = 'status %d %s\n%s' % (error.code, error.reason, text)
+            reason = f'status {error.code} {error.reason}\n{text}'
             again = error.code in RETRIED
         except (OSError, http.client.HTTPException) as error:
-            reason = 'no answer from %s: %s' % (uri, getattr(error, 'reason', error))
+            reason = f"no answer from {uri}: {getattr(error, 'reason', error)}"
             again = True
         if not again:
             raise Failed(reason)
         if time.monotonic() + PAUSE_SECONDS >= deadline:
             raise Failed('no good answer before the deadline; the last: ' + reason)
-        print('%s; trying again' % reason.splitlines()[0], flush=True)
+        print(f'{reason.splitlines()[0]}; trying again', flush=True)
         time.sleep(PAUSE_SECONDS)
 
 
@@ -99,11 +99,11 @@ def check(text, expected):
     except (ValueError, TypeError, KeyError):
         raise Failed('the answer is not {"result": [number, ...]}; %s' % shown)
     if len(numbers) != len(expected):
-        raise Failed('%d scores for %d rows; %s' % (len(numbers), len(expected), shown))
+        raise Failed(f'{len(numbers)} scores for {len(expected)} rows; {shown}')
     if not all(0 <= score <= 1 for score in numbers):
-        raise Failed('a score is not between 0 and 1; %s' % shown)
+        raise Failed(f'a score is not between 0 and 1; {shown}')
     if min(numbers) == max(numbers):
-        raise Failed('different rows have the same score; %s' % shown)
+        raise Failed(f'different rows have the same score; {shown}')
     far = max(math.fabs(score - known) for score, known in zip(numbers, expected))
     if far > TOLERANCE:
         raise Failed('the scores differ from the registered model by up to %g; is another version '
@@ -113,36 +113,35 @@ def check(text, expected):
 def local_service(args):
     """(uri, headers, path of model.txt, what it is) of `make serve`."""
     version = serve.newest_version(args.out / 'registry', args.model_name)
-    return ('http://127.0.0.1:%d/score' % args.port, {}, version / 'model' / 'model.txt',
-            '%s version %s' % (args.model_name, version.name))
+    return (f'http://127.0.0.1:{args.port}/score', {}, version / 'model' / 'model.txt',
+            f'{args.model_name} version {version.name}')
 
 
 def aci_service(args, folder):
     """(uri, headers, path of model.txt, what it is) of OUT/service.json; fetches key and model."""
-    import calls
+    import azure_ml
     import settings
     import workspace
-    known = files.read_json(args.out / 'service.json')
+    known = atomic.read_json(args.out / 'service.json')
     if known is None:
-        raise Failed('there is no %s; `make deploy` writes it' % (args.out / 'service.json'))
+        raise Failed(f"there is no {args.out / 'service.json'}; `make deploy` writes it")
     try:
-        chosen = settings.read(os.environ, needs=settings.WORKSPACE)
-        space = workspace.connect(chosen)
-        with calls.asking('fetch the keys of the service and its model',
-                          chosen.call_timeout_seconds):
+        config = settings.read(os.environ, needs=settings.WORKSPACE)
+        space = workspace.connect(config)
+        with azure_ml.asking('fetch the keys of the service and its model',
+                             config.call_timeout_seconds):
             from azureml.core import Webservice
             from azureml.core.model import Model
             key = Webservice(space, known['name']).get_keys()[0]
             Model(space, known['model'], version=int(known['version'])).download(
                 target_dir=folder, exist_ok=True)
-    except (settings.SettingsError, calls.AzureError) as error:
+    except (settings.SettingsError, azure_ml.AzureError) as error:
         raise Failed(str(error))
     found = sorted(Path(folder).rglob('model.txt'))
     if not found:
-        raise Failed('version %s of the model %s holds no model.txt'
-                     % (known['version'], known['model']))
+        raise Failed(f"version {known['version']} of the model {known['model']} holds no model.txt")
     return (known['scoring_uri'], {'Authorization': 'Bearer ' + key}, found[0],
-            '%s version %s' % (known['model'], known['version']))
+            f"{known['model']} version {known['version']}")
 
 
 def main(argv=None):
@@ -177,7 +176,7 @@ def main(argv=None):
         # A service that repeats the request in its answer must not put the key into a log.
         key = headers.get('Authorization', 'Bearer ').partition(' ')[2]
         text = str(error).replace(key, '***') if key else str(error)
-        print('error: the smoke test of the service %s failed: %s' % (args.service, text),
+        print(f'error: the smoke test of the service {args.service} failed: {text}',
               file=sys.stderr)
         return 1
     print('%s answers as %s does: %d rows as lists and as objects, scores from %.4f to %.4f'

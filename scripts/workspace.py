@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import calls
+import azure_ml
 import dependencies
 import settings
 
@@ -46,7 +46,7 @@ def principal(environ):
         if not missing:
             return tuple(environ[name] for name in names)
         if environ.get(names[2]):
-            raise settings.SettingsError('%s is set without %s' % (names[2], ', '.join(missing)))
+            raise settings.SettingsError(f"{names[2]} is set without {', '.join(missing)}")
     return None
 
 
@@ -65,15 +65,16 @@ def command_line_tokens():
                 [az, 'account', 'get-access-token', '--resource', audience, '--output', 'json'],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
             if answer.returncode:
-                raise calls.AzureError('`az account get-access-token` failed: %s' % calls.clean(
-                    answer.stderr.decode(errors='replace').strip()[:300]), status=401)
+                said = azure_ml.clean(answer.stderr.decode(errors='replace').strip()[:300])
+                raise azure_ml.AzureError(
+                    f'`az account get-access-token` failed: {said}', status=401)
             value = json.loads(answer.stdout.decode())['accessToken']
             cache[audience] = time.monotonic(), value
         return value
 
     try:
         return token if az and token('https://management.azure.com/') else None
-    except (calls.AzureError, OSError, subprocess.TimeoutExpired, ValueError, KeyError):
+    except (azure_ml.AzureError, OSError, subprocess.TimeoutExpired, ValueError, KeyError):
         return None
 
 
@@ -91,109 +92,109 @@ def sign_in(environ):
     if token:
         return authentication.TokenAuthentication(token, cloud='AzureCloud')
     if environ.get('idToken'):
-        raise calls.AzureError(FEDERATED, status=401)
+        raise azure_ml.AzureError(FEDERATED, status=401)
     if sys.stdin.isatty() and not environ.get('TF_BUILD'):
         return authentication.InteractiveLoginAuthentication()
-    raise calls.AzureError(SIGNED_OUT, status=401)
+    raise azure_ml.AzureError(SIGNED_OUT, status=401)
 
 
-def connect(chosen, environ=os.environ):
+def connect(config, environ=os.environ):
     """The azureml.core.Workspace that the settings name. Raises AzureError or SettingsError."""
-    calls.quieten()
+    azure_ml.quieten()
     from azureml.core import Workspace
-    with calls.asking('open the workspace %s' % chosen.workspace_name,
-                      chosen.call_timeout_seconds):
+    with azure_ml.asking(f'open the workspace {config.workspace_name}',
+                         config.call_timeout_seconds):
         return Workspace.get(
-            chosen.workspace_name, auth=sign_in(environ), subscription_id=chosen.subscription_id,
-            resource_group=chosen.resource_group)
+            config.workspace_name, auth=sign_in(environ), subscription_id=config.subscription_id,
+            resource_group=config.resource_group)
 
 
-def compute(workspace, chosen):
+def compute(workspace, config):
     """The compute cluster. Raises AzureError when there is none or when it is no AmlCompute."""
-    name = chosen.aml_compute_cluster_name
-    with calls.asking('find the compute cluster %s' % name, chosen.call_timeout_seconds):
+    name = config.aml_compute_cluster_name
+    with azure_ml.asking(f'find the compute cluster {name}', config.call_timeout_seconds):
         target = workspace.compute_targets.get(name)
     if target is None:
-        raise calls.AzureError('there is no compute cluster %s: `make workspace` creates it' % name,
-                               status=404)
+        raise azure_ml.AzureError(
+            f'there is no compute cluster {name}: `make workspace` creates it', status=404)
     if target.type != 'AmlCompute':
-        raise calls.AzureError(
+        raise azure_ml.AzureError(
             'the compute target %s is of the kind %s, not AmlCompute: choose another '
             'AML_COMPUTE_CLUSTER_NAME' % (name, target.type), status=409)
     return target
 
 
-def datastore(workspace, chosen):
+def datastore(workspace, config):
     """The datastore that the settings name, or the workspace's own."""
-    with calls.asking('find the datastore %s' % (chosen.datastore_name or 'of the workspace'),
-                      chosen.call_timeout_seconds):
+    with azure_ml.asking('find the datastore %s' % (config.datastore_name or 'of the workspace'),
+                         config.call_timeout_seconds):
         from azureml.core import Datastore
-        if chosen.datastore_name:
-            return Datastore.get(workspace, chosen.datastore_name)
+        if config.datastore_name:
+            return Datastore.get(workspace, config.datastore_name)
         return workspace.get_default_datastore()
 
 
-def environment(workspace, chosen, tag):
+def environment(workspace, config, tag):
     """The azureml Environment of the lines of conda_dependencies.yml with this tag.
 
     Its name holds the hash of those lines, so one that is registered already is what is wanted.
     """
     lines = dependencies.LIST.read_text()
-    name = dependencies.name(lines, tag, chosen.aml_env_name)
-    seconds = chosen.call_timeout_seconds
-    with calls.asking('register the environment %s' % name, seconds):
+    name = dependencies.name(lines, tag, config.aml_env_name)
+    seconds = config.call_timeout_seconds
+    with azure_ml.asking(f'register the environment {name}', seconds):
         from azureml.core import Environment
-        if not chosen.aml_rebuild_environment:
+        if not config.aml_rebuild_environment:
             try:
-                return calls.repeat(lambda: Environment.get(workspace, name), seconds / 2)
+                return azure_ml.repeat(lambda: Environment.get(workspace, name), seconds / 2)
             except Exception as error:
-                if calls.status_of(error) != 404:
+                if azure_ml.status_of(error) != 404:
                     raise
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, 'conda.yml')
             file.write_text(dependencies.select(lines, tag))
             new = Environment.from_conda_specification(name, str(file))
-        return calls.repeat(lambda: new.register(workspace), seconds / 2)
+        return azure_ml.repeat(lambda: new.register(workspace), seconds / 2)
 
 
-def create_workspace(chosen, environ):
+def create_workspace(config, environ):
     """The workspace, created with storage, key vault and insights if need be.
 
     Opened first, since to create one the SDK asks for rights beyond the resource group, even where
     it exists.
     """
     try:
-        return connect(chosen, environ)
-    except calls.AzureError as error:
+        return connect(config, environ)
+    except azure_ml.AzureError as error:
         if error.status == 401:
             raise
-    with calls.asking('create the workspace %s' % chosen.workspace_name, CREATE_SECONDS):
+    with azure_ml.asking(f'create the workspace {config.workspace_name}', CREATE_SECONDS):
         from azureml.core import Workspace
         return Workspace.create(
-            chosen.workspace_name, auth=sign_in(environ), subscription_id=chosen.subscription_id,
-            resource_group=chosen.resource_group, location=chosen.location,
+            config.workspace_name, auth=sign_in(environ), subscription_id=config.subscription_id,
+            resource_group=config.resource_group, location=config.location,
             create_resource_group=True, exist_ok=True, show_output=False)
 
 
-def create_compute(workspace, chosen):
+def create_compute(workspace, config):
     """Create the cluster, or give an existing one the wanted number of nodes; what was done."""
-    name = chosen.aml_compute_cluster_name
+    name = config.aml_compute_cluster_name
     try:
-        target = compute(workspace, chosen)
-    except calls.AzureError as error:
+        target = compute(workspace, config)
+    except azure_ml.AzureError as error:
         if error.status != 404:
             raise
         target = None
-    with calls.asking('create the compute cluster %s' % name, CREATE_SECONDS):
+    with azure_ml.asking(f'create the compute cluster {name}', CREATE_SECONDS):
         from azureml.core.compute import AmlCompute, ComputeTarget
-        limits = {'min_nodes': chosen.aml_cluster_min_nodes,
-                  'max_nodes': chosen.aml_cluster_max_nodes,
+        limits = {'min_nodes': config.aml_cluster_min_nodes,
+                  'max_nodes': config.aml_cluster_max_nodes,
                   'idle_seconds_before_scaledown': IDLE_SECONDS}
         done = 'created'
         if target is None:
             target = ComputeTarget.create(workspace, name, AmlCompute.provisioning_configuration(
-                vm_size=chosen.aml_compute_cluster_cpu_sku,
-                vm_priority=chosen.aml_cluster_priority, **limits))
+                vm_size=config.aml_compute_cluster_cpu_sku,
+                vm_priority=config.aml_cluster_priority, **limits))
         else:
             scale = target.scale_settings
             done = 'there already'
@@ -203,28 +204,28 @@ def create_compute(workspace, chosen):
                 done = 'updated'
         target.wait_for_completion(show_output=False, timeout_in_minutes=CREATE_SECONDS // 60)
         if target.provisioning_state != 'Succeeded':
-            raise calls.AzureError('the compute cluster %s is %s: %s' % (
-                name, target.provisioning_state, calls.clean(str(target.provisioning_errors))))
-    if target.vm_size.lower() != chosen.aml_compute_cluster_cpu_sku.lower():
-        done += ', with machines of size %s; to change the size, delete it first' % target.vm_size
+            raise azure_ml.AzureError('the compute cluster %s is %s: %s' % (
+                name, target.provisioning_state, azure_ml.clean(str(target.provisioning_errors))))
+    if target.vm_size.lower() != config.aml_compute_cluster_cpu_sku.lower():
+        done += f', with machines of size {target.vm_size}; to change the size, delete it first'
     return done
 
 
 def main(argv=None):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
-        chosen = settings.read(os.environ, needs=settings.WORKSPACE + ('LOCATION',))
+        config = settings.read(os.environ, needs=settings.WORKSPACE + ('LOCATION',))
         print('workspace %s: creating or checking it; a new one takes some minutes'
-              % chosen.workspace_name, flush=True)
-        workspace = create_workspace(chosen, os.environ)
-        print('workspace %s in %s: ready' % (workspace.name, workspace.location), flush=True)
+              % config.workspace_name, flush=True)
+        workspace = create_workspace(config, os.environ)
+        print(f'workspace {workspace.name} in {workspace.location}: ready', flush=True)
         print('compute cluster %s: %s' % (
-            chosen.aml_compute_cluster_name, create_compute(workspace, chosen)), flush=True)
+            config.aml_compute_cluster_name, create_compute(workspace, config)), flush=True)
         for tag in ('training', 'scoring'):
-            print('environment %s: registered' % environment(workspace, chosen, tag).name,
+            print(f'environment {environment(workspace, config, tag).name}: registered',
                   flush=True)
-    except (settings.SettingsError, calls.AzureError) as error:
-        print('error: %s' % error, file=sys.stderr)
+    except (settings.SettingsError, azure_ml.AzureError) as error:
+        print(f'error: {error}', file=sys.stderr)
         return 1
     return 0
 

@@ -54,14 +54,14 @@ def free_port():
 class Service:
     """scripts/serve.py as a process of its own; ended with the block."""
 
-    def __init__(self, registry, log, **environment):
+    def __init__(self, registry, log, **environ):
         pytest.importorskip('azureml_inference_server_http')
         self.port, self.log = free_port(), log
         with open(str(log), 'w') as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / 'scripts' / 'serve.py'), '--registry', str(registry),
                  '--model-name', NAME, '--port', str(self.port)],
-                stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ, **environment))
+                stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ, **environ))
 
     def __enter__(self):
         until = time.monotonic() + START_SECONDS

@@ -12,7 +12,8 @@ import requests
 
 import azure_devops
 from conftest import ROOT
-from loopback.azure_devops import CONTRACT, FAULTS, AzureDevOps
+from loopback.azure_devops import FAULTS, AzureDevOps
+from loopback.azure_devops_contract import CONTRACT
 from settings import SettingsError
 
 REFERENCE = ROOT.parent / 'shared' / 'reference' / 'azure-devops' / 'rest-api.json'
@@ -48,11 +49,11 @@ def row(what, code, text):
     """One row of the acceptance table; `pytest -s` shows it."""
     before, error, after = text.strip().partition('error: ')
     said = error + ' '.join(after.split()) if error else before.splitlines()[-1]
-    print('| %s | %d | %s |' % (what, code, said))
+    print(f'| {what} | {code} | {said} |')
 
 
 def client_of(service, **changes):
-    return azure_devops.Client(azure_devops.place(dict(service.env, **changes)))
+    return azure_devops.Client(azure_devops.read_settings(dict(service.env, **changes)))
 
 
 def trimmed(reference, paths):
@@ -97,7 +98,7 @@ def test_the_contract_is_microsofts():
 
 def ask(service, method, path, body=None, version='7.1', **query):
     """A raw request to the stand-in, as nobody's client."""
-    address = '%s/Safe%%20Driver/_apis/%s' % (service.env['AZURE_DEVOPS_ORG_URL'], path)
+    address = f"{service.env['AZURE_DEVOPS_ORG_URL']}/Safe%20Driver/_apis/{path}"
     return requests.request(method, address, json=body, auth=('', service.pat), timeout=10,
                             params=dict(query, **({'api-version': version} if version else {})))
 
@@ -138,7 +139,7 @@ def test_misspelt_settings_of_a_policy_are_refused(service):
 
 
 def test_place_takes_the_agents_own_settings():
-    here = azure_devops.place({
+    here = azure_devops.read_settings({
         'SYSTEM_COLLECTIONURI': 'https://dev.azure.com/contoso/', 'SYSTEM_TEAMPROJECT': 'P',
         'BUILD_REPOSITORY_NAME': 'R', 'SYSTEM_ACCESSTOKEN': 'token', 'BRANCH': 'refs/heads/main'})
     assert here[:6] == ('https://dev.azure.com/contoso', 'P', 'R', 'token', False, 'main')
@@ -146,8 +147,8 @@ def test_place_takes_the_agents_own_settings():
 
 def test_place_says_everything_that_is_missing_at_once():
     with pytest.raises(SettingsError) as caught:
-        azure_devops.place({'AZURE_DEVOPS_PROJECT': ' ', 'DRY_RUN': 'perhaps',
-                            'SYSTEM_ACCESSTOKEN': '$(System.AccessToken)'})
+        azure_devops.read_settings({'AZURE_DEVOPS_PROJECT': ' ', 'DRY_RUN': 'perhaps',
+                                    'SYSTEM_ACCESSTOKEN': '$(System.AccessToken)'})
     for name in ('AZURE_DEVOPS_ORG_URL', 'AZURE_DEVOPS_PROJECT', 'AZURE_DEVOPS_REPOSITORY',
                  'AZURE_DEVOPS_EXT_PAT', 'DRY_RUN'):
         assert name in str(caught.value)
@@ -159,7 +160,7 @@ def test_place_says_everything_that_is_missing_at_once():
     'https://server/tfs/Default/P/_git/R'])
 def test_place_refuses_what_is_no_organisation_and_does_not_repeat_it(service, address):
     with pytest.raises(SettingsError) as caught:
-        azure_devops.place(dict(service.env, AZURE_DEVOPS_ORG_URL=address))
+        azure_devops.read_settings(dict(service.env, AZURE_DEVOPS_ORG_URL=address))
     assert 'AZURE_DEVOPS_ORG_URL' in str(caught.value)
     assert 'pat123' not in str(caught.value)
 
@@ -167,12 +168,13 @@ def test_place_refuses_what_is_no_organisation_and_does_not_repeat_it(service, a
 @pytest.mark.parametrize('address', ['https://contoso.visualstudio.com',
                                      'https://server:8443/tfs/DefaultCollection'])
 def test_place_takes_other_forms_of_organisation(service, address):
-    assert azure_devops.place(dict(service.env, AZURE_DEVOPS_ORG_URL=address + '/'))[0] == address
+    settings = dict(service.env, AZURE_DEVOPS_ORG_URL=address + '/')
+    assert azure_devops.read_settings(settings).organisation == address
 
 
 def test_a_token_with_a_line_break_is_refused_without_showing_it(service):
     with pytest.raises(SettingsError) as caught:
-        azure_devops.place(dict(service.env, AZURE_DEVOPS_EXT_PAT='abc\ndef'))
+        azure_devops.read_settings(dict(service.env, AZURE_DEVOPS_EXT_PAT='abc\ndef'))
     assert 'AZURE_DEVOPS_EXT_PAT' in str(caught.value)
     assert 'abc' not in str(caught.value)
 
@@ -187,7 +189,7 @@ def test_both_kinds_of_token_sign_in_whatever_netrc_says(service, tmp_path, monk
 
 def test_all_pages_are_read(service):
     for number in range(5):
-        service.add_pipeline('p%d' % number, 'x.yml')
+        service.add_pipeline(f'p{number}', 'x.yml')
     service.page_size = 2
     found = client_of(service).pages('{project}/_apis/build/definitions', 'list the pipelines')
     assert [one['name'] for one in found] == ['p0', 'p1', 'p2', 'p3', 'p4']

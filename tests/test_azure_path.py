@@ -14,10 +14,11 @@ import time
 import pytest
 
 import dataset
+import loopback
 from conftest import ROOT
 
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
-loopback = pytest.importorskip('loopback', reason='the stand-in needs trustme')
+pytest.importorskip('trustme')
 pytestmark = pytest.mark.end_to_end
 
 REAL_ROWS = ROOT.parent / 'shared' / 'data' / 'porto_seguro_10000.csv'
@@ -56,20 +57,20 @@ class Project:
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(str(source), str(goal))
         self.out = self.folder / 'outputs'
-        self.environment = {
+        self.environ = {
             'PATH': os.environ['PATH'], 'RESOURCE_GROUP': 'mlops-RG', 'LOCATION': 'westeurope',
             'WORKSPACE_NAME': 'mlops-AML-WS', 'MODEL_NAME': name, 'DATASET_NAME': name,
             'EXPERIMENT_NAME': name, 'TRAINING_PIPELINE_NAME': name, 'TF_BUILD': 'True',
             'ACI_DEPLOYMENT_NAME': 'aci-' + name, 'CALL_TIMEOUT_SECONDS': '60',
             'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
-        self.environment.update(azure.env, **settings)
+        self.environ.update(azure.env, **settings)
         self.texts = []
 
     def start(self, script, *words, **settings):
         takes_out = script in ('publish', 'run', 'deploy', 'rollback', 'smoke_test')
         command = [sys.executable, str(self.folder / 'scripts' / (script + '.py'))]
         command += ['--out', str(self.out)] * takes_out + [str(word) for word in words]
-        return subprocess.Popen(command, env=dict(self.environment, **settings),
+        return subprocess.Popen(command, env=dict(self.environ, **settings),
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def finish(self, process, begin=None):
@@ -117,12 +118,12 @@ class Project:
 
 
 def show(title, rows):
-    print('\n### %s' % title)
-    print('\n'.join('| %s |' % ' | '.join(str(cell) for cell in row) for row in rows))
+    print(f'\n### {title}')
+    print('\n'.join(f"| {' | '.join((str(cell) for cell in row))} |" for row in rows))
 
 
 def make_table(project, rows, seed):
-    path = project.folder / ('table-%d.csv' % seed)
+    path = project.folder / (f'table-{seed}.csv')
     subprocess.check_call([sys.executable, str(project.folder / 'training' / 'sample.py'),
                            '--rows', str(rows), '--seed', str(seed), '--out', str(path)],
                           stdout=subprocess.DEVNULL)
@@ -150,14 +151,14 @@ def workspace(azure, tmp_path_factory):
             secrets.update(row['keys'].values())
     token = re.compile('eyJ[A-Za-z0-9_-]{20,}')
     texts = [text for project in projects for text in project.texts]
-    files = [path for place in [folder] + list(map(type(folder), [azure.env['HOME']]))
-             for path in place.rglob('*') if path.is_file()]
+    files = [path for root in [folder] + list(map(type(folder), [azure.env['HOME']]))
+             for path in root.rglob('*') if path.is_file()]
     texts += [path.read_bytes().decode('utf-8', 'replace') for path in files]
     found = [secret[:4] + '...' for secret in secrets for text in texts if secret in text]
     found += [match.group()[:20] for match in map(token.search, texts) if match]
     show('Secrets', [('searched for', '%d keys and the principal\'s secret, tokens (eyJ...)'
                       % (len(secrets) - 1)),
-                     ('in', '%d outputs, %d files' % (len(texts) - len(files), len(files))),
+                     ('in', f'{len(texts) - len(files)} outputs, {len(files)} files'),
                      ('found', found)])
     assert found == []
 
@@ -179,11 +180,11 @@ def test_whole_path(project):
                   ['deploy'], ['smoke_test', '--service', 'aci']):
         result = project(*words, BUILD_BUILDID='1', BUILD_URI='https://dev.azure.com/o/p')
         first = len(rows) == 1
-        rows.append((words[0], '%.1f' % result.seconds, result.last))
+        rows.append((words[0], f'{result.seconds:.1f}', result.last))
         assert result.code == (1 if first else 0), result.text
         assert ('MISSING  there is no dataset' in result.text) == first
     show('The whole path, %s, Python %d.%d' % ((table.name,) + sys.version_info[:2]), rows + [
-        ('together', '%.1f' % sum(float(row[1]) for row in rows[1:]), '')])
+        ('together', f'{sum((float(row[1]) for row in rows[1:])):.1f}', '')])
     assert '##vso[task.setvariable variable=result;isOutput=true]registered' in ''.join(
         project.texts)
     assert project.read('pipeline.json')['build_id'] == '1'
@@ -232,7 +233,7 @@ def test_preflight(project):
             project.azure.faults.add(**fault)
         result = project('preflight', **changes)
         project.azure.faults.clear()
-        rows.append((title, result.code, '%.1f' % result.seconds, ', '.join(missing(result))))
+        rows.append((title, result.code, f'{result.seconds:.1f}', ', '.join(missing(result))))
         assert missing(result) == expected, result.text
         assert result.code == bool(expected)
     # With Contributor on the resource group and nothing else, what is there already suffices.
@@ -246,7 +247,7 @@ def test_repeat(project):
     rows = [('time', 'pipelines', 'runs', 'models', 'deployments', 'says')]
     for time_ in range(3):
         # Each stage may start on a fresh machine; only run.json travels to deploy.
-        project.out = project.folder / ('outputs-%d' % time_)
+        project.out = project.folder / (f'outputs-{time_}')
         texts = [project.good(verb, BUILD_BUILDID='1').last
                  for verb in ('publish', 'run', 'deploy')]
         counts = project.counts()
@@ -266,12 +267,12 @@ def test_worse_challenger(project):
     assert (run['result'], run['version']) == ('kept', 1)
     result = project.good('deploy', RUN_EVALUATION='true')
     show('RUN_EVALUATION=true with a worse challenger', [
-        ('run', run['result'], 'version %d' % run['version'], run['reason']),
+        ('run', run['result'], f"version {run['version']}", run['reason']),
         ('deploy', result.last)])
     assert 'nothing to deploy' in result.text and project.counts()['deployments'] == 0
     assert 'variable=result;isOutput=true]kept' in ''.join(project.texts)
     # ALLOW_RUN_CANCEL=false registers it all the same; here from a file instead of the dataset.
-    path = '%s/%s/%s' % (project.name, dataset.sha256(str(table))[:16], table.name)
+    path = f'{project.name}/{dataset.sha256(str(table))[:16]}/{table.name}'
     run = project.train('3', RUN_EVALUATION='true', ALLOW_RUN_CANCEL='false', DATA_FILE_PATH=path)
     assert (run['result'], run['version']) == ('registered', 2)
 
@@ -296,7 +297,7 @@ def test_rollback(project):
     assert state('the new version, whose score.py is broken').code == 1
     # The failure hook of a build that failed before it deployed leaves the other's service alone.
     for build, attempt in (('3', '1'), ('2', '2')):
-        other = state('make rollback in build %s, attempt %s' % (build, attempt), project.good(
+        other = state(f'make rollback in build {build}, attempt {attempt}', project.good(
             'rollback', BUILD_BUILDID=build, SYSTEM_STAGEATTEMPT=attempt))
         assert other.last.startswith('nothing to roll back') and 'by build 2,' in other.last
     assert project.counts()['deployments'] == 2
@@ -319,7 +320,7 @@ def test_pins_and_data(project):
         return {row['versions'][0]['name'] for row in project.rows('environments')}
 
     rows = [('changed pin', 'new environments')]
-    project.environment['AML_ENV_NAME'] = 'pins'
+    project.environ['AML_ENV_NAME'] = 'pins'
     project.good('workspace')
     for tag, package in (('tools', 'pytest=='), ('training', 'pandas=')):
         project.edit('conda_dependencies.yml', '- ' + package, '- ' + package + '1.')
@@ -328,12 +329,12 @@ def test_pins_and_data(project):
         rows.append((tag, ', '.join(sorted(environments() - before)) or 'none'))
     show('Changed pins', rows)
     assert rows[1][1] == 'none' and re.fullmatch('pins-training-[0-9a-f]{12}', rows[2][1])
-    project.environment['AML_ENV_NAME'] = 'safe-driver'
+    project.environ['AML_ENV_NAME'] = 'safe-driver'
     rows = [('data', 'dataset version', 'model version', 'of dataset version')]
     project.good('publish', BUILD_BUILDID='1')
     for number in (1, 2):
         text = project.good('dataset', '--data', make_table(project, ROWS, number)).last
-        project.good('run', BUILD_BUILDID='retraining-%d' % number)
+        project.good('run', BUILD_BUILDID=f'retraining-{number}')
         version = project.read('run.json')['version']
         (model,) = [row for row in project.rows('models')
                     if (row['name'], row['version']) == (project.name, version)]
@@ -352,8 +353,8 @@ def strike(project, rows, title, faults, verb, expected, words=(), said='', **se
     project.azure.faults.clear()
     after = project.counts()
     made = {name: after[name] - before[name] for name in after}
-    rows.append((title, verb, result.code, '%.1f' % result.seconds,
-                 ', '.join('%d %s' % (number, name) for name, number in made.items() if number)
+    rows.append((title, verb, result.code, f'{result.seconds:.1f}',
+                 ', '.join(f'{number} {name}' for name, number in made.items() if number)
                  or 'nothing', result.last[:300]))
     assert result.code == expected, result.text
     assert said in result.text
@@ -365,7 +366,7 @@ HEADER = ('fault', 'command', 'exit code', 'seconds', 'made', 'says')
 
 def test_sign_in(project):
     rows = [('sign-in', 'exit code', 'says')]
-    principal = {name: '' for name in project.environment
+    principal = {name: '' for name in project.environ
                  if name.startswith('AZUREML_SERVICE_') or name in (
                      'tenantId', 'servicePrincipalId', 'servicePrincipalKey')}
     command = project.folder / 'az'
@@ -373,7 +374,7 @@ def test_sign_in(project):
     token = project.azure.tokens.issue()
     command.write_text('#!/bin/sh\necho \'{"accessToken": "%s"}\'\n' % token)
     command.chmod(0o755)
-    by_command = dict(principal, PATH='%s:%s' % (project.folder, os.environ['PATH']))
+    by_command = dict(principal, PATH=f"{project.folder}:{os.environ['PATH']}")
     for title, changes, code, said in (
             ('service principal', {}, 0, 'published'),
             ('az is signed in, a federated connection too', dict(by_command, idToken='x'), 0,

@@ -138,7 +138,7 @@ def test_every_script_serves_right_scores(registry, prepared, name, tmp_path):
 
 @pytest.mark.end_to_end
 def test_scripts_take_turns_beside_the_load(registry, prepared, tmp_path):
-    pythons = {environment: sys.executable for environment, _ in SCRIPTS.values()}
+    pythons = {venv: sys.executable for venv, _ in SCRIPTS.values()}
     with open(str(tmp_path / 'log.txt'), 'w') as log:
         found = bench_scoring.beside_the_load(
             list(SCRIPTS), pythons, bench_scoring.write_scripts(tmp_path, prepared[0]),
@@ -166,4 +166,4 @@ def test_no_server_outlives_a_benchmark_that_is_ended(registry, tmp_path):
     finally:
         bench.kill()
         bench.communicate()
-    assert [pid for pid in servers if Path('/proc/%d' % pid).exists()] == []
+    assert [pid for pid in servers if Path(f'/proc/{pid}').exists()] == []

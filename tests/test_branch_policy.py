@@ -5,7 +5,7 @@ import pytest
 
 import azure_devops
 import branch_policy
-from loopback.azure_devops import BUILD, COMMENTS, REVIEWERS, WORK_ITEMS
+from loopback.azure_devops_contract import BUILD, COMMENTS, REVIEWERS, WORK_ITEMS
 from test_azure_devops import row, run, service, waits
 
 LISTING = 'GET /contoso/Safe%20Driver/_apis/policy'
@@ -30,7 +30,7 @@ def test_dry_run_shows_and_changes_nothing(ready):
     for line in ('create  at least one reviewer', 'creatorVoteCounts: none -> false',
                  'minimumApproverCount: none -> 1', 'resetOnSourcePush: none -> true',
                  'blockLastPusherVote: none -> true', 'filenamePatterns: none -> []',
-                 'buildDefinitionId: none -> %d' % ready.pipeline['id'],
+                 f"buildDefinitionId: none -> {ready.pipeline['id']}",
                  'create  all comments resolved', 'Dry run: nothing was changed'):
         assert line in text
 
@@ -75,7 +75,7 @@ def test_drift_is_put_right(ready, kind, field, value):
     line, = [line.strip() for line in dry.splitlines() if ' -> ' in line]
     assert line.startswith(field + ': ')
     code, text = run(branch_policy, ready.env)
-    row('branch-policy, drift: %s' % line, code, text)
+    row(f'branch-policy, drift: {line}', code, text)
     assert (code, text.count('update  ')) == (0, 1)
     found = policies(ready)
     assert len(ready.policies) == 3
@@ -129,7 +129,7 @@ def test_policies_of_others_are_left_alone_and_reported(ready):
     print(text)
     assert (code, text.count('create  ')) == (0, 3)
     for one in bearing:
-        assert 'left alone: policy %d, ' % one['id'] in text
+        assert f"left alone: policy {one['id']}, " in text
     assert 'Slow tests (required), made by Kim Lee' in text
     assert '(switched off)' in text
     assert text.count('left alone') == len(bearing)
@@ -150,7 +150,7 @@ def test_duplicates_are_said_and_not_deleted(ready):
     second = ready.add_policy(COMMENTS, copy.deepcopy(first['settings']))
     code, text = run(branch_policy, ready.env)
     assert code == 0
-    assert 'duplicate: policy %d does the same as policy %d' % (second['id'], first['id']) in text
+    assert f"duplicate: policy {second['id']} does the same as policy {first['id']}" in text
     assert 'Nothing to change' in text
     assert second['id'] in ready.policies
 
@@ -161,7 +161,7 @@ def test_a_pipeline_made_anew_takes_the_old_policys_place(ready):
     del ready.definitions[ready.pipeline['id']]
     again = ready.add_pipeline('safe-driver-pr', 'devops/pr.yml')
     code, text = run(branch_policy, ready.env)
-    assert 'buildDefinitionId: %d -> %d' % (ready.pipeline['id'], again['id']) in text
+    assert f"buildDefinitionId: {ready.pipeline['id']} -> {again['id']}" in text
     assert len(ready.policies) == 3
     assert ready.policies[number]['settings']['buildDefinitionId'] == again['id']
 

@@ -2,9 +2,9 @@ import types
 
 import pytest
 
-import calls
+import atomic
+import azure_ml
 import deploy
-import files
 import settings
 
 
@@ -18,17 +18,17 @@ def parts(version, **changes):
     return dict({'model': 'm', 'version': version, 'environment': 'e', 'scoring': 'c'}, **changes)
 
 
-def test_model_of_the_run_unless_a_version_is_chosen(tmp_path):
-    chosen = settings.read({})
-    with pytest.raises(calls.AzureError, match='make run'):
-        deploy.model_to_deploy(chosen, tmp_path)
+def test_model_of_the_run_unless_a_version_is_set(tmp_path):
+    config = settings.read({})
+    with pytest.raises(azure_ml.AzureError, match='make run'):
+        deploy.model_to_deploy(config, tmp_path)
     run = {'result': 'registered', 'model': 'm', 'version': 3}
-    files.write_json(tmp_path / 'run.json', run)
-    assert deploy.model_to_deploy(chosen, tmp_path) == ('m', 3)
-    files.write_json(tmp_path / 'run.json', dict(run, result='kept'))
-    assert deploy.model_to_deploy(chosen, tmp_path) == ('m', None)
-    chosen = settings.read({'MODEL_NAME': 'other', 'MODEL_VERSION': '2'})
-    assert deploy.model_to_deploy(chosen, tmp_path) == ('other', 2)
+    atomic.write_json(tmp_path / 'run.json', run)
+    assert deploy.model_to_deploy(config, tmp_path) == ('m', 3)
+    atomic.write_json(tmp_path / 'run.json', dict(run, result='kept'))
+    assert deploy.model_to_deploy(config, tmp_path) == ('m', None)
+    config = settings.read({'MODEL_NAME': 'other', 'MODEL_VERSION': '2'})
+    assert deploy.model_to_deploy(config, tmp_path) == ('other', 2)
     (tmp_path / 'run.json').write_text('{')
     with pytest.raises(ValueError, match='run.json'):
         deploy.model_to_deploy(settings.read({}), tmp_path)
@@ -63,6 +63,6 @@ def test_cpu_and_memory_are_never_changed_in_place():
     asked, allowed = settings.read({}), settings.read({'ACI_REPLACE': 'true'})
     assert deploy.resources(None, wanted, asked) == (1, 2, False)
     assert deploy.resources(service(memory=2), wanted, asked) == (1, 2, False)
-    with pytest.raises(calls.AzureError, match='ACI_REPLACE=true'):
+    with pytest.raises(azure_ml.AzureError, match='ACI_REPLACE=true'):
         deploy.resources(service(), wanted, asked)
     assert deploy.resources(service(), wanted, allowed) == (1, 2, True)

@@ -40,7 +40,7 @@ def test_the_yaml_says_what_each_pipeline_uses():
         # It runs code that nobody has reviewed.
         'devops/pr.yml': set(),
         'devops/ci.yml': both | {('environment', 'safe-driver')},
-        'devops/environment.yml': both,
+        'devops/workspace.yml': both,
     }
 
 
@@ -72,14 +72,14 @@ def test_apply_then_apply_again(ready):
         'variableGroupProjectReferences']] == ['Safe Driver']
     assert {one['name']: one['process']['yamlFilename'] for one in ready.definitions.values()} == {
         'safe-driver-pr': '/devops/pr.yml', 'safe-driver-ci': '/devops/ci.yml',
-        'safe-driver-environment': '/devops/environment.yml'}
+        'safe-driver-workspace': '/devops/workspace.yml'}
     check, = ready.checks.values()
     assert [one['id'] for one in check['settings']['approvers']] == [ready.users[0]['id']]
-    users = ['safe-driver-ci', 'safe-driver-environment']
+    users = ['safe-driver-ci', 'safe-driver-workspace']
     assert allowed(ready) == {'variablegroup': users, 'endpoint': users,
                               'environment': ['safe-driver-ci']}
     assert len(ready.policies) == 3
-    assert 'Run safe-driver-environment once' in text and 'Run safe-driver-ci once' in text
+    assert 'Run safe-driver-workspace once' in text and 'Run safe-driver-ci once' in text
 
     ready.requests.clear()
     for one in ready.definitions.values():
@@ -143,7 +143,7 @@ def test_drift_is_put_right(ready, spoil):
     assert (code, line in text) == (0, True)
     assert group(ready)['variables'] == EVERYTHING
     assert not next(iter(ready.checks.values())).get('isDisabled')
-    assert allowed(ready)['variablegroup'] == ['safe-driver-ci', 'safe-driver-environment']
+    assert allowed(ready)['variablegroup'] == ['safe-driver-ci', 'safe-driver-workspace']
     assert (len(ready.definitions), len(ready.policies), len(ready.checks)) == (3, 3, 1)
     assert 'Nothing to change' in run(devops_project, ready.env)[1]
 
@@ -197,7 +197,7 @@ def test_base_name_gives_the_other_names(ready):
 def test_what_failed_half_way_is_finished_by_the_next_run(ready, point):
     ready.misbehave('no access', point)
     code, text = run(devops_project, ready.env)
-    row('devops-project, no permission at %s' % point, code, text)
+    row(f'devops-project, no permission at {point}', code, text)
     assert (code, 'error: No permission to ' in text) == (1, True)
     code, text = run(devops_project, ready.env)
     assert code == 0
@@ -228,7 +228,7 @@ def test_without_a_service_connection(ready):
     ready.add_connection('azure-resource-connection')
     code, text = run(devops_project, ready.env)
     assert (code, text.count('update  ')) == (0, 1)
-    assert allowed(ready)['endpoint'] == ['safe-driver-ci', 'safe-driver-environment']
+    assert allowed(ready)['endpoint'] == ['safe-driver-ci', 'safe-driver-workspace']
 
 
 def test_a_federated_connection_does_not_do(ready):

@@ -8,7 +8,7 @@ CLEAN, BAD = 'x = 1\n', 'import os\nx=1\ny=2 \n'
 def run(tmp_path, *texts):
     paths = []
     for number, text in enumerate(texts):
-        paths.append(tmp_path / ('file%d.py' % number))
+        paths.append(tmp_path / (f'file{number}.py'))
         paths[-1].write_text(text)
     junit = tmp_path / 'results' / 'lint.xml'
     code = lint.main(['--junit', str(junit)] + [str(path) for path in paths])

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 ALL = ['sample', 'train', 'evaluate', 'register']
-REAL = ('Makefile', 'conda_dependencies.yml', 'scripts/dependencies.py', 'scripts/environment.py')
+REAL = ('Makefile', 'conda_dependencies.yml', 'scripts/dependencies.py', 'scripts/build_venv.py')
 # In place of Python: notes the script's name and writes what the script of that name would.
 STAND_IN = '''#!/bin/sh
 script=$1 name=$(basename $1 .py) out= stamp=
@@ -21,7 +21,7 @@ while [ $# -gt 0 ]; do
 done
 case $name in
   serve) exit;;
-  environment) mkdir -p $(dirname $stamp); touch $stamp; exit;;
+  build_venv) mkdir -p $(dirname $stamp); touch $stamp; exit;;
   train) mkdir -p $out; touch $out/model.txt $out/metrics.json $out/report.html;;
   register) mkdir -p $(dirname $out)/registry/safe_driver_model/1/model
             touch $(dirname $out)/registry/safe_driver_model/1/model/model.txt $out;;
@@ -60,7 +60,7 @@ class Project:
         done = subprocess.run(
             ['make', 'PYTHON=./python'] + list(words), cwd=str(self.folder),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
-            env={'PATH': '%s:/usr/bin:/bin' % self.folder})
+            env={'PATH': f'{self.folder}:/usr/bin:/bin'})
         assert (done.returncode != 0) == fails, done.stdout
         return calls.read_text().split()
 
@@ -76,7 +76,7 @@ def made(tmp_path_factory):
     for name in re.findall(r'training/[a-z_]+\.(?:py|json)', (ROOT / 'Makefile').read_text()):
         project.touch(name, '')
     for name, text in (('python', STAND_IN),
-                       ('python3', '#!/bin/sh\nexec %s -ES "$@"\n' % sys.executable)):
+                       ('python3', f'#!/bin/sh\nexec {sys.executable} -ES "$@"\n')):
         project.touch(name, text)
         (project.folder / name).chmod(0o755)
     assert project.make('retrain', '-j4') == ALL
@@ -127,7 +127,7 @@ def test_a_changed_variable_redoes_what_depends_on_it(project, change, redone):
     ('training/evaluate.py', ALL[2:]),
     ('training/register.py', ALL[3:]),
     ('Makefile', []),
-    ('scripts/environment.py', []),
+    ('scripts/build_venv.py', []),
 ])
 def test_a_touched_file_redoes_what_depends_on_it(project, name, redone):
     project.touch(name)

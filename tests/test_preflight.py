@@ -23,13 +23,13 @@ def test_permissions_as_resource_manager_grants_them():
 
 
 class Region:
-    """Resource Manager with one size of machine and these usages, (name, limit, in use, place)."""
+    """Resource Manager with one size of machine and usages, (name, limit, in use, location)."""
     subscription = '/subscriptions/s'
 
     def __init__(self, *usages):
         self.usages = [{'name': {'value': name, 'localizedValue': name}, 'limit': limit,
-                        'currentValue': used, 'id': self.subscription + place + '/usages'}
-                       for name, limit, used, place in usages]
+                        'currentValue': used, 'id': self.subscription + location + '/usages'}
+                       for name, limit, used, location in usages]
 
     def get(self, path, version, advice):
         return {'value': self.usages if path.endswith('usages') else [
@@ -52,7 +52,8 @@ def test_a_quota_is_missing_only_where_it_can_never_be_enough():
 
 def test_what_is_missing_is_named_with_what_to_do(tmp_path):
     pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
-    loopback = pytest.importorskip('loopback', reason='the stand-in needs trustme')
+    pytest.importorskip('trustme')
+    import loopback
     with loopback.start(str(tmp_path)) as azure:
         done = subprocess.run(
             [sys.executable, str(ROOT / 'scripts' / 'preflight.py')], stdout=subprocess.PIPE,

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+import build_venv
 import dependencies
-import environment
 from conftest import ROOT
 
 FOLDERS = ('training', 'scoring', 'scripts', 'devops', 'tests')
@@ -18,23 +18,20 @@ README = (ROOT / 'README.md').read_text()
 MAKEFILE = (ROOT / 'Makefile').read_text()
 TARGETS = re.findall(r'^([a-z][a-z-]*):.*## ', MAKEFILE, re.M)
 HEAVY = {'azureml', 'numpy', 'pandas', 'lightgbm', 'matplotlib', 'scipy', 'requests', 'yaml'}
-# What a folder may import of this project; None is "anything". tracking.py and score.py below.
+# What a folder may import of this project. tracking.py and score.py below.
 ARROWS = {
     'training': {'training'},
     'scoring': {'scoring'},
     'scripts': {'scripts'},
-    'devops': {'devops', 'loopback'},
+    'bench': {'training', 'scoring'},
+    'rehearsal': {'rehearsal', 'loopback'},
     'loopback': {'loopback'},
-    'tests': {'training', 'scoring', 'scripts', 'devops', 'loopback', 'tests'},
+    'tests': {'training', 'scoring', 'scripts', 'rehearsal', 'loopback', 'tests'},
 }
 AZUREML = {
     'training/tracking.py': ('azureml',),
     'scoring/score.py': ('azureml.contrib.services', 'azureml_inference_server_http'),
 }
-
-
-def names(paths):
-    return [str(path.relative_to(ROOT)) for path in paths]
 
 
 def imports(path):
@@ -85,7 +82,7 @@ def test_help_prints_every_target():
     done = subprocess.run(['make', '-C', str(ROOT), 'help'], stdout=subprocess.PIPE, check=True,
                           universal_newlines=True)
     for target in TARGETS:
-        assert re.search(r'^  %s +\S' % target, done.stdout, re.M), target
+        assert re.search(rf'^  {target} +\S', done.stdout, re.M), target
 
 
 def test_every_target_is_phony_or_a_file():
@@ -99,44 +96,69 @@ def test_ci_calls_the_test_commands_of_the_readme():
     assert called <= made_by_make(commands(README))
 
 
+def owner(path):
+    """The folder that a file belongs to, as ARROWS names it."""
+    return 'tests' if 'tests' in path.parts else path.parent.name
+
+
 def test_module_names_are_unique():
-    stems = [path.stem for path in FILES if path.parent.name != 'loopback']
+    stems = [path.stem for path in FILES if owner(path) != 'loopback']
     assert len(stems) == len(set(stems))
 
 
-@pytest.mark.parametrize('path', FILES, ids=names(FILES))
-def test_imports_follow_the_arrows(path):
-    folder = path.parent.name
-    own = {other.stem: other.parent.name for other in FILES if other.parent.name != 'loopback'}
-    own['loopback'] = 'loopback'
-    for module in imports(path):
-        owner = own.get(module.split('.')[0])
-        assert owner is None or owner in ARROWS[folder], 'imports %s of %s' % (module, owner)
-        if module.startswith('azureml') and folder in ('training', 'scoring'):
-            allowed = AZUREML.get(names([path])[0], ())
-            assert module.startswith(allowed) if allowed else False, 'imports ' + module
+def test_imports_follow_the_arrows():
+    owners = {path.stem: owner(path) for path in FILES if owner(path) != 'loopback'}
+    owners['loopback'] = 'loopback'
+    wrong = []
+    for path in FILES:
+        for module in imports(path):
+            imported = owners.get(module.split('.')[0])
+            allowed = imported is None or imported in ARROWS[owner(path)]
+            if module.startswith('azureml') and owner(path) in ('training', 'scoring'):
+                allowed = module.startswith(AZUREML.get(str(path.relative_to(ROOT)), 'nothing'))
+            if not allowed:
+                wrong.append(f'{path.relative_to(ROOT)} imports {module}')
+    assert wrong == []
 
 
 @pytest.mark.skipif(sys.version_info < (3, 8), reason='ast.parse takes a version from 3.8 on')
-@pytest.mark.parametrize('path', FILES, ids=names(FILES))
-def test_syntax_stays_within_the_containers_python(path):
-    ast.parse(path.read_text(), feature_version=(3, 7))
+def test_syntax_stays_within_the_containers_python():
+    wrong = []
+    for path in FILES:
+        try:
+            ast.parse(path.read_text(), str(path), feature_version=(3, 7))
+        except SyntaxError as error:
+            wrong.append(str(error))
+    assert wrong == []
 
 
-@pytest.mark.parametrize('path', SCRIPTS, ids=names(SCRIPTS))
-def test_help_of_a_script_is_cheap_and_its_docstring_shows_the_command(path):
-    shown = ast.get_docstring(ast.parse(path.read_text()))
-    name = path.parent.name if path.stem == '__main__' else path.stem
-    assert re.search(r'python\S* .*%s' % re.escape(name), shown), shown
-    loaded = 'import sys, runpy; sys.argv = [%r, "--help"]; sys.path.insert(0, %r)\n' \
-             'try: runpy.run_path(%r, run_name="__main__")\n' \
-             'except SystemExit as e: assert not e.code\n' \
-             'print("loaded", *sys.modules)' % (str(path), str(path.parent), str(path))
-    done = subprocess.run([sys.executable, '-c', loaded], stdout=subprocess.PIPE, check=True,
-                          universal_newlines=True)
-    modules = {name.split('.')[0] for name in done.stdout.split('loaded')[-1].split()}
-    assert 'usage' in done.stdout
-    assert not modules & HEAVY
+HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], '--help']
+sys.path.insert(0, sys.argv[0].rpartition('/')[0])
+try:
+    runpy.run_path(sys.argv[0], run_name='__main__')
+except SystemExit as end:
+    assert not end.code
+print('loaded', *sys.modules)
+"""
+
+
+def test_help_of_a_script_is_cheap_and_its_docstring_shows_the_command():
+    running = {path: subprocess.Popen([sys.executable, '-c', HELP, str(path)],
+                                      stdout=subprocess.PIPE, universal_newlines=True)
+               for path in SCRIPTS}
+    wrong = []
+    for path, process in running.items():
+        shown = ast.get_docstring(ast.parse(path.read_text()))
+        name = path.parent.name if path.stem == '__main__' else path.stem
+        if not re.search(r'python\S* .*' + re.escape(name), shown):
+            wrong.append(f'{path.name}: its docstring shows no command')
+        output = process.communicate()[0]
+        modules = {name.split('.')[0] for name in output.split('loaded')[-1].split()}
+        if process.returncode or 'usage' not in output or modules & HEAVY:
+            wrong.append(f'{path.name}: --help is not cheap, it loads {sorted(modules & HEAVY)}')
+    assert wrong == []
 
 
 def test_pins_agree():
@@ -144,11 +166,11 @@ def test_pins_agree():
     pins = {re.split('==?', line)[0]: re.split('==?', line)[1]
             for _, line, _ in dependencies.parse(text)}
     assert pins['azureml-sdk'] == pins['azureml-defaults']
-    assert pins['python'] == environment.SUPPORTED[0]
-    assert pins['python'] in environment.SDK_PYTHONS
+    assert pins['python'] == build_venv.SUPPORTED[0]
+    assert pins['python'] in build_venv.SDK_PYTHONS
     conda = {line.split('=')[0] for is_conda, line, _ in dependencies.parse(text) if is_conda}
     assert 'lightgbm' in conda and 'azureml-dataprep' in set(pins) - conda
-    container = environment.pins('full', environment.CONTAINER)
+    container = build_venv.pins('full', build_venv.CONTAINER)
     assert all('==' in line for line in container)
 
 
@@ -156,6 +178,6 @@ def test_no_path_of_one_machine_and_no_leftover():
     pattern = re.compile(r'/(work|farm|root)/[A-Za-z_.]|\b(TODO|FIXME|XX' r'X)\b')
     texts = FILES + [ROOT / 'Makefile', ROOT / 'README.md', ROOT / '.ci' / 'run']
     texts += list((ROOT / 'devops').rglob('*.yml'))
-    found = ['%s: %s' % (path.relative_to(ROOT), match.group(0)) for path in texts
+    found = [f'{path.relative_to(ROOT)}: {match.group(0)}' for path in texts
              for match in pattern.finditer(path.read_text()) if path.name != 'test_project.py']
     assert found == []

@@ -35,10 +35,10 @@ def decide(folder, **changes):
 
 
 def command(folder, out=None, build=''):
-    place = folder.parent
-    return ['--model', str(folder), '--decision', str(place / (folder.name + '.json')),
-            '--model-name', NAME, '--registry', str(place / 'registry'), '--build-id', build,
-            '--out', str(out or place / 'registration.json')]
+    parent = folder.parent
+    return ['--model', str(folder), '--decision', str(parent / (folder.name + '.json')),
+            '--model-name', NAME, '--registry', str(parent / 'registry'), '--build-id', build,
+            '--out', str(out or parent / 'registration.json')]
 
 
 def put(folder, build=''):
@@ -99,7 +99,7 @@ def test_a_kept_version_is_named_and_nothing_is_registered(tmp_path, capsys):
     decide(second, register=False, reason='It is not better.', champion_version=1)
     result = put(second)
     assert (result['result'], result['version']) == ('kept', 1)
-    assert 'kept version 1 of {}. It is not better.'.format(NAME) in capsys.readouterr().out
+    assert f'kept version 1 of {NAME}. It is not better.' in capsys.readouterr().out
     assert not (tmp_path / 'registry' / NAME / '2').exists()
 
 
@@ -152,10 +152,10 @@ def test_latest_is_the_highest_whole_version(tmp_path):
     (home / '3' / 'model' / 'model.txt').unlink()
     shutil.rmtree(str(home / '1'))
     (home / 'notes').mkdir()
-    place = tracking.Folder(str(tmp_path / 'registry'))
-    assert place.champion(NAME)[0] == 2
+    parent = tracking.Folder(str(tmp_path / 'registry'))
+    assert parent.champion(NAME)[0] == 2
     assert put(make_model(tmp_path / 'five', 'five'))['version'] == 5
-    assert place.champion(NAME)[0] == 5
+    assert parent.champion(NAME)[0] == 5
 
 
 def test_what_a_dead_registration_left_is_swept(tmp_path):
@@ -172,13 +172,13 @@ def test_twenty_at_once_get_twenty_versions(tmp_path):
     builds = [str(number) for number in range(20)] + ['0', '0']
     processes = []
     for number, build in enumerate(builds):
-        model = make_model(tmp_path / str(number), 'tree {}'.format(number))
+        model = make_model(tmp_path / str(number), f'tree {number}')
         processes.append(subprocess.Popen(
             [sys.executable, str(TRAINING / 'register.py')] +
-            command(model, tmp_path / 'result{}.json'.format(number), build),
+            command(model, tmp_path / f'result{number}.json', build),
             stdout=subprocess.DEVNULL))
     assert [process.wait(60) for process in processes] == [0] * len(builds)
-    versions = [json.loads((tmp_path / 'result{}.json'.format(number)).read_text())['version']
+    versions = [json.loads((tmp_path / f'result{number}.json').read_text())['version']
                 for number in range(len(builds))]
     assert sorted(versions[:20]) == list(range(1, 21))
     assert versions[0] == versions[20] == versions[21]

@@ -93,8 +93,8 @@ def retrain(project, out, rows, evaluation='false', seconds=300):
     log = project.parent / 'log'
     with open(str(log), 'w') as file:
         process = subprocess.Popen(
-            ['make', 'retrain', 'PYTHON=' + sys.executable, 'OUT={}'.format(out),
-             'ROWS={}'.format(rows), 'RUN_EVALUATION=' + evaluation], cwd=str(project),
+            ['make', 'retrain', 'PYTHON=' + sys.executable, f'OUT={out}',
+             f'ROWS={rows}', 'RUN_EVALUATION=' + evaluation], cwd=str(project),
             stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         process.wait(seconds)
@@ -136,7 +136,7 @@ def check_model(folder):
     """The model is whole and metrics.json tells of it."""
     report = tracking.read_json(str(folder / 'metrics.json'))
     model = (folder / 'model.txt').read_text()
-    assert '[lambda_l2: {}]'.format(report['parameters']['training']['lambda_l2']) in model
+    assert f"[lambda_l2: {report['parameters']['training']['lambda_l2']}]" in model
     assert model.rstrip().splitlines()[-1].startswith('pandas_categorical')
     assert (folder / 'report.html').read_text().rstrip().endswith('</html>')
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-import agent
+import job_runner
 import pipeline_yaml
 import rehearse
 from conftest import ROOT
@@ -43,12 +43,12 @@ class Project:
         values = dict({'AZURE_RM_SVC_CONNECTION': 'rehearsal'}, **pipeline_yaml.variables(pipeline))
         settings = dict(
             folder=self.folder / 'out', cache=self.folder / 'cache', seed=None, origin=origin,
-            surroundings={'PATH': os.environ['PATH']}, connection=CONNECTION,
-            way={'HTTPS_PROXY': 'http://stand-in'}, variables=values, say=self.lines.append,
-            busy=quiet, minute=60)
+            environ={'PATH': os.environ['PATH']}, connection=CONNECTION,
+            proxy_environ={'HTTPS_PROXY': 'http://stand-in'}, variables=values,
+            say=self.lines.append, busy=quiet, minute=60)
         settings.update(changed)
         self.rows = rehearse.run_stages(
-            agent.Run(**settings), pipeline_yaml.stages(pipeline), before_failure)
+            job_runner.Run(**settings), pipeline_yaml.stages(pipeline), before_failure)
         return {stage: result for stage, result, _, _ in self.rows}
 
     def log(self, pattern):
@@ -98,7 +98,7 @@ def test_a_script_fails_by_its_last_command_as_in_bash_without_e(project):
 
 @pytest.mark.parametrize('word, result', [('registered', 'succeeded'), ('kept', 'skipped')])
 def test_an_output_variable_decides_about_the_next_stage(project, word, result):
-    command = 'echo "##vso[task.setvariable variable=result;isOutput=true]%s"' % word
+    command = f'echo "##vso[task.setvariable variable=result;isOutput=true]{word}"'
     result_of_run = project.run(pipeline(
         stage('a', script(command, name='run')),
         stage('b', script('true'), dependsOn='a', condition="and(succeeded(), "
@@ -106,6 +106,15 @@ def test_an_output_variable_decides_about_the_next_stage(project, word, result):
     assert result_of_run == {'a': 'succeeded', 'b': result}
     assert rehearse.result_of(result_of_run.values()) == 'succeeded'
     assert project.rows[0][3] == ['result=' + word]
+
+
+def test_an_output_that_no_step_sets_stops_the_rehearsal(project):
+    with pytest.raises(rehearse.RehearsalError, match="outputs\\['a.run.outcome'\\] of stage a"):
+        project.run(pipeline(
+            stage('a', script('echo "##vso[task.setvariable variable=result;isOutput=true]kept"',
+                              name='run')),
+            stage('b', script('true'), dependsOn='a', condition="and(succeeded(), "
+                  "eq(dependencies.a.outputs['a.run.outcome'], 'registered'))")))
 
 
 def test_only_artifacts_pass_from_one_fresh_checkout_to_the_next(project):
@@ -334,7 +343,7 @@ def test_an_earlier_rehearsal_is_replaced_but_not_its_cache_nor_one_under_way(tm
 
 
 def test_steps_get_nothing_of_this_machine_that_an_agent_would_not_have():
-    kept = rehearse.surroundings({
+    kept = rehearse.agent_environ({
         'PATH': '/bin', 'MAKEFLAGS': ' -- OUT=/tmp', 'OUT': '/tmp', 'servicePrincipalKey': 'x',
         'PYTHONPATH': '/x', 'PIP_INDEX_URL': 'u', 'PYTHON': 'bin/python', 'https_proxy': 'p'})
     assert kept == {'PATH': '/bin', 'PIP_INDEX_URL': 'u', 'https_proxy': 'p', 'ROWS': rehearse.ROWS,
@@ -401,7 +410,7 @@ def test_each_way_a_run_can_end_with_a_rollback_where_a_version_was_before(real)
     def run(label, fault=None):
         return real.run('ci.yml', label, rehearse.STRIKES.get(fault), without=('code_quality',))
 
-    assert real.run('environment.yml', 'environment') == 'succeeded'
+    assert real.run('workspace.yml', 'workspace') == 'succeeded'
     assert run('train', 'train') == 'failed'
     assert results(real, 'train') == ['succeeded', 'failed', 'skipped']
     assert run('first') == 'succeeded'
@@ -419,23 +428,23 @@ def test_each_way_a_run_can_end_with_a_rollback_where_a_version_was_before(real)
 
 
 @pytest.mark.end_to_end
-def test_a_chosen_version_is_deployed_without_training(real):
+def test_a_given_version_is_deployed_without_training(real):
     def run(action, **more):
         return real.run('ci.yml', action, parameters=dict(more, action=action),
                         without=('code_quality',))
 
-    assert real.run('environment.yml', 'environment') == 'succeeded'
+    assert real.run('workspace.yml', 'workspace') == 'succeeded'
     assert run('train_only') == 'succeeded'
     assert run('deploy_version', model_version=1) == 'succeeded'
     assert [row[0] for row in real.rows] == [
-        'environment', 'train_only', 'train_only', 'deploy_version']
+        'workspace', 'train_only', 'train_only', 'deploy_version']
 
 
 @pytest.mark.end_to_end
 def test_make_rehearse_is_green(tmp_path):
     pytest.importorskip('azureml.core')
     done = subprocess.run(['make', '-C', str(ROOT), 'rehearse', 'PYTHON=' + sys.executable,
-                           'OUT=%s' % tmp_path], stdout=subprocess.PIPE, universal_newlines=True)
+                           f'OUT={tmp_path}'], stdout=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert 'This was a rehearsal: succeeded' in done.stdout
     for name in ('pipeline.json', 'run.json', 'service-1 (service.json)', 'result=registered'):

@@ -57,7 +57,7 @@ def content():
         'dataset_name': None, 'dataset_version': None, 'code_commit': None, 'build_id': '77',
         'build_uri': 'https://dev.azure.com/x', 'caller_run_id': None,
         'packages': {'python': '3.11.7'}, 'created': '2026-11-23T10:20:30Z'})
-    features = [('feature_{}'.format(number), float(number)) for number in range(57)]
+    features = [(f'feature_{number}', float(number)) for number in range(57)]
     return result, features, label, probability, ('AUC', [[10, 0.6], [20, 0.65], [30, 0.66]])
 
 
@@ -66,17 +66,17 @@ def check_words(text, content):
     seen = Reader(text)
     assert not [link for link in seen.links if not link.startswith('#')]
     assert not re.search(r'url\((?!#)|@import', text)
-    for words in ('{:.4f}'.format(result['auc']), '{:.4f}'.format(result['gini']),
-                  '0.7000 to 0.7500', '{:.2f}'.format(result['top_decile_lift']),
-                  '{:.5f}'.format(result['brier']), '<b>table</b>.csv', '2026-11-23', 'ab' * 32,
+    for words in (f"{result['auc']:.4f}", f"{result['gini']:.4f}",
+                  '0.7000 to 0.7500', f"{result['top_decile_lift']:.2f}",
+                  f"{result['brier']:.5f}", '<b>table</b>.csv', '2026-11-23', 'ab' * 32,
                   'learning_rate', 'ps_calc_*', 'evaluation least gain', 'python 3.11.7',
-                  '{:.3%} had a claim'.format(label.mean()), 'feature_56', 'feature_37', '77',
+                  f'{label.mean():.3%} had a claim', 'feature_56', 'feature_37', '77',
                   'training 8,000 rows (600 claims), hold-out 2,000 rows'):
         assert words in seen.text, words
     assert 'feature_36' not in seen.text
     assert '<b>table' not in text
     deciles = metrics.deciles(label, content[3])
-    assert '{:.2%}'.format(deciles[3]['mean_score']) in seen.text
+    assert f"{deciles[3]['mean_score']:.2%}" in seen.text
     return seen
 
 

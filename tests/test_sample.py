@@ -57,7 +57,7 @@ def test_numbers_are_written_as_in_the_real_table(make):
     whole, fraction = r'-?\d+', r'-1\.0|\d\.\d{1,10}'
     kinds = [fraction if table.KNOWN[name]['type'] == 'float32' else whole
              for name in table.COLUMNS]
-    assert all(re.fullmatch(','.join('(?:{})'.format(kind) for kind in kinds), line)
+    assert all(re.fullmatch(','.join(f'(?:{kind})' for kind in kinds), line)
                for line in lines[1:])
 
 
@@ -87,7 +87,7 @@ def test_exact_identities_hold(frame):
         return abs(values - values.round()).max() < 1e-4
 
     def total(numbers):
-        return sum(frame['ps_ind_{:02}_bin'.format(number)] for number in numbers)
+        return sum(frame[f'ps_ind_{number:02}_bin'] for number in numbers)
 
     assert (total([6, 7, 8, 9]) == 1).all()
     assert total([16, 17, 18]).isin([0, 1]).all()

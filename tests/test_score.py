@@ -52,7 +52,7 @@ def changed(column, text):
     body = json.dumps({'data': [ROWS[0], [None] * len(COLUMNS), ROWS[2]]})
     values = [json.dumps(value) for value in ROWS[1]]
     values[COLUMNS.index(column)] = text
-    return body.replace(json.dumps([None] * len(COLUMNS)), '[%s]' % ', '.join(values)).encode()
+    return body.replace(json.dumps([None] * len(COLUMNS)), f"[{', '.join(values)}]").encode()
 
 
 def objects(change):
@@ -95,7 +95,7 @@ def test_a_column_whose_name_holds_a_word_of_json_is_no_trouble(name):
 TEXTS = {'text': '"1"', 'null': 'null', 'true or false': 'true', 'a list': '[1]',
          'an object': '{"a": 1}'}
 REFUSED = [
-    (changed('ps_ind_03', text), 1, 'ps_ind_03', 'is %s, not a number' % kind)
+    (changed('ps_ind_03', text), 1, 'ps_ind_03', f'is {kind}, not a number')
     for kind, text in TEXTS.items()
 ] + [
     (changed('ps_calc_20_bin', text), 1, 'ps_calc_20_bin', 'is not a finite number')
@@ -154,7 +154,7 @@ def test_at_most_ten_problems_are_listed(model):
 
 
 def test_an_object_of_very_many_names_is_refused_in_time(model):
-    names = {'n%d' % number: number for number in range(50000)}
+    names = {f'n{number}': number for number in range(50000)}
     assert ask({'data': [names]})[0] == 400
 
 
@@ -324,8 +324,8 @@ def test_the_openapi_documents_agree_with_table_caps_and_code(model, name):
     assert ', '.join(COLUMNS) in schemas['RowAsList']['description']
     assert schemas['RowAsList']['minItems'] == schemas['RowAsList']['maxItems'] == len(COLUMNS)
     text = json.dumps(document)
-    assert '"maxItems": %d' % score.settings['max_rows'] in text
-    assert '%d bytes' % score.settings['max_body_bytes'] in text
+    assert f"\"maxItems\": {score.settings['max_rows']}" in text
+    assert f"{score.settings['max_body_bytes']} bytes" in text
     post = document['paths']['/score']['post']
     if 'swagger' in document:
         examples = [schemas['Rows']['example'], {'data': [schemas['RowAsObject']['example']]}]
@@ -341,6 +341,6 @@ def test_openapi_3_and_3_1_say_the_same():
     old, new = (json.load(open(score.FOLDER + '/' + name)) for name in score.DOCUMENTS[1:])
     text = json.dumps(old).replace('"openapi": "3.0.3"', '"openapi": "3.1.0"')
     for kind in ('integer', 'string'):
-        text = text.replace('"type": "%s", "nullable": true' % kind,
-                            '"type": ["%s", "null"]' % kind)
+        text = text.replace(f'"type": "{kind}", "nullable": true',
+                            f'"type": ["{kind}", "null"]')
     assert json.loads(text) == new

@@ -72,8 +72,8 @@ def written(rng, rows):
 
     def name(text):
         if rng.random() < 0.02:
-            return '"' + ''.join('\\u%04x' % ord(letter) for letter in text) + '"'
-        return '"%s"' % text
+            return '"' + ''.join(f'\\u{ord(letter):04x}' for letter in text) + '"'
+        return f'"{text}"'
 
     if rng.random() < 0.5:
         texts = ['[' + (',' + blank).join(row) + ']' for row in rows]
@@ -89,7 +89,7 @@ def written(rng, rows):
             elif chance < 0.15:
                 items.pop()
             elif chance < 0.2:
-                items[0] = '"%s": 1' % rng.choice(['', 'id', 'target', 'PS_IND_01', 'x' * 5000])
+                items[0] = f"\"{rng.choice(['', 'id', 'target', 'PS_IND_01', 'x' * 5000])}\": 1"
             texts.append('{' + (',' + blank).join(items) + '}')
     if rng.random() < 0.05:
         texts.insert(0, rng.choice(['[]', '{}', 'null', '1', '"row"', '[1]', '[[1]]']))
@@ -124,16 +124,16 @@ def damaged(rng):
     for _ in range(rng.randint(1, 4)):
         if not body:
             break
-        place = rng.randrange(len(body))
+        position = rng.randrange(len(body))
         chance = rng.random()
         if chance < 0.3:
-            body[place] = rng.randrange(256)
+            body[position] = rng.randrange(256)
         elif chance < 0.6:
-            del body[place]
+            del body[position]
         elif chance < 0.9:
-            body.insert(place, rng.choice(b'0123456789-+.eE,:[]{}"\\ \x00\xff'))
+            body.insert(position, rng.choice(b'0123456789-+.eE,:[]{}"\\ \x00\xff'))
         else:
-            del body[place + 1:]
+            del body[position + 1:]
     return bytes(body)
 
 
@@ -212,7 +212,7 @@ def in_threads(work, count):
         try:
             problems.extend(work(number))
         except Exception as error:
-            problems.append('client %d: %r' % (number, error))
+            problems.append(f'client {number}: {error!r}')
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
     for thread in threads:
@@ -233,15 +233,15 @@ def test_no_request_is_answered_with_a_fault_or_a_wrong_score(model, tmp_path):
             counts[number][kind, status] += 1
             problem = wrong(kind, status, body, strict(seen), data.startswith(b'OPTIONS'))
             if problem:
-                yield '%s: %s for %r' % (kind, problem, data[:3000])
+                yield f'{kind}: {problem} for {data[:3000]!r}'
 
     def wrong(kind, status, body, rows, options):
         if status is None or status not in ANSWERS:
-            return None if kind == 'http' and status is None else 'status %s' % status
+            return None if kind == 'http' and status is None else f'status {status}'
         if status == 200 and not options:
             return None if rows and json.loads(body)['result'] == scores(model, rows) else 'score'
         if kind != 'http' and (rows or not json.loads(body)['errors'][0]['reason']):
-            return 'status %d: %s' % (status, body[:200])
+            return f'status {status}: {body[:200]}'
         return None
 
     with Service(model.registry, tmp_path / 'log.txt', SCORING_TIMEOUT_MS='5000') as service:
@@ -249,9 +249,9 @@ def test_no_request_is_answered_with_a_fault_or_a_wrong_score(model, tmp_path):
         assert service.score({'data': make_rows(1, 0)})[0] == 200
     total = sum(counts, collections.Counter())
     assert sum(total.values()) == REQUESTS // CLIENTS * CLIENTS or problems
-    print('\n%d requests, by kind and status:' % sum(total.values()))
+    print(f'\n{sum(total.values())} requests, by kind and status:')
     for (kind, status), count in sorted(total.items(), key=str):
-        print('  %-12s %-5s %7d' % (kind, status or 'none', count))
+        print(f"  {kind:12} {status or 'none':5} {int(count):7}")
     assert problems == []
     log = service.log.read_text(errors='replace')
     assert log.count('Booting worker') == 1 and 'Traceback' not in log
@@ -275,7 +275,7 @@ def test_different_rows_from_many_clients_and_a_stop_under_load(model, tmp_path)
             for index in range(first + number, last, CLIENTS):
                 status, body = exchange(service.port, post(rows[index]), 60)
                 if status != 200 or json.loads(body)['result'] != [expected[index]]:
-                    yield 'row %d: %d %s' % (index, status, body[:200])
+                    yield f'row {index}: {status} {body[:200]}'
         return work
 
     def until_stopped(number):

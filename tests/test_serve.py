@@ -177,6 +177,6 @@ def test_a_missing_server_is_said(registry, model, monkeypatch, capsys):
 
 
 def test_the_environment_wins_over_deployment_json(tmp_path):
-    wanted = serve.surroundings(tmp_path, {'WORKER_TIMEOUT': '7', 'PATH': 'p'})
+    wanted = serve.server_environ(tmp_path, {'WORKER_TIMEOUT': '7', 'PATH': 'p'})
     assert (wanted['WORKER_TIMEOUT'], wanted['PATH']) == ('7', 'p')
     assert wanted['SCORING_TIMEOUT_MS'] == '30000'

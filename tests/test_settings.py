@@ -29,16 +29,16 @@ def test_only_what_is_needed_is_demanded():
 
 
 def test_types_and_defaults():
-    chosen = settings.read(dict(ENOUGH, RUN_EVALUATION='TRUE', AML_CLUSTER_MAX_NODES='3',
+    config = settings.read(dict(ENOUGH, RUN_EVALUATION='TRUE', AML_CLUSTER_MAX_NODES='3',
                                 RUN_TIMEOUT_MINUTES='0.5'), settings.WORKSPACE)
-    assert (chosen.run_evaluation, chosen.aml_cluster_max_nodes) == (True, 3)
-    assert chosen.run_timeout_minutes == 0.5
-    assert (chosen.allow_run_cancel, chosen.dataset_version) == (True, 'latest')
+    assert (config.run_evaluation, config.aml_cluster_max_nodes) == (True, 3)
+    assert config.run_timeout_minutes == 0.5
+    assert (config.allow_run_cancel, config.dataset_version) == (True, 'latest')
     # As the challenge asks.
     assert settings.read({}).run_evaluation is False
-    assert chosen.aml_cluster_min_nodes == 0
+    assert config.aml_cluster_min_nodes == 0
     with pytest.raises(AttributeError):
-        chosen.run_evaluation = False
+        config.run_evaluation = False
 
 
 @pytest.mark.parametrize('value', ['', '  ', '$(WORKSPACE_NAME)'])
@@ -48,9 +48,9 @@ def test_blank_and_undefined_variables_are_not_set(value):
 
 
 def test_base_name_gives_the_names_that_are_not_set():
-    chosen = settings.read({'SUBSCRIPTION_ID': SUBSCRIPTION, 'BASE_NAME': 'mlops',
+    config = settings.read({'SUBSCRIPTION_ID': SUBSCRIPTION, 'BASE_NAME': 'mlops',
                             'RESOURCE_GROUP': 'mine'}, settings.WORKSPACE)
-    assert (chosen.resource_group, chosen.workspace_name) == ('mine', 'mlops-AML-WS')
+    assert (config.resource_group, config.workspace_name) == ('mine', 'mlops-AML-WS')
 
 
 def test_build_link_of_the_agent():

@@ -99,7 +99,7 @@ def test_a_refusal_fails_at_once_with_status_and_body(out, status, capsys):
     with service(lambda number, rows: (status, 'what the service says')) as (port, asked):
         assert run(out, port) == 1
     error = capsys.readouterr().err
-    assert len(asked) == 1 and 'status %d' % status in error and 'what the service says' in error
+    assert len(asked) == 1 and f'status {status}' in error and 'what the service says' in error
 
 
 @pytest.mark.parametrize('status', [429, 502, 503, 504])

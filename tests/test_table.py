@@ -62,8 +62,8 @@ def edit_line(line, edit):
 
 def drop_column(column):
     def damage(content):
-        place = table.COLUMNS.index(column)
-        return joined(row[:place] + row[place + 1:] for row in cells_of(content))
+        position = table.COLUMNS.index(column)
+        return joined(row[:position] + row[position + 1:] for row in cells_of(content))
     return damage
 
 

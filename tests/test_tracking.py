@@ -61,46 +61,49 @@ json.dump(seen, open('client.json', 'w'))
 PROBE = '''
 import json, os, sys
 import tracking
-place = tracking.connect()
-path, source = place.fetch_table(dataset_name='drivers', dataset_version='latest')
+tracker = tracking.connect()
+path, source = tracker.fetch_table(dataset_name='drivers', dataset_version='latest')
 seen = {'table': [open(path).read(), source]}
-path, source = place.fetch_table(data_file_path='tables/table.csv')
+path, source = tracker.fetch_table(data_file_path='tables/table.csv')
 seen['file'] = [open(path).read(), source]
-path, source = place.fetch_table(dataset_name='tabular')
+path, source = tracker.fetch_table(dataset_name='tabular')
 seen['tabular'] = [open(path).read(), source]
 try:
-    place.fetch_table(dataset_name='missing', dataset_version='3')
+    tracker.fetch_table(dataset_name='missing', dataset_version='3')
 except tracking.TrackingError as error:
     seen['missing'] = str(error)
-seen['champion before'] = place.champion('model')
+seen['champion before'] = tracker.champion('model')
 os.mkdir('model')
 for name in ('model.txt', 'metrics.json', '.unfinished'):
     with open('model/' + name, 'w') as file:
         file.write(name + sys.argv[1])
 tags = {'BuildId': sys.argv[1], 'model_sha256': sys.argv[1], 'data_sha256': '0',
         'dataset_name': 'drivers', 'dataset_version': '1'}
-seen['registered'] = [place.register('model', 'model', tags)[0] for _ in range(2)]
-version, folder, tags = place.champion('model')
+seen['registered'] = [tracker.register('model', 'model', tags)[0] for _ in range(2)]
+version, folder, tags = tracker.champion('model')
 seen['champion'] = [version, {name: open(os.path.join(folder, name)).read()
                               for name in os.listdir(folder)}, tags['BuildId']]
-place.store('outputs/registration.json', {'version': version})
-place.store('outputs/registration.json', {'version': version})
+tracker.store('outputs/registration.json', {'version': version})
+tracker.store('outputs/registration.json', {'version': version})
 with open('outputs/seen.json', 'w') as file:
     json.dump(seen, file)
-place.log({'auc': 0.625, 'rule': 'text', 'better': True})
+tracker.log({'auc': 0.625, 'rule': 'text', 'better': True})
 '''
 
 
 def run_in_azure(tmp_path, builds, faults=()):
     """Run the probe in loopback Azure ML for each build; returns what was seen, in order."""
     pytest.importorskip('azureml.core')
-    loopback = pytest.importorskip('loopback')
+    pytest.importorskip('trustme')
+    import loopback
     source = tmp_path / 'source'
     source.mkdir()
     shutil.copy(str(TRAINING / 'tracking.py'), str(source))
     (source / 'probe.py').write_text(PROBE)
     (tmp_path / 'table.csv').write_text(TABLE)
-    with loopback.start(str(tmp_path / 'azure'), faults=faults) as azure:
+    with loopback.start(str(tmp_path / 'azure')) as azure:
+        for fault in faults:
+            azure.faults.add(**fault)
         client = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', CLIENT, str(source),
              str(tmp_path / 'table.csv')] + builds, cwd=str(tmp_path), timeout=240,

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import lightgbm
 import numpy as np
@@ -18,8 +17,9 @@ import sample
 import table
 import tracking
 import train
+from conftest import ROOT
+from parameters import LIGHTGBM, ParametersError, dropped, load_parameters
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ROOT / 'training' / 'parameters.json'
 CHALLENGE = ROOT / 'training' / 'parameters_challenge.json'
 
@@ -53,7 +53,7 @@ def model(data, tmp_path_factory):
 
 
 def fit(frame, path):
-    return train.fit(frame, train.load_parameters(str(path)))
+    return train.fit(frame, load_parameters(str(path)))
 
 
 # The contract of the earlier challenges.
@@ -124,7 +124,7 @@ def test_contract_functions_work_together(data):
 
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_own_files_of_parameters_are_good(path):
-    assert train.load_parameters(str(path)) == json.loads(path.read_text())
+    assert load_parameters(str(path)) == json.loads(path.read_text())
 
 
 def test_the_challenges_parameters_are_the_challenges():
@@ -136,8 +136,8 @@ def test_the_challenges_parameters_are_the_challenges():
 def test_all_problems_are_listed_at_once(parameters):
     path = parameters({'lerning_rate': 0.1, 'num_leaves': 15.5, 'num_threads': 2},
                       rounds=0, non_claims_kept='some', ronds=5)
-    with pytest.raises(train.ParametersError) as error:
-        train.load_parameters(path)
+    with pytest.raises(ParametersError) as error:
+        load_parameters(path)
     text = str(error.value)
     for part in ('training.lerning_rate is unknown; is learning_rate meant?',
                  'training.num_leaves is 15.5; it must be a whole number from 2',
@@ -164,8 +164,8 @@ def test_all_problems_are_listed_at_once(parameters):
      'set minimize'),
     ({'evaluation': []}, 'evaluation must be a JSON object')])
 def test_bad_values_are_refused(parameters, changes, message):
-    with pytest.raises(train.ParametersError) as error:
-        train.load_parameters(parameters(**changes))
+    with pytest.raises(ParametersError) as error:
+        load_parameters(parameters(**changes))
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 2
 
@@ -175,17 +175,17 @@ def test_bad_values_are_refused(parameters, changes, message):
     ('{"seed": 1, "seed": 2}', 'seed is there twice'), ('{}', 'training is missing')])
 def test_bad_files_are_refused(tmp_path, text, message):
     (tmp_path / 'p.json').write_text(text)
-    with pytest.raises(train.ParametersError, match=message):
-        train.load_parameters(str(tmp_path / 'p.json'))
-    with pytest.raises(train.ParametersError, match='cannot be read'):
-        train.load_parameters(str(tmp_path / 'missing.json'))
+    with pytest.raises(ParametersError, match=message):
+        load_parameters(str(tmp_path / 'p.json'))
+    with pytest.raises(ParametersError, match='cannot be read'):
+        load_parameters(str(tmp_path / 'missing.json'))
 
 
 def test_names_are_lightgbms_own():
     if not hasattr(lightgbm.basic._ConfigAliases, '_get_all_param_aliases'):
         pytest.skip('this LightGBM does not list its parameters')
     known = lightgbm.basic._ConfigAliases._get_all_param_aliases()
-    for name, (others, _) in train.LIGHTGBM.items():
+    for name, (others, _) in LIGHTGBM.items():
         assert set(others) <= set(known[name])
 
 
@@ -229,7 +229,7 @@ def test_dropped_columns_have_no_say(data, parameters):
     frame = table.read_table(str(data))
     model = fit(frame, path)[0]
     changed = frame.copy()
-    for name in train.dropped(train.load_parameters(path)):
+    for name in dropped(load_parameters(path)):
         changed[name] = frame[name].to_numpy()[::-1]
     first, again = [model.predict(rows[table.FEATURES]) for rows in (frame, changed)]
     assert (first == again).all()

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-import calls
+import azure_ml
 import settings
 import workspace
 
@@ -54,5 +54,5 @@ def test_without_any_sign_in_the_message_says_what_to_do(az, monkeypatch):
     monkeypatch.setattr('sys.stdin', open(os.devnull))
     for environ, said in (({'idToken': 'x'}, 'federated'), ({}, 'az login'),
                           ({'TF_BUILD': 'True'}, 'addSpnToEnvironment')):
-        with pytest.raises(calls.AzureError, match=said):
+        with pytest.raises(azure_ml.AzureError, match=said):
             workspace.sign_in(environ)

@@ -9,7 +9,7 @@ import settings
 from conftest import ROOT
 
 DEVOPS = ROOT / 'devops'
-FILES = ('pr.yml', 'ci.yml', 'environment.yml')
+FILES = ('pr.yml', 'ci.yml', 'workspace.yml')
 ACTIONS = ('train_and_deploy', 'train_only', 'deploy_version')
 
 
@@ -35,8 +35,8 @@ def test_the_checks_find_no_problem(name):
 @pytest.mark.parametrize('table', ['sample', 'none'])
 def test_the_environment_is_sound_with_and_without_a_table(table):
     assert pipeline_checks.problems(
-        DEVOPS / 'environment.yml', with_schema=False, parameters={'table': table}) == []
-    made = [step for step in steps('environment.yml', table=table)
+        DEVOPS / 'workspace.yml', with_schema=False, parameters={'table': table}) == []
+    made = [step for step in steps('workspace.yml', table=table)
             if step.get('script') == 'make dataset']
     assert len(made) == (table != 'none')
 
@@ -80,7 +80,7 @@ def test_a_push_trains_and_deploys_and_only_a_push_to_master_starts_it():
     assert trigger == {'batch': True, 'branches': {'include': ['master']}}
 
 
-def test_a_chosen_version_is_deployed_without_the_result_of_a_run():
+def test_a_given_version_is_deployed_without_the_result_of_a_run():
     deploy = stages('ci.yml', action='deploy_version', model_version=7)[-1]
     assert deploy['condition'] is None
     made = [step for step in steps('ci.yml', action='deploy_version', model_version=7)
@@ -133,7 +133,7 @@ def test_words_that_yaml_1_1_takes_for_booleans_stay_words(tmp_path):
     assert pipeline_yaml.load(path) == {'on': 'yes', 'off': 1, 'x': True, 'y': None}
 
 
-def test_a_template_takes_parameters_and_leaves_out_what_is_not_chosen(tmp_path):
+def test_a_template_takes_parameters_and_leaves_out_what_is_not_asked_for(tmp_path):
     (tmp_path / 'steps.yml').write_text(
         'parameters:\n- name: target\n- name: fast\n  type: number\n  default: 1\nsteps:\n'
         '- script: make ${{ parameters.target }}\n'

@@ -98,8 +98,6 @@ SEMANTIC = {
     'output of an unknown step': (
         'ci.yml', "'train.run.result'", "'train.runs.result'", 'no such job and step'),
     'output without the job': ('ci.yml', "'train.run.result'", "'run.result'", 'job.step.variable'),
-    'output that no step sets': (
-        'ci.yml', "'train.run.result'", "'train.run.outcome'", 'sets no such variable'),
     'output of a step without a name': (
         'ci.yml', '        name: run\n', '', 'no such job and step'),
     'output of a stage that is not needed': (
@@ -264,12 +262,12 @@ SCHEMA = {
     'list as a title': (
         'code_quality.yml', 'displayName: Lint\n', 'displayName: [Lint]\n', 'displayName'),
     'env as a list': (
-        'environment.yml',
+        'workspace.yml',
         'env:\n      AZUREML_SERVICE_PRINCIPAL_PASSWORD: $(AZUREML_SERVICE_PRINCIPAL_PASSWORD)',
         'env: [X]', 'env'),
 }
 # A file that uses the template.
-USERS = {'code_quality.yml': 'pr.yml', 'prepare.yml': 'pr.yml', 'sign_in.yml': 'environment.yml'}
+USERS = {'code_quality.yml': 'pr.yml', 'prepare.yml': 'pr.yml', 'sign_in.yml': 'workspace.yml'}
 
 
 @pytest.fixture(scope='module')
@@ -307,5 +305,5 @@ def test_a_mistake_is_found_by_the_schema(name, copies):
 
 
 def test_the_files_without_a_mistake_have_no_problem(copies):
-    for name in ('pr.yml', 'ci.yml', 'environment.yml'):
+    for name in ('pr.yml', 'ci.yml', 'workspace.yml'):
         assert pipeline_checks.problems(copies / name, ROOT, with_schema=False) == []

@@ -68,23 +68,23 @@ def load_model(path, what, advice):
             raise ValueError('the file is cut off, or no LightGBM text model')
         return lightgbm.Booster(model_file=path)
     except (lightgbm.basic.LightGBMError, ValueError) as error:
-        raise tracking.TrackingError('{} cannot be loaded: {}; {}'.format(what, error, advice))
+        raise tracking.TrackingError(f'{what} cannot be loaded: {error}; {advice}')
 
 
-def load_champion(place, name, columns):
+def load_champion(tracker, name, columns):
     """(version, Booster, SHA-256) of the newest registered version, None if there is none.
 
     TrackingError where it cannot score a table with these columns.
     """
-    champion = place.champion(name)
+    champion = tracker.champion(name)
     if champion is None:
         return None
     version, folder, tags = champion
-    what = 'version {} of {}, the champion,'.format(version, name)
+    what = f'version {version} of {name}, the champion,'
     advice = 'to register the new model without comparing, set RUN_EVALUATION=false'
     path = os.path.join(folder, 'model.txt')
     if not os.path.isfile(path):
-        raise tracking.TrackingError('{} has no file model/model.txt; {}'.format(what, advice))
+        raise tracking.TrackingError(f'{what} has no file model/model.txt; {advice}')
     digest = tracking.sha256(path)
     if tags.get('model_sha256', digest) != digest:
         raise tracking.TrackingError('{} was changed after it was registered: its model.txt is not '
@@ -97,12 +97,12 @@ def load_champion(place, name, columns):
     return version, model, digest
 
 
-def fetch_table(place, lineage, data):
+def fetch_table(tracker, lineage, data):
     """The path of the table that a model was trained on; TrackingError if it is not the same."""
     version = lineage.get('dataset_version')
-    path, _ = place.fetch_table(data=data, dataset_name=lineage.get('dataset_name'),
-                                dataset_version=version,
-                                data_file_path=None if version else lineage.get('data'))
+    path, _ = tracker.fetch_table(data=data, dataset_name=lineage.get('dataset_name'),
+                                  dataset_version=version,
+                                  data_file_path=None if version else lineage.get('data'))
     if tracking.sha256(path) != lineage.get('data_sha256'):
         raise tracking.TrackingError(
             '{} is not the table that the model was trained on, or has changed since: train '
@@ -112,9 +112,9 @@ def fetch_table(place, lineage, data):
 
 def decide(arguments):
     """The decision, a dict for decision.json."""
+    import parameters
     import table
-    import train
-    wanted = train.load_parameters(arguments.parameters)['evaluation']
+    wanted = parameters.load_parameters(arguments.parameters)['evaluation']
     metric = wanted['metric']
     report = tracking.read_json(os.path.join(arguments.model, 'metrics.json'))
     path = os.path.join(arguments.model, 'model.txt')
@@ -125,25 +125,25 @@ def decide(arguments):
     if arguments.run_evaluation == 'false':
         return dict(decision, reason='Nothing was compared: the evaluation is switched off '
                                      '(RUN_EVALUATION=false).')
-    place = tracking.connect(arguments.registry)
-    champion = load_champion(place, arguments.model_name, table.FEATURES)
+    tracker = tracking.connect(arguments.registry)
+    champion = load_champion(tracker, arguments.model_name, table.FEATURES)
     if champion is None:
         return dict(decision, reason='{} has no registered version to compare with.'.format(
             arguments.model_name))
     version, model, digest = champion
     challenger = load_model(path, path, 'train again')
-    rows = hold_out(fetch_table(place, report.get('lineage') or {}, arguments.data))
-    print('comparing with version {} on {:,} hold-out rows'.format(version, len(rows)), flush=True)
+    rows = hold_out(fetch_table(tracker, report.get('lineage') or {}, arguments.data))
+    print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
     scores = [booster.predict(rows[booster.feature_name()]) for booster in (model, challenger)]
     decision.update(compare(rows['target'].to_numpy(), scores[0], scores[1], metric,
                             wanted['direction']), champion_version=version)
-    place.log({key: value for key, value in decision.items() if key != 'register'})
+    tracker.log({key: value for key, value in decision.items() if key != 'register'})
     better = is_better(decision['difference'], wanted['direction'], wanted['least_gain'])
     decision['register'] = better or arguments.allow_run_cancel == 'false'
     verdict = 'better' if better else 'not better'
     if wanted['least_gain'] and not better:
-        verdict += ' by {:g}'.format(wanted['least_gain'])
-    verdict += ', ahead in {:.0%} of {} resamples'.format(decision['probability_better'], DRAWS)
+        verdict += f" by {wanted['least_gain']:g}"
+    verdict += f", ahead in {decision['probability_better']:.0%} of {DRAWS} resamples"
     if digest == decision['model_sha256']:
         verdict = 'the same model, byte for byte'
     decision['reason'] = '{} is {:.5f}, on the same {:,} rows version {} has {:.5f}: {}.'.format(
@@ -178,7 +178,7 @@ def main(argv=None):
         decision = decide(arguments)
         tracking.write_json(tracking.decision_path(arguments.out), decision)
     except (tracking.TrackingError, ValueError, OSError) as error:
-        print('error: {}'.format(error), file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 1
     print(decision['reason'])
     return 0

@@ -9,7 +9,7 @@ def checked(label, score):
     label = np.asarray(label, dtype=np.float64).ravel()
     score = np.asarray(score, dtype=np.float64).ravel()
     if len(label) != len(score):
-        raise ValueError('{} labels but {} scores'.format(len(label), len(score)))
+        raise ValueError(f'{len(label)} labels but {len(score)} scores')
     if not np.isfinite(score).all():
         raise ValueError('{} of {} scores are not finite numbers'.format(
             int((~np.isfinite(score)).sum()), len(score)))
@@ -135,12 +135,12 @@ def paired_bootstrap(label, score_a, score_b, seed=0, draws=1000):
     random = np.random.RandomState(seed)
     figures = np.empty(draws)
     for draw in range(draws):
-        chosen = random.randint(0, len(claims), len(claims))
+        drawn = random.randint(0, len(claims), len(claims))
         times = np.bincount(random.randint(0, len(others), len(others)), minlength=len(others))
         wins = []
         for ranked, below, up_to in orders:
             passed = np.append(0, np.cumsum(times[ranked]))
-            wins.append(int((passed[below[chosen]] + passed[up_to[chosen]]).sum()))
+            wins.append(int((passed[below[drawn]] + passed[up_to[drawn]]).sum()))
         figures[draw] = (wins[1] - wins[0]) / (2.0 * len(claims) * len(others))
     return {'difference': difference,
             'interval': [float(bound) for bound in np.percentile(figures, [2.5, 97.5])],

@@ -52,23 +52,23 @@ def read_model(folder, decision, name):
             decision.get('model'), name))
     missing = {'register', 'reason', 'champion_version'} - set(decision)
     if missing:
-        problems.append('the decision lacks {}: evaluate again'.format(', '.join(sorted(missing))))
+        problems.append(f"the decision lacks {', '.join(sorted(missing))}: evaluate again")
     if problems:
         raise tracking.TrackingError('\n  '.join(['nothing was registered:'] + problems))
     return report, digest
 
 
-def register(place, arguments, decision):
+def register(tracker, arguments, decision):
     """Registers, or keeps what there is; the dict for registration.json."""
     report, digest = read_model(arguments.model, decision, arguments.model_name)
     result = {'result': 'registered', 'reason': decision['reason'], 'model': arguments.model_name,
-              'version': decision['champion_version'], 'run_id': place.run_id}
+              'version': decision['champion_version'], 'run_id': tracker.run_id}
     if not decision['register']:
         return dict(result, result='kept')
     tags = make_tags(report, digest, tracking.given(arguments.build_id))
-    version, known = place.register(arguments.model_name, arguments.model, tags)
+    version, known = tracker.register(arguments.model_name, arguments.model, tags)
     if known is not None:
-        result['reason'] = 'This build is version {} already.'.format(version)
+        result['reason'] = f'This build is version {version} already.'
         if known.get('model_sha256') != digest:
             result['reason'] += (' Its model is another one than that of this run, which was not '
                                  'registered: a build has one version.')
@@ -87,11 +87,11 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     try:
         decision = tracking.read_json(tracking.decision_path(arguments.decision))
-        place = tracking.connect(arguments.registry)
-        result = register(place, arguments, decision)
-        place.store(arguments.out, result)
+        tracker = tracking.connect(arguments.registry)
+        result = register(tracker, arguments, decision)
+        tracker.store(arguments.out, result)
     except (tracking.TrackingError, OSError) as error:
-        print('error: {}'.format(error), file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 1
     print('{result} version {version} of {model}. {reason}'.format(**result))
     return 0

@@ -92,12 +92,12 @@ def page(result, features, label, probability, curve):
         sentence='Of the tenth of policies that the model rates riskiest, {:.1%} had a claim: '
                  '{:.1f} times the average of {:.1%}.'.format(top['claim_rate'], top['lift'], rate),
         tiles=''.join('<div class="tile"><b>{}</b><span>{}</span></div>'.format(*tile) for tile in [
-            ('{:.4f}'.format(result['auc']),
-             'AUC, 95 % interval {:.4f} to {:.4f}'.format(low, high)),
-            ('{:.4f}'.format(result['gini']), 'normalised Gini'),
-            ('{:.2f}'.format(result['top_decile_lift']), 'lift of the top decile'),
-            ('{:.4f}'.format(result['log_loss']), 'log loss'),
-            ('{:.5f}'.format(result['brier']), 'Brier score')]),
+            (f"{result['auc']:.4f}",
+             f'AUC, 95 % interval {low:.4f} to {high:.4f}'),
+            (f"{result['gini']:.4f}", 'normalised Gini'),
+            (f"{result['top_decile_lift']:.2f}", 'lift of the top decile'),
+            (f"{result['log_loss']:.4f}", 'log loss'),
+            (f"{result['brier']:.5f}", 'Brier score')]),
         body='\n'.join([
             '<h2>How well it ranks</h2>',
             pair(figure(plots, 'roc', 'Share of the claims found among the policies rated '
@@ -106,8 +106,8 @@ def page(result, features, label, probability, curve):
                         'riskiest first.')),
             no_plots(plots),
             table(['decile', 'policies', 'claim rate', 'mean prediction', 'lift'],
-                  [(number, '{:,}'.format(group['rows']), '{:.2%}'.format(group['claim_rate']),
-                    '{:.2%}'.format(group['mean_score']), '{:.2f}'.format(group['lift']))
+                  [(number, f"{group['rows']:,}", f"{group['claim_rate']:.2%}",
+                    f"{group['mean_score']:.2%}", f"{group['lift']:.2f}")
                    for number, group in enumerate(groups, 1)], 'numbers'),
             '<h2>How far its probabilities hold</h2>',
             '<p>It predicts {:.3%} on average; {:.3%} had a claim.</p>'.format(
@@ -124,7 +124,7 @@ def page(result, features, label, probability, curve):
                                'The model uses no feature: every row gets the same score.'),
             '<div class="narrow">',
             figure(plots, 'features', '') or table(
-                None, [(name, '{:.1%}'.format(share)) for name, share in ranked]),
+                None, [(name, f'{share:.1%}') for name, share in ranked]),
             '</div>']),
         parameters=''.join(
             table(None, section) for section in sections(result['parameters'], result['rounds'])),
@@ -134,7 +134,7 @@ def page(result, features, label, probability, curve):
 def sections(parameters, rounds):
     """The parameters as rows of two tables: LightGBM's own, and the others."""
     own = [(name, value) for name, value in parameters['training'].items()]
-    rest = [('{} {}'.format(name.replace('_', ' '), key.replace('_', ' ')), entry)
+    rest = [(f"{name.replace('_', ' ')} {key.replace('_', ' ')}", entry)
             if name == 'evaluation' else (name.replace('_', ' '), entry)
             for name, value in parameters.items() if name != 'training'
             for key, entry in (value.items() if isinstance(value, dict) else [('', value)])]
@@ -168,18 +168,17 @@ def table(header, rows, kind='names'):
     first = 'th' if header is None else 'td'
     body = ''.join('<tr><{0}>{1}</{0}>{2}</tr>'.format(first, escape(row[0]), ''.join(
         '<td>{}</td>'.format(escape(cell)) for cell in row[1:])) for row in rows)
-    return '<div class="wide"><table class="{}">{}<tbody>{}</tbody></table></div>'.format(
-        kind, head, body)
+    return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
 
 
 def pair(*figures):
-    return '<div class="pair">{}</div>'.format(''.join(figures))
+    return f"<div class=\"pair\">{''.join(figures)}</div>"
 
 
 def figure(plots, name, caption):
     if not plots:
         return ''
-    return '<figure>{}<figcaption>{}</figcaption></figure>'.format(plots[name], escape(caption))
+    return f'<figure>{plots[name]}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def no_plots(plots):
@@ -229,7 +228,7 @@ def draw(result, groups, ranked, label, probability, curve):
                  xlabel='share of policies without a claim', ylabel='share of claims found')
         axes.xaxis.set_major_formatter(percent)
         axes.yaxis.set_major_formatter(percent)
-        axes.text(0.97, 0.06, 'AUC {:.4f}'.format(result['auc']), ha='right', fontsize=12)
+        axes.text(0.97, 0.06, f"AUC {result['auc']:.4f}", ha='right', fontsize=12)
         keep('roc', axes)
 
         axes = start(4.6, 3.7)
@@ -271,7 +270,7 @@ def draw(result, groups, ranked, label, probability, curve):
         axes = start(6, 0.4 + 0.24 * max(3, len(ranked)))
         names, shares = zip(*ranked) if ranked else ((), ())
         bars = axes.barh(range(len(ranked)), shares, color=ACCENT, height=0.66)
-        axes.bar_label(bars, ['{:.1%}'.format(share) for share in shares], padding=4)
+        axes.bar_label(bars, [f'{share:.1%}' for share in shares], padding=4)
         axes.set_yticks(range(len(ranked)))
         axes.set_yticklabels(names)
         axes.spines[['bottom', 'left']].set_visible(False)

@@ -107,7 +107,7 @@ def _chunks(rows, seed):
         for name in names:
             if MISSING_PREFIX + name in columns:
                 columns[name][columns[MISSING_PREFIX + name]] = table.MISSING
-        columns['ps_ind_14'] = sum(columns['ps_ind_{}_bin'.format(n)] for n in range(10, 14))
+        columns['ps_ind_14'] = sum(columns[f'ps_ind_{n}_bin'] for n in range(10, 14))
         gaps = 1 + numpy.log1p(-random.random(CHUNK_ROWS)) // math.log(1 - SHARE_OF_IDS)
         columns['id'] = (last_id + gaps.cumsum()).astype(numpy.int32)
         last_id = columns['id'][-1]
@@ -172,7 +172,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.rows < 1 or arguments.seed < 0:
         parser.error('--rows must be 1 or more and --seed 0 or more')
-    unfinished = '{}.{}.part'.format(arguments.out, os.getpid())
+    unfinished = f'{arguments.out}.{os.getpid()}.part'
     try:
         os.makedirs(os.path.dirname(unfinished) or '.', exist_ok=True)
         with open(unfinished, 'w', newline='\n') as out:
@@ -181,13 +181,13 @@ def main(argv=None):
                 out.writelines(_lines(frame))
         os.replace(unfinished, arguments.out)
     except OSError as error:
-        print('error: {} cannot be written: {}'.format(arguments.out, error.strerror),
+        print(f'error: {arguments.out} cannot be written: {error.strerror}',
               file=sys.stderr)
         return 1
     finally:
         if os.path.exists(unfinished):
             os.remove(unfinished)
-    print('{}: {:,} synthetic rows, seed {}'.format(arguments.out, arguments.rows, arguments.seed))
+    print(f'{arguments.out}: {arguments.rows:,} synthetic rows, seed {arguments.seed}')
     return 0
 
 

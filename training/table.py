@@ -60,8 +60,8 @@ class Problems(collections.OrderedDict):
             text = kind.replace('{count}', format(count, ','))
             text = text.replace('{s}', '' if count == 1 else 's')
             if line is not None:
-                text += ', first in line {:,}'.format(line)
-            yield text if value is None else '{} ({})'.format(text, value)
+                text += f', first in line {line:,}'
+            yield text if value is None else f'{text} ({value})'
 
 
 def parts(ids):
@@ -104,7 +104,7 @@ def read_table(path):
                 _in_parallel(lambda block: _parse(block, header), _blocks(stream, problems)),
                 problems, os.path.getsize(path)) if header else ({}, [])
     except OSError as error:
-        raise TableError('{}: {}'.format(path, _reason(error)))
+        raise TableError(f'{path}: {_reason(error)}')
     if header:
         with numpy.errstate(invalid='ignore'):
             _check_rows(columns, lines, problems)
@@ -126,7 +126,7 @@ def _reason(error):
         return 'there is no such file'
     if isinstance(error, IsADirectoryError):
         return 'is a folder; name the CSV file in it'
-    return 'cannot be read: {}'.format(error.strerror or error)
+    return f'cannot be read: {error.strerror or error}'
 
 
 def _read_header(stream, problems):
@@ -134,7 +134,7 @@ def _read_header(stream, problems):
     try:
         line = stream.readline(LONGEST_LINE_BYTES)
     except (EOFError, zlib.error) as error:
-        problems.add('the gzip file is truncated or damaged ({})'.format(error))
+        problems.add(f'the gzip file is truncated or damaged ({error})')
         return []
     if line.startswith(b'PK\x03\x04'):
         problems.add('this is a zip archive; unpack it first')
@@ -150,7 +150,7 @@ def _read_header(stream, problems):
         problems.add('the first line is not UTF-8; is this a CSV file?')
         return []
     except csv.Error as error:
-        problems.add('the first line is not CSV ({})'.format(error))
+        problems.add(f'the first line is not CSV ({error})')
         return []
     missing = [name for name in COLUMNS if name not in names]
     if len(missing) == len(COLUMNS):
@@ -175,7 +175,7 @@ def _blocks(stream, problems):
         try:
             data = stream.read(BLOCK_BYTES)
         except (EOFError, zlib.error, OSError) as error:
-            problems.add('the file is truncated or damaged ({})'.format(error))
+            problems.add(f'the file is truncated or damaged ({error})')
             data = b''
         end = data.rfind(b'\n') + 1
         block, rest = (rest + data[:end], data[end:]) if end else (b'', rest + data)
@@ -188,7 +188,7 @@ def _blocks(stream, problems):
         if not data:
             return
         if len(rest) > LONGEST_LINE_BYTES:
-            problems.add('a line longer than {:,} bytes'.format(LONGEST_LINE_BYTES), line=line)
+            problems.add(f'a line longer than {LONGEST_LINE_BYTES:,} bytes', line=line)
             return
 
 
@@ -219,16 +219,17 @@ def _parse_fast(block, header):
     commas = block.rows * (len(header) - 1)
     if block.data.count(b',') != commas or b'\0' in block.data:
         return None
-    names = {name: place for place, name in reversed(list(enumerate(header))) if name in KNOWN}
+    names = {name: position for position, name in reversed(list(enumerate(header)))
+             if name in KNOWN}
     types = dict.fromkeys(range(len(header)), numpy.dtype(object))
-    types.update((place, numpy.dtype('float64' if _is_fraction(name) else 'int64'))
-                 for name, place in names.items())
+    types.update((position, numpy.dtype('float64' if _is_fraction(name) else 'int64'))
+                 for name, position in names.items())
     try:
         frame = pandas.read_csv(io.BytesIO(block.data), header=None, names=range(len(header)),
                                 dtype=types, na_filter=False, float_precision='high')
     except (ValueError, OverflowError):
         return None
-    columns = {name: frame[place].values for name, place in names.items()}
+    columns = {name: frame[position].values for name, position in names.items()}
     for name, values in columns.items():
         # NaN is not below the limit either. Whole numbers beyond int64 come as uint64.
         if not (abs(values).max() < LARGEST_FLOAT32 and values.dtype == types[names[name]]):
@@ -247,7 +248,7 @@ def _compact(name, values):
     if not _is_fraction(name):
         while wanted.itemsize < 8 and not (numpy.iinfo(wanted).min <= values.min() and
                                            values.max() <= numpy.iinfo(wanted).max):
-            wanted = numpy.dtype('int{}'.format(wanted.itemsize * 16))
+            wanted = numpy.dtype(f'int{wanted.itemsize * 16}')
     return values.astype(wanted)
 
 
@@ -280,7 +281,7 @@ def _parse_with_care(block, header):
         else:
             problems.add('{count} line{s} with too ' + (
                 'few cells' if len(cells) < len(header) else 'many cells'), line=line,
-                value='{} cells, the first line has {}'.format(len(cells), len(header)))
+                value=f'{len(cells)} cells, the first line has {len(header)}')
     lines = numpy.array(lines, dtype=numpy.int64)
     columns = {}
     for name, cells in zip(header, zip(*rows)):
@@ -307,7 +308,7 @@ def _check_cells(name, cells, values, lines, problems):
                         ('{count} fractional number{s} in a column of whole numbers', fraction)):
         if wrong.any():
             first = int(wrong.argmax())
-            problems.add('{}: {}'.format(name, kind), int(wrong.sum()), int(lines[first]),
+            problems.add(f'{name}: {kind}', int(wrong.sum()), int(lines[first]),
                          repr(cells[first][:40]))
     wrong = unread | infinite | large | fraction
     if wrong.any():
@@ -363,7 +364,7 @@ def _check_rows(columns, lines, problems):
         if wrong.any():
             first = int(wrong.argmax())
             problems.add('target: {count} value{s} other than 0 and 1', int(wrong.sum()),
-                         line(first), '{:g}'.format(target[first]))
+                         line(first), f'{target[first]:g}')
         elif (target == target[0]).all():
             problems.add('target: {:g} in all {:,} rows, and a model needs both 0 and 1'.format(
                 target[0], len(target)))
@@ -372,7 +373,7 @@ def _check_rows(columns, lines, problems):
         again = numpy.sort(order[1:][ids[order[1:]] == ids[order[:-1]]])
         if len(again):
             problems.add('id: {count} row{s} with the id of an earlier row', len(again),
-                         line(again[0]), 'id {:.0f}'.format(ids[again[0]]))
+                         line(again[0]), f'id {ids[again[0]]:.0f}')
     if not problems:
         counts = numpy.bincount(parts(ids) * 2 + target, minlength=6).reshape(3, 2)
         if counts.min() < LEAST_PER_PART:
@@ -410,7 +411,7 @@ def main(argv=None):
     try:
         table = read_table(path)
     except TableError as error:
-        print('error: {}'.format(error), file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 1
     missing = [(table[name] == MISSING).sum() for name in FEATURES]
     print('{}: {:,} rows, {:,} claims ({:.2%}), {:,} missing values in {} columns'.format(

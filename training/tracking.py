@@ -61,9 +61,9 @@ def read_json(path):
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
     except (OSError, ValueError) as error:
-        raise TrackingError('{} cannot be read: {}'.format(path, error))
+        raise TrackingError(f'{path} cannot be read: {error}')
     if not isinstance(content, dict):
-        raise TrackingError('{} cannot be read: it is not a JSON object'.format(path))
+        raise TrackingError(f'{path} cannot be read: it is not a JSON object')
     return content
 
 
@@ -71,7 +71,7 @@ def write_json(path, content):
     """Write content as JSON: path then holds all of it, or what it held before."""
     folder, name = os.path.split(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, '.{}.{}'.format(name, os.getpid()))
+    temporary = os.path.join(folder, f'.{name}.{os.getpid()}')
     try:
         with open(temporary, 'w', encoding='utf-8') as file:
             json.dump(content, file, indent=2)
@@ -218,8 +218,8 @@ class AzureML:
         """
         from azureml.core import Dataset, Datastore
         dataset_version = dataset_version or 'latest'
-        what = 'file {} of the datastore'.format(data_file_path) if data_file_path else \
-            'version {} of dataset {}'.format(dataset_version, dataset_name)
+        what = f'file {data_file_path} of the datastore' if data_file_path else \
+            f'version {dataset_version} of dataset {dataset_name}'
         folder = tempfile.mkdtemp(dir=self.downloads.name)
         try:
             if data_file_path:
@@ -241,7 +241,7 @@ class AzureML:
             raise TrackingError('{} cannot be fetched from workspace {}: {}'.format(
                 what, self.workspace.name, _first_line(error)))
         if len(paths) != 1:
-            raise TrackingError('{} holds {} files; one table is wanted'.format(what, len(paths)))
+            raise TrackingError(f'{what} holds {len(paths)} files; one table is wanted')
         return paths[0], {'data': data_file_path or os.path.basename(paths[0]),
                           'dataset_name': dataset.name, 'dataset_version': dataset.version}
 
@@ -280,11 +280,11 @@ class AzureML:
         if found:
             return found
         # A step that lost its node starts again within the same run, where a name is taken once.
-        place = 'models/{}/{}'.format(uuid.uuid4().hex[:8], MODEL)
+        prefix = f'models/{uuid.uuid4().hex[:8]}/{MODEL}'
         files = model_files(model_folder)
-        self.run.upload_files([place + '/' + file for file in files],
+        self.run.upload_files([prefix + '/' + file for file in files],
                               [os.path.join(model_folder, file) for file in files])
-        self._register(name, place, tags)
+        self._register(name, prefix, tags)
         version, known = self._find(name, tags)
         # Where an answer was lost, the SDK has asked again and made another version; and another
         # run of this build may have been quicker.
@@ -313,7 +313,7 @@ class AzureML:
     def _find(self, name, tags):
         return find_build([(model.version, model.tags or {}) for model in self._models(name)], tags)
 
-    def _register(self, name, place, tags):
+    def _register(self, name, prefix, tags):
         """Make a new version, unless another process registered this build meanwhile."""
         from azureml.core import Dataset
         datasets = None
@@ -322,7 +322,7 @@ class AzureML:
                 self.workspace, tags['dataset_name'], int(tags['dataset_version'])))]
         for pause in SECONDS_AFTER_COLLISION:
             try:
-                self.run.register_model(name, place, tags=tags, datasets=datasets)
+                self.run.register_model(name, prefix, tags=tags, datasets=datasets)
                 return
             except Exception as error:
                 if self._find(name, tags):

@@ -4,9 +4,6 @@ python training/train.py --data outputs/data/safe_driver.csv --out outputs/model
 """
 import argparse
 import datetime
-import difflib
-import fnmatch
-import hashlib
 import json
 import logging
 import math
@@ -20,6 +17,7 @@ import time
 
 import table
 import tracking
+from parameters import LIGHTGBM, ParametersError, dropped, load_parameters
 
 # Points of the learning curve that the report draws.
 CURVE_POINTS = 12
@@ -29,186 +27,8 @@ BOOTSTRAP_DRAWS = 1000
 log = logging.getLogger('train')
 
 
-class ParametersError(ValueError):
-    """Everything that is wrong with a file of parameters; the text is for the user."""
-
-
 class TrainingError(RuntimeError):
     """Why no model came of it; the text is for the user."""
-
-
-def choice(*names):
-    return 'one of ' + ', '.join(names), lambda value: value in names
-
-
-def switch():
-    return 'true or false', lambda value: isinstance(value, bool)
-
-
-def whole(low, high):
-    return ('a whole number from {} to {}'.format(low, high),
-            lambda value: type(value) is int and low <= value <= high)
-
-
-def number(low, high, above=False):
-    return ('a number {} {} and at most {}'.format('above' if above else 'of at least', low, high),
-            lambda value: type(value) in (int, float) and math.isfinite(value) and
-            low <= value <= high and not (above and value == low))
-
-
-# What may be set of LightGBM: its name for it, its other names for it, and what is allowed.
-LIGHTGBM = {
-    'objective': (['objective_type', 'app', 'application'], choice('binary')),
-    'boosting': (['boosting_type', 'boost'], choice('gbdt', 'goss')),
-    'metric': (['metrics', 'metric_types'], choice('auc', 'binary_logloss')),
-    'learning_rate': (['shrinkage_rate', 'eta'], number(0, 1, above=True)),
-    'num_leaves': (['num_leaf', 'max_leaves', 'max_leaf'], whole(2, 131072)),
-    'max_depth': ([], whole(-1, 64)),
-    'max_bin': ([], whole(2, 65535)),
-    'min_data_in_bin': ([], whole(1, 10 ** 9)),
-    'bin_construct_sample_cnt': (['subsample_for_bin'], whole(1, 10 ** 9)),
-    'min_data_in_leaf': (['min_data_per_leaf', 'min_data', 'min_child_samples'], whole(0, 10 ** 9)),
-    'min_sum_hessian_in_leaf': (['min_sum_hessian_per_leaf', 'min_sum_hessian', 'min_hessian',
-                                 'min_child_weight'], number(0, 1e9)),
-    'feature_fraction': (['sub_feature', 'colsample_bytree'], number(0, 1, above=True)),
-    'feature_fraction_bynode': (['sub_feature_bynode', 'colsample_bynode'],
-                                number(0, 1, above=True)),
-    'bagging_fraction': (['sub_row', 'subsample', 'bagging'], number(0, 1, above=True)),
-    'bagging_freq': (['subsample_freq'], whole(0, 10 ** 6)),
-    'lambda_l1': (['reg_alpha'], number(0, 1e9)),
-    'lambda_l2': (['reg_lambda', 'lambda'], number(0, 1e9)),
-    'min_gain_to_split': (['min_split_gain'], number(0, 1e9)),
-    'max_delta_step': (['max_tree_output', 'max_leaf_output'], number(0, 1e9)),
-    'path_smooth': ([], number(0, 1e9)),
-    'extra_trees': (['extra_tree'], switch()),
-    'verbosity': (['verbose'], whole(-1, 4)),
-}
-
-# What LightGBM has too, but what is set elsewhere or would break a promise.
-NOT_HERE = {
-    'num_iterations': 'set "rounds"', 'num_boost_round': 'set "rounds"',
-    'n_estimators': 'set "rounds"', 'num_rounds': 'set "rounds"', 'num_trees': 'set "rounds"',
-    'early_stopping_round': 'set "early_stopping_rounds" outside of "training"',
-    'early_stopping_rounds': 'set it outside of "training"',
-    'seed': 'set it outside of "training"', 'random_state': 'set "seed" outside of "training"',
-    'num_threads': 'set OMP_NUM_THREADS in the environment',
-    'n_jobs': 'set OMP_NUM_THREADS in the environment',
-    'is_unbalance': 'it makes the probabilities wrong; set "non_claims_kept"',
-    'scale_pos_weight': 'it makes the probabilities wrong; set "non_claims_kept"',
-    'ignore_column': 'set "dropped_columns"',
-}
-
-PARAMETERS = {
-    'training': None,
-    'rounds': whole(1, 100000),
-    'early_stopping_rounds': whole(0, 100000),
-    'non_claims_kept': number(0, 1, above=True),
-    'dropped_columns': ('a list of column names or patterns such as "ps_calc_*"',
-                        lambda value: isinstance(value, list) and
-                        all(isinstance(item, str) for item in value)),
-    'seed': whole(0, 2 ** 31 - 1),
-    'evaluation': None,
-}
-
-DIRECTIONS = {'auc': 'maximize', 'gini': 'maximize', 'top_decile_lift': 'maximize',
-              'log_loss': 'minimize', 'brier': 'minimize'}
-
-EVALUATION = {
-    'metric': choice(*DIRECTIONS),
-    'direction': choice('maximize', 'minimize'),
-    'least_gain': number(0, 1e9),
-}
-
-
-def load_parameters(path):
-    """The parameters in the JSON file `path`, all checked.
-
-    {"training": LightGBM's own parameters by any of its names for them, "rounds": trees at most,
-    "early_stopping_rounds": 0 for none, "non_claims_kept": share of the rows without a claim that
-    are trained on, "dropped_columns": names or patterns, "seed", "evaluation": {"metric",
-    "direction", "least_gain"}}. Raises ParametersError that lists every problem.
-    """
-    repeated = []
-
-    def once(pairs):
-        names = [name for name, _ in pairs]
-        repeated.extend(sorted({name for name in names if names.count(name) > 1}))
-        return dict(pairs)
-
-    try:
-        with open(path, encoding='utf-8') as file:
-            parameters = json.load(file, object_pairs_hook=once)
-    except (OSError, ValueError) as error:
-        raise ParametersError('{}: cannot be read: {}'.format(path, error))
-    if not isinstance(parameters, dict):
-        raise ParametersError('{}: must be a JSON object'.format(path))
-    problems = ['{} is there twice'.format(name) for name in repeated]
-    problems += section_problems(parameters, PARAMETERS, '')
-    for name in ('training', 'evaluation'):
-        if name in parameters and not isinstance(parameters[name], dict):
-            problems.append('{} must be a JSON object'.format(name))
-    if isinstance(parameters.get('evaluation'), dict):
-        found = section_problems(parameters['evaluation'], EVALUATION, 'evaluation.')
-        metric, direction = [parameters['evaluation'].get(name) for name in ('metric', 'direction')]
-        if not found and direction != DIRECTIONS[metric]:
-            found = ['evaluation.direction is {}, but {} is better the other way: set {}'.format(
-                direction, metric, DIRECTIONS[metric])]
-        problems += found
-    if isinstance(parameters.get('training'), dict):
-        problems += training_problems(parameters['training'])
-    if not problems:
-        problems += ['dropped_columns: no feature is called ' + pattern
-                     for pattern in parameters['dropped_columns']
-                     if not fnmatch.filter(table.FEATURES, pattern)]
-        if dropped(parameters) == set(table.FEATURES):
-            problems.append('dropped_columns: no feature is left')
-    if problems:
-        raise ParametersError('{}:\n  {}'.format(path, '\n  '.join(problems)))
-    return parameters
-
-
-def dropped(parameters):
-    """The names of the features that are not trained on."""
-    return {name for pattern in parameters['dropped_columns']
-            for name in fnmatch.filter(table.FEATURES, pattern)}
-
-
-def section_problems(section, known, prefix):
-    problems = [unknown(prefix, name, known) for name in section if name not in known]
-    problems += ['{}{} is missing'.format(prefix, name) for name in known if name not in section]
-    for name, check in known.items():
-        if check and name in section and not check[1](section[name]):
-            problems.append('{}{} is {}; it must be {}'.format(
-                prefix, name, json.dumps(section[name]), check[0]))
-    return problems
-
-
-def training_problems(training):
-    names = {other: name for name, (others, _) in LIGHTGBM.items() for other in [name] + others}
-    problems, given = [], {}
-    for name, value in training.items():
-        if name in NOT_HERE:
-            problems.append('training.{} cannot be set here: {}'.format(name, NOT_HERE[name]))
-        elif name not in names:
-            problems.append(unknown('training.', name, names))
-        else:
-            wanted, good = LIGHTGBM[names[name]][1]
-            if not good(value):
-                problems.append('training.{} is {}; it must be {}'.format(
-                    name, json.dumps(value), wanted))
-            if names[name] in given:
-                problems.append('training.{} and training.{} are the same parameter'.format(
-                    given[names[name]], name))
-            given[names[name]] = name
-    if 'objective' not in given:
-        problems.append('training.objective is missing; it must be "binary"')
-    return problems
-
-
-def unknown(prefix, name, known):
-    near = difflib.get_close_matches(name, list(known), 1)
-    return '{}{} is unknown{}'.format(
-        prefix, name, '; is {} meant?'.format(near[0]) if near else '; known: ' + ', '.join(known))
 
 
 def split_data(data_df):
@@ -385,7 +205,7 @@ def fit(frame, parameters, part=None):
                             [progress])
         boosting = time.monotonic() - progress.start
     except lightgbm.basic.LightGBMError as error:
-        raise TrainingError('LightGBM refuses: {}'.format(error))
+        raise TrainingError(f'LightGBM refuses: {error}')
     progress.end()
     if stopping:
         probability = model.predict(out)
@@ -441,9 +261,9 @@ def run(arguments):
     """Fetch, train, judge, write; raises ParametersError, TableError, TrackingError and OSError."""
     start = time.monotonic()
     parameters = load_parameters(arguments.parameters)
-    place = tracking.connect()
+    tracker = tracking.connect()
     os.makedirs(arguments.out, exist_ok=True)
-    path, source = place.fetch_table(
+    path, source = tracker.fetch_table(
         data=arguments.data, dataset_name=tracking.given(arguments.dataset_name),
         dataset_version=tracking.given(arguments.dataset_version),
         data_file_path=tracking.given(arguments.data_file_path),
@@ -451,7 +271,7 @@ def run(arguments):
     frame = table.read_table(path)
     lineage = dict(source, data_sha256=tracking.sha256(path), data_rows=len(frame))
     seconds = {'reading': time.monotonic() - start}
-    print('{}: {:,} rows, {:,} claims'.format(path, len(frame), frame['target'].sum()), flush=True)
+    print(f"{path}: {len(frame):,} rows, {frame['target'].sum():,} claims", flush=True)
     model, label, probability, rest = fit(frame, parameters)
     del frame
     import lightgbm
@@ -482,7 +302,7 @@ def run(arguments):
     text = model.model_to_string(num_iteration=result['rounds'])
     write_set(arguments.out, {'model.txt': text, 'report.html': page,
                               'metrics.json': json.dumps(result, indent=2) + '\n'})
-    place.log(figures)
+    tracker.log(figures)
     print('{:,} trees, AUC {:.4f} [{:.4f}, {:.4f}] on {:,} rows held out; {}'.format(
         result['rounds'], result['auc'], result['auc_interval'][0], result['auc_interval'][1],
         result['rows']['hold_out'], arguments.out))
@@ -510,7 +330,7 @@ def main(argv=None):
         run(arguments)
     except (ParametersError, TrainingError, table.TableError, tracking.TrackingError,
             OSError) as error:
-        print('error: {}'.format(error), file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 1
     return 0
 

@@ -1,41 +1,50 @@
-"""Run loopback Azure ML in the foreground, until SIGTERM or Ctrl-C.
+"""Run loopback Azure ML or Azure DevOps in the foreground, until SIGTERM or Ctrl-C.
 
     cd devops
-    python -m loopback --folder DIR
+    python -m loopback azure-devops
+    python -m loopback azure-ml --folder DIR
 
-It prints one JSON line when it is ready, {"url": ..., "env": {...}}, with the password of its
-made-up service principal, and exits with 1 if it was asked for something that it does not know.
+It prints `export` lines to paste into another shell. Azure ML exits with 1 if it was asked for
+something that it does not know.
 """
 import argparse
-import json
+import shlex
 import signal
 import sys
+import tempfile
 import threading
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog='python -m loopback', description=__doc__.split('\n')[0])
-    parser.add_argument('--folder', required=True,
-                        help='where everything is kept; used again, it goes on from there')
-    parser.add_argument('--python', help='interpreter for steps and containers (default: this one)')
-    parser.add_argument('--faults',
-                        help='JSON file with a list of faults; read again whenever it changes')
-    arguments = parser.parse_args(argv)
-    from loopback import start
-    try:
-        cloud = start(arguments.folder, arguments.python, arguments.faults)
-    except (OSError, ValueError) as error:
-        print('error: %s' % error, file=sys.stderr)
-        return 2
+    parser.add_argument('service', choices=('azure-ml', 'azure-devops'))
+    parser.add_argument('--folder', help='where Azure ML keeps everything; used again, it goes on '
+                                         'from there (default: a temporary one)')
+    args = parser.parse_args(argv)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    print(json.dumps({'url': cloud.url, 'env': cloud.env}), flush=True)
-    ended.wait()
-    cloud.stop()
-    for line in cloud.unknown:
-        print('error: unknown to loopback: %s' % line, file=sys.stderr)
-    return 1 if cloud.unknown else 0
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            if args.service == 'azure-ml':
+                from loopback.cloud import Cloud
+                service = Cloud(args.folder or scratch)
+            else:
+                from loopback.azure_devops import AzureDevOps
+                service = AzureDevOps()
+        except OSError as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 1
+        with service:
+            for name, value in sorted(service.env.items()):
+                print(f'export {name}={shlex.quote(value)}')
+            print('# This is %s on loopback; paste the lines above into another shell'
+                  % args.service, flush=True)
+            ended.wait()
+        unknown = getattr(service, 'unknown', [])
+    for line in unknown:
+        print(f'error: unknown to loopback: {line}', file=sys.stderr)
+    return 1 if unknown else 0
 
 
 if __name__ == '__main__':

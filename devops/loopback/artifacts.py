@@ -25,7 +25,7 @@ def artifact_path(cloud, workspace, origin, container, path):
 
 def artifact_names(cloud, workspace, origin, container, prefix=''):
     """The artifacts that are `prefix` or lie in the folder `prefix`."""
-    start = '%s/%s/' % (origin, container)
+    start = f'{origin}/{container}/'
     names = [name[len(start):] for name in cloud.blobs.names(account(workspace), STORE, start)]
     return [name for name in names
             if not prefix or name == prefix or name.startswith(prefix.rstrip('/') + '/')]
@@ -73,8 +73,7 @@ def list_contents(call, origin, container, path=''):
 @route('GET', API, ARTIFACTS + '/metadata/{origin}/{container}/{path*}')
 def get_artifact(call, origin, container, path):
     if not os.path.isfile(artifact_path(call.cloud, call.workspace, origin, container, path)):
-        raise problem(404, 'UserError', 'There is no artifact %s/%s/%s.' % (
-            origin, container, path))
+        raise problem(404, 'UserError', f'There is no artifact {origin}/{container}/{path}.')
     return _artifact(origin, container, path)
 
 
@@ -95,7 +94,7 @@ def get_latest_snapshot(call):
 @route('POST', API, SNAPSHOTS + '/getblob')
 def offer_blobs(call):
     """Where the client is to put the files of a snapshot."""
-    folder = 'snapshots/%s/' % uuid.uuid4()
+    folder = f'snapshots/{uuid.uuid4()}/'
     return {'fileNodes': [{'fullName': name, 'blobUri': shared_link(call, STORE, folder + name)}
                           for name in call.json['FileNames']]}
 

@@ -1,101 +1,23 @@
 """Azure DevOps on loopback: the REST routes that branch-policy and devops-project call.
 
-    python devops/loopback/azure_devops.py
-
-Plain http on 127.0.0.1. Requests and answers are checked against Microsoft's own contract, which
-lies beside this file: azure_devops_contract.json, the used part of the Swagger files of
-github.com/MicrosoftDocs/vsts-rest-api-specs at adb2878 (MIT licence, in the file of that name), and
-against what it leaves open, see CORRECTIONS. What the contract cannot say follows recorded answers
-of the service (github.com/Azure/azure-devops-cli-extension, its tests).
+Plain http on 127.0.0.1. Requests and answers are checked by azure_devops_contract.py. What the
+contract cannot say follows recorded answers of the service
+(github.com/Azure/azure-devops-cli-extension, its tests).
 """
-import argparse
 import collections
 import copy
 import json
 import re
 import secrets
-import sys
 import threading
 import urllib.parse
 import uuid
 from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-CONTRACT = Path(__file__).with_name('azure_devops_contract.json')
+from .azure_devops_contract import BOOLEANS, POLICY_TYPES, REVIEWERS, SETTINGS, Contract, Refusal
+
 ORGANISATION, PROJECT, REPOSITORY = 'contoso', 'Safe Driver', 'safe-driver'
-# Of the service: fixed ids of policy types, see scripts/branch_policy.py.
-REVIEWERS = 'fa4e907d-c16b-4a4c-9dfa-4906e5d171dd'
-BUILD = '0609b952-1397-4640-95ec-e00a01b2c241'
-COMMENTS = 'c6a1889d-b943-4856-b76f-9e46bb6b0df2'
-WORK_ITEMS = '40e92b44-2fe1-4dd6-b3d8-74a9c21d0c6e'
-POLICY_TYPES = {REVIEWERS: 'Minimum number of reviewers', BUILD: 'Build',
-                COMMENTS: 'Comment requirements', WORK_ITEMS: 'Work item linking'}
-
-SCOPE = {'type': 'array', 'minItems': 1, 'items': {
-    'type': 'object', 'additionalProperties': False, 'properties': {
-        'repositoryId': {'type': 'string'}, 'refName': {'type': 'string'},
-        'matchKind': {'enum': ['exact', 'prefix', 'defaultBranch', 'Exact', 'Prefix',
-                               'DefaultBranch']}}}}
-BOOLEANS = {
-    REVIEWERS: ('creatorVoteCounts', 'allowDownvotes', 'resetOnSourcePush', 'blockLastPusherVote',
-                'requireVoteOnLastIteration', 'resetRejectionsOnSourcePush',
-                'requireVoteOnEachIteration'),
-    BUILD: ('queueOnSourceUpdateOnly', 'manualQueueOnly'), COMMENTS: (), WORK_ITEMS: (),
-}
-OTHERS = {
-    REVIEWERS: {'minimumApproverCount': {'type': 'integer', 'minimum': 1}},
-    BUILD: {'buildDefinitionId': {'type': 'integer'}, 'displayName': {'type': 'string'},
-            'validDuration': {'type': 'number'},
-            'filenamePatterns': {'type': 'array', 'items': {'type': 'string'}}},
-}
-NEEDED = {REVIEWERS: ['minimumApproverCount'], BUILD: ['buildDefinitionId', 'validDuration']}
-
-
-def _object(required=(), **properties):
-    schema = {'type': 'object', 'additionalProperties': False, 'properties': properties}
-    return dict(schema, required=list(required)) if required else schema
-
-
-TEXT, ID = {'type': 'string'}, {'type': 'string', 'pattern': '^[0-9a-fA-F-]{36}$'}
-# The settings of a policy: an untyped object in the contract.
-SETTINGS = {kind: _object(['scope'] + NEEDED.get(kind, []), scope=SCOPE, **dict(
-    {name: {'type': 'boolean'} for name in BOOLEANS[kind]}, **OTHERS.get(kind, {})))
-    for kind in POLICY_TYPES}
-# Definitions of the contract that are too narrow or untyped, as the service has them.
-CORRECTIONS = {
-    'security_IdentityDescriptor': TEXT,
-    'security_JObject': _object(
-        ['token', 'merge', 'accessControlEntries'], token=TEXT, merge={'type': 'boolean'},
-        accessControlEntries={'type': 'array', 'items': _object(
-            ['descriptor', 'allow', 'deny'], descriptor=TEXT, allow={'type': 'integer'},
-            deny={'type': 'integer'})}),
-    'build_BuildProcess': _object(type={'type': 'integer'}, yamlFilename=TEXT),
-    'pipelines_CreatePipelineConfigurationParameters': _object(
-        ['type', 'path', 'repository'], type={'enum': ['yaml']}, path=TEXT, repository=_object(
-            ['id', 'type'], id=ID, name=TEXT, type={'enum': ['azureReposGit']})),
-    'pipelines_PipelineConfiguration': {'type': 'object'},
-    'build_BuildDefinitionReference': {'$ref': '#/definitions/build_BuildDefinition'},
-}
-APPROVAL_SETTINGS = _object(
-    ['approvers'],
-    approvers={'type': 'array', 'minItems': 1,
-               'items': _object(['id'], id=ID, displayName=TEXT)},
-    blockedApprovers={'type': 'array'}, executionOrder={'enum': ['anyOrder', 'inSequence']},
-    minRequiredApprovers={'type': 'integer'}, instructions=TEXT,
-    requesterCannotBeApprover={'type': 'boolean'})
-# Query parameters that the service takes and the contract forgets, or calls required.
-QUERIES = {('GET', '/{organization}/{project}/_apis/distributedtask/variablegroups'): (
-    {'groupName', 'continuationToken', '$top'}, {'groupIds'})}
-# Routes that are in no Swagger file, with the version that the service's own clients send.
-OUTSIDE = {
-    ('GET', '/{organization}/_apis/connectionData'): ('7.1-preview.1', set()),
-    ('GET', '/{organization}/_apis/resourceAreas/{areaId}'): ('7.1-preview.1', set()),
-    ('GET', '/{organization}/_apis/identities'): ('7.1', {'searchFilter', 'filterValue'}),
-}
-
-Operation = collections.namedtuple('Operation', 'method template pattern version query required '
-                                   'body answer')
 ROUTES = {}
 
 
@@ -105,83 +27,6 @@ def route(method, template):
         ROUTES[method, template] = function
         return function
     return register
-
-
-class Refusal(Exception):
-    """An error answer in the service's form."""
-
-    def __init__(self, status, key, message, headers=None):
-        super().__init__(message)
-        self.status = status
-        self.headers = headers or {}
-        self.body = {'$id': '1', 'innerException': None, 'message': message,
-                     'typeName': 'Microsoft.TeamFoundation.%s, Microsoft.TeamFoundation' % key,
-                     'typeKey': key, 'errorCode': 0, 'eventId': 3000}
-
-
-class Contract:
-    """Which operations there are, and whether requests and answers are as Microsoft says."""
-
-    def __init__(self, path=CONTRACT):
-        text = json.loads(path.read_text())
-        self.validators = {}
-        self.definitions = dict(text['definitions'], **CORRECTIONS)
-        check = self.definitions['pipelinesChecks_CheckConfiguration']
-        self.definitions['pipelinesChecks_CheckConfiguration'] = dict(
-            check, properties=dict(check['properties'], settings=APPROVAL_SETTINGS))
-        self.operations = [self._operation(method.upper(), template, operation)
-                           for template, methods in text['paths'].items()
-                           for method, operation in methods.items()]
-        for (method, template), (version, query) in OUTSIDE.items():
-            self.operations.append(Operation(method, template, self._pattern(template), version,
-                                             query, set(), None, None))
-
-    @staticmethod
-    def _pattern(template):
-        return re.compile('^%s$' % re.sub(r'\\{(\w+)\\}', r'(?P<\1>[^/]+)', re.escape(template)),
-                          re.IGNORECASE)
-
-    def _operation(self, method, template, operation):
-        version, query, required, body = '7.1', set(), set(), None
-        for parameter in operation['parameters']:
-            if '$ref' in parameter:
-                found = re.search(r'preview\.\d+$', parameter['$ref'])
-                version += '-' + found.group() if found else ''
-            elif parameter['in'] == 'query':
-                query.add(parameter['name'])
-                required.update([parameter['name']] if parameter.get('required') else [])
-            elif parameter['in'] == 'body':
-                body = parameter['schema']
-        added, excused = QUERIES.get((method, template), (set(), set()))
-        answer = next(iter(operation['responses'].values())).get('schema')
-        return Operation(method, template, self._pattern(template), version, query | added,
-                         required - excused, body, answer)
-
-    def find(self, method, path):
-        """The operation and its values in the path. Raises Refusal."""
-        for operation in self.operations:
-            match = operation.pattern.match(path)
-            if match and operation.method == method:
-                return operation, {name: urllib.parse.unquote(value)
-                                   for name, value in match.groupdict().items()}
-        raise Refusal(404, 'VssServiceException', 'There is no operation %s %s.' % (method, path))
-
-    def problems(self, schema, value):
-        """What is wrong with a value, as texts. Null counts as absent: Swagger 2 knows no null."""
-        import jsonschema
-        key = json.dumps(schema)
-        if key not in self.validators:
-            self.validators[key] = jsonschema.Draft4Validator(
-                {'allOf': [schema], 'definitions': self.definitions})
-        return ['%s: %s' % ('.'.join(map(str, error.path)) or 'body', error.message)
-                for error in self.validators[key].iter_errors(without_null(value))]
-
-
-def without_null(value):
-    """The value without its members that are null."""
-    if isinstance(value, dict):
-        return {key: without_null(item) for key, item in value.items() if item is not None}
-    return [without_null(item) for item in value] if isinstance(value, list) else value
 
 
 class AzureDevOps:
@@ -212,10 +57,10 @@ class AzureDevOps:
         self.server.daemon_threads = True
         self.server.service = self
         self.stopping = threading.Event()
-        self.address = 'http://127.0.0.1:%d' % self.server.server_port
+        self.address = f'http://127.0.0.1:{self.server.server_port}'
         self.users = self._users()
         self.add_repository(REPOSITORY, ['master'])
-        self.env = {'AZURE_DEVOPS_ORG_URL': '%s/%s' % (self.address, ORGANISATION),
+        self.env = {'AZURE_DEVOPS_ORG_URL': f'{self.address}/{ORGANISATION}',
                     'AZURE_DEVOPS_PROJECT': PROJECT, 'AZURE_DEVOPS_REPOSITORY': REPOSITORY,
                     'AZURE_DEVOPS_EXT_PAT': self.pat}
         threading.Thread(target=self.server.serve_forever, args=(0.005,), daemon=True).start()
@@ -235,15 +80,15 @@ class AzureDevOps:
         def user(name, descriptor, **more):
             return dict({'id': str(uuid.uuid4()), 'descriptor': descriptor, 'isActive': True,
                          'providerDisplayName': name, 'members': [], 'memberOf': []}, **more)
-        build = '%s Build Service (%s)' % (PROJECT, ORGANISATION)
+        build = f'{PROJECT} Build Service ({ORGANISATION})'
         return [
             user('Jane Doe', 'Microsoft.IdentityModel.Claims.ClaimsIdentity;%s\\jane@contoso.com'
                  % uuid.uuid4(), mail='jane@contoso.com'),
             user('Kim Lee', 'Microsoft.IdentityModel.Claims.ClaimsIdentity;%s\\kim@contoso.com'
                  % uuid.uuid4(), mail='kim@contoso.com'),
-            user('[%s]\\Contributors' % PROJECT, 'Microsoft.TeamFoundation.Identity;S-1-9-1-2',
+            user(f'[{PROJECT}]\\Contributors', 'Microsoft.TeamFoundation.Identity;S-1-9-1-2',
                  isContainer=True),
-            user('[%s]\\Contributors' % 'Another', 'Microsoft.TeamFoundation.Identity;S-1-9-1-9',
+            user('[Another]\\Contributors', 'Microsoft.TeamFoundation.Identity;S-1-9-1-9',
                  isContainer=True),
             user(self.project_id, 'Microsoft.TeamFoundation.ServiceIdentity;%s:Build:%s' % (
                 self.organisation_id, self.project_id), customDisplayName=build),
@@ -355,7 +200,7 @@ class AzureDevOps:
             self, user=user, query=query, body=body, **values)
         wrong = self.contract.problems(operation.answer, result) if operation.answer else []
         if wrong:
-            raise Refusal(500, 'LoopbackException', 'this answer breaks the contract: %s' % wrong)
+            raise Refusal(500, 'LoopbackException', f'this answer breaks the contract: {wrong}')
         if isinstance(result, list):
             return self._page(result, query, 'continuationToken' in operation.query)
         return 200, {}, result
@@ -383,7 +228,7 @@ class AzureDevOps:
         try:
             return table[int(number)]
         except (KeyError, ValueError):
-            raise Refusal(404, 'VssServiceException', 'There is nothing with the id %s.' % number)
+            raise Refusal(404, 'VssServiceException', f'There is nothing with the id {number}.')
 
 
 @route('GET', '/{organization}/_apis/connectionData')
@@ -394,7 +239,7 @@ def _connection_data(service, user, **_):
 
 @route('GET', '/{organization}/_apis/resourceAreas/{areaId}')
 def _resource_area(service, areaId, **_):
-    return {'id': areaId, 'name': 'IMS', 'locationUrl': '%s/%s/' % (service.address, ORGANISATION)}
+    return {'id': areaId, 'name': 'IMS', 'locationUrl': f'{service.address}/{ORGANISATION}/'}
 
 
 @route('GET', '/{organization}/_apis/identities')
@@ -608,7 +453,7 @@ def _resource(service, kind, number):
     tables = {'variablegroup': service.groups, 'environment': service.environments,
               'endpoint': service.endpoints}
     if str(number) not in map(str, tables.get(kind, ())):
-        raise Refusal(404, 'VssServiceException', 'There is no %s %s.' % (kind, number))
+        raise Refusal(404, 'VssServiceException', f'There is no {kind} {number}.')
     return {'resource': {'type': kind, 'id': number},
             'pipelines': [{'id': one, 'authorized': True}
                           for one, yes in service.permissions[kind, number].items() if yes]}
@@ -703,26 +548,3 @@ class _Connection(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--port', type=int, default=0, help='port (default: a free one)')
-    parser.add_argument('--branch', default='master',
-                        help="the branch that exists; '' for an empty repository")
-    args = parser.parse_args(argv)
-    with AzureDevOps(args.port) as service:
-        service.branches[service.repositories[0]['id']] = [args.branch] if args.branch else []
-        for name, value in sorted(service.env.items()):
-            print("export %s='%s'" % (name, value))
-        print('# Azure DevOps on loopback; paste the lines above into another shell, then: '
-              'make devops-project DRY_RUN=1', flush=True)
-        try:
-            service.stopping.wait()
-        except KeyboardInterrupt:
-            pass
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -27,24 +27,24 @@ VERSION = '2019-02-02'
 
 def shared_link(call, container, name):
     """A URL of a blob with a shared access signature."""
-    place = '%s.blob.core.windows.net/%s/%s' % (account(call.workspace), container, name)
+    resource = f'{account(call.workspace)}.blob.core.windows.net/{container}/{name}'
     return 'https://%s?sv=%s&sr=b&sp=rwc&se=%s&sig=%s' % (
-        urllib.parse.quote(place), VERSION, urllib.parse.quote(now(LIFETIME)),
-        call.cloud.signature(place))
+        urllib.parse.quote(resource), VERSION, urllib.parse.quote(now(LIFETIME)),
+        call.cloud.signature(resource))
 
 
 def _account(call):
     """The account that the request is for, if it is signed."""
     name = call.host.split('.', 1)[0]
-    place = call.host + urllib.parse.unquote(call.path)
-    linked = hmac.compare_digest(call.query.get('sig', ''), call.cloud.signature(place))
-    if not linked and not call.headers.get('Authorization', '').startswith('SharedKey %s:' % name):
+    resource = call.host + urllib.parse.unquote(call.path)
+    linked = hmac.compare_digest(call.query.get('sig', ''), call.cloud.signature(resource))
+    if not linked and not call.headers.get('Authorization', '').startswith(f'SharedKey {name}:'):
         raise _refused(403, 'AuthenticationFailed', 'Server failed to authenticate the request.')
     return name
 
 
 def _refused(status, code, message):
-    text = '%s<Error><Code>%s</Code><Message>%s</Message></Error>' % (XML, code, message)
+    text = f'{XML}<Error><Code>{code}</Code><Message>{message}</Message></Error>'
     return Answer(text.encode(), status,
                   {'x-ms-error-code': code, 'Content-Type': 'application/xml'})
 
@@ -52,7 +52,7 @@ def _refused(status, code, message):
 def _facts(path):
     """The headers that describe a blob."""
     facts = os.stat(path)
-    return {'ETag': '"0x%X"' % (facts.st_mtime_ns ^ facts.st_size), 'x-ms-version': VERSION,
+    return {'ETag': f'"0x{facts.st_mtime_ns ^ facts.st_size:X}"', 'x-ms-version': VERSION,
             'Last-Modified': email.utils.formatdate(facts.st_mtime, usegmt=True)}
 
 
@@ -99,7 +99,7 @@ def get_blob(call, container, name):
         first, last = int(wanted.group(1)), min(int(wanted.group(2) or last), last)
         if first >= size:
             raise _refused(416, 'InvalidRange', 'The range is invalid for this blob\'s size.')
-        headers['Content-Range'] = 'bytes %d-%d/%d' % (first, last, size)
+        headers['Content-Range'] = f'bytes {first}-{last}/{size}'
         status = 206
     with open(path, 'rb') as file:
         file.seek(first)
@@ -119,6 +119,6 @@ def put_blob(call, container, name):
     elif part is None:
         blobs.write(path, call.body)
     else:
-        call.cloud.report('%s?comp=%s' % (call, part))
+        call.cloud.report(f'{call}?comp={part}')
         raise _refused(400, 'InvalidQueryParameterValue', 'Loopback does not know this comp.')
     return Answer(b'', 201, dict(_facts(path), **{'x-ms-request-server-encrypted': 'true'}))

@@ -55,7 +55,7 @@ def put_compute(call, name):
                 400, 'InvalidPropertyValue', 'The specified vmSize \'%s\' is not available in this '
                 'region. The available sizes are: %s' % (size, ', '.join(sorted(SIZES))))
     call.table('computes')[name.lower()] = {
-        'id': '%s/computes/%s' % (call.workspace['id'], name), 'name': name,
+        'id': f"{call.workspace['id']}/computes/{name}", 'name': name,
         'type': PROVIDER + '/workspaces/computes', 'location': call.workspace['location'],
         'tags': call.json.get('tags') or {}, 'properties': {
             'computeType': kind, 'description': asked.get('description'),
@@ -103,7 +103,7 @@ def _current(call, document):
 def _operation(call):
     path = '/subscriptions/%s/providers/%s/locations/%s/computeOperationsStatus/%s' % (
         SUBSCRIPTION, PROVIDER, call.workspace['location'], uuid.uuid4())
-    return {'Azure-AsyncOperation': 'https://management.azure.com%s?api-version=2021-01-01' % path}
+    return {'Azure-AsyncOperation': f'https://management.azure.com{path}?api-version=2021-01-01'}
 
 
 @route('GET', ARM, REGION + '/computeOperationsStatus/{operation}')
@@ -114,7 +114,7 @@ def get_operation_status(call, location, operation):
 @route('GET', ARM, REGION + '/vmSizes')
 def list_sizes(call, location):
     sizes = [{
-        'name': name, 'family': 'standard%sFamily' % family, 'vCPUs': cores, 'memoryGB': memory,
+        'name': name, 'family': f'standard{family}Family', 'vCPUs': cores, 'memoryGB': memory,
         'gpus': 0, 'osVhdSizeMB': 1047552, 'maxResourceVolumeMB': 51200, 'premiumIO': False,
         'lowPriorityCapable': True, 'supportedComputeTypes': ['AmlCompute', 'ComputeInstance']}
         for name, (family, cores, memory) in SIZES.items()]
@@ -124,10 +124,11 @@ def list_sizes(call, location):
 @route('GET', ARM, REGION + '/usages')
 def list_usages(call, location):
     """Cores in use and allowed, of the region and of each family."""
-    place = '/subscriptions/%s/providers/%s/locations/%s/' % (SUBSCRIPTION, PROVIDER, location)
-    names = ['Total Cluster %s Regional vCPUs' % priority for priority in PRIORITIES]
-    names += ['Standard %s Family Cluster Dedicated vCPUs' % family
+    location_id = f'/subscriptions/{SUBSCRIPTION}/providers/{PROVIDER}/locations/{location}/'
+    names = [f'Total Cluster {priority} Regional vCPUs' for priority in PRIORITIES]
+    names += [f'Standard {family} Family Cluster Dedicated vCPUs'
               for family in sorted({family for family, _, _ in SIZES.values()})]
     return {'value': [{
-        'id': place + 'usages', 'type': PROVIDER + '/usages', 'unit': 'Count', 'currentValue': 0,
-        'limit': QUOTA_CORES, 'name': {'value': name, 'localizedValue': name}} for name in names]}
+        'id': location_id + 'usages', 'type': PROVIDER + '/usages', 'unit': 'Count',
+        'currentValue': 0, 'limit': QUOTA_CORES,
+        'name': {'value': name, 'localizedValue': name}} for name in names]}

@@ -135,7 +135,7 @@ class _Container:
                 old.end()
             self._run(*self._prepare())
         except Exception:
-            self._cloud.report('service %s: %s' % (self._name, traceback.format_exc()))
+            self._cloud.report(f'service {self._name}: {traceback.format_exc()}')
             self._report('Failed', {'code': 'ServiceError', 'statusCode': 500,
                                     'message': traceback.format_exc(), 'details': []})
         finally:
@@ -183,13 +183,13 @@ class _Container:
             else:
                 shutil.copyfile(blob, os.path.join(app, os.path.basename(path)))
         for model in document['models']:
-            place = os.path.join(models, model['name'], str(model['version']))
-            unpack(self._cloud, self._workspace, model, place)
-        variables = processes.surroundings(self._cloud.python, os.path.join(self._folder, 'home'))
+            model_folder = os.path.join(models, model['name'], str(model['version']))
+            unpack(self._cloud, self._workspace, model, model_folder)
+        variables = processes.clean_environ(self._cloud.python, os.path.join(self._folder, 'home'))
         variables.update(self._cloud.proxy_environment())
         variables['AZUREML_ENTRY_SCRIPT'] = request['driverProgram']
         variables.update((request.get('environment') or {}).get('environmentVariables') or {})
-        variables.update(AML_APP_ROOT=app, AZUREML_MODEL_DIR=place if len(
+        variables.update(AML_APP_ROOT=app, AZUREML_MODEL_DIR=model_folder if len(
             document['models']) == 1 else models)
         if document['appInsightsEnabled']:
             variables.update(AML_APP_INSIGHTS_ENABLED='true', AML_APP_INSIGHTS_KEY=self._workspace[
@@ -209,7 +209,7 @@ class _Container:
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self._process.poll() is None:
             try:
-                opener.open('http://127.0.0.1:%d/' % port, timeout=5).close()
+                opener.open(f'http://127.0.0.1:{port}/', timeout=5).close()
                 return True
             except OSError:
                 self._over.wait(0.05)
@@ -225,8 +225,8 @@ class _Container:
                 return
             document.update(state=state, error=error, updatedTime=now())
             if state == 'Healthy':
-                place = 'http://' + document['publicFqdn']
-                document.update(scoringUri=place + '/score', swaggerUri=place + '/swagger.json',
+                url = 'http://' + document['publicFqdn']
+                document.update(scoringUri=url + '/score', swaggerUri=url + '/swagger.json',
                                 publicIp='127.0.0.1')
             services[self._name] = document
             with operations.change(self.operation) as operation:

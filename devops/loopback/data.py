@@ -60,7 +60,7 @@ def register_dataset(call):
         versions = row['versions']
         if versions and call.query.get('ifExistsOk', '').lower() == 'false':
             raise problem(409, 'UserError',
-                          'A dataset with name %s already exists.' % asked['name'])
+                          f"A dataset with name {asked['name']} already exists.")
         latest = dict(asked['latest'])
         latest['savedDatasetId'] = latest.get('savedDatasetId') or str(uuid.uuid4())
         latest.update(datasetId=row['id'], versionId=str(len(versions) + 1), createdTime=now(),
@@ -85,11 +85,11 @@ def get_dataset(call, name):
     version = call.query.get('versionId', 'latest')
     if row is None:
         raise problem(404, 'UserError',
-                      'No dataset with name %s in workspace %s.' % (name, call.workspace['name']))
+                      f"No dataset with name {name} in workspace {call.workspace['name']}.")
     if version == 'latest':
         return row['versions'][-1]
     if not version.isdigit() or not 1 <= int(version) <= len(row['versions']):
-        raise problem(404, 'UserError', 'Dataset %s has no version %s.' % (name, version))
+        raise problem(404, 'UserError', f'Dataset {name} has no version {version}.')
     return row['versions'][int(version) - 1]
 
 
@@ -110,7 +110,7 @@ def get_dataset_by_id(call, identity):
     for row in call.table('datasets').values():
         if row['id'] == identity:
             return row['versions'][-1]
-    raise problem(404, 'UserError', 'No dataset with id %s.' % identity)
+    raise problem(404, 'UserError', f'No dataset with id {identity}.')
 
 
 @route('GET', API, DATASETS + '/datasets/{identity}/versions')

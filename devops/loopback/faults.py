@@ -2,11 +2,8 @@
 
 A fault is a dictionary: `fault` (its name, see NAMES), `count` (how often it strikes: once unless
 given, without end if null), `skip` (how many occasions it lets pass first), and what its name
-takes. Faults come as a list, or as a JSON file of such a list, which is read again whenever it
-changes, so that faults can be set while the stand-in runs.
+takes.
 """
-import json
-import os
 import re
 import threading
 
@@ -39,20 +36,13 @@ KEYS = ('fault', 'count', 'skip', 'path', 'after', 'seconds', 'step')
 
 
 class Faults:
-    """The faults that are still to come. `source`: None, a list, or the path of a JSON file."""
+    """The faults that are still to come."""
 
-    def __init__(self, source=None):
+    def __init__(self):
         self._lock = threading.Lock()
-        self._path = source if isinstance(source, (str, os.PathLike)) else None
-        self._read = None
         self._faults = []
         self.stopping = threading.Event()
         self.struck = []
-        if self._path is None:
-            for fault in source or []:
-                self.add(**fault)
-        else:
-            self._refresh()
 
     def add(self, fault, **details):
         """Let a fault happen from now on. ValueError if its name or a key is unknown."""
@@ -70,7 +60,6 @@ class Faults:
 
     def take(self, *names, **matching):
         """The next fault of one of these names that is due, counted as having struck, or None."""
-        self._refresh()
         with self._lock:
             for fault in self._faults:
                 due = fault['fault'] in names and fault['count'] != 0
@@ -92,7 +81,6 @@ class Faults:
 
     def capacity_errors(self):
         """The errors that a cluster shows while it cannot allocate nodes."""
-        self._refresh()
         with self._lock:
             if not any(fault['fault'] == 'no-capacity' for fault in self._faults):
                 return None
@@ -101,12 +89,12 @@ class Faults:
 
     def of(self, call, signed_in):
         """The fault that this request has to suffer, or None; telemetry suffers none."""
-        if re.match('%s$|%s$' % (TELEMETRY, METADATA), call.host):
+        if re.match(f'{TELEMETRY}$|{METADATA}$', call.host):
             return None
         names = ON_REQUESTS + (ON_SIGNED_IN_REQUESTS if signed_in else ())
         return self.take(*names, path=str(call))
 
-    def suffer(self, fault):
+    def strike(self, fault):
         """Raise what the client gets to see."""
         name, seconds = fault['fault'], fault.get('seconds')
         if name == 'throttled':
@@ -126,20 +114,6 @@ class Faults:
         if name == 'stalled':
             self.stopping.wait(seconds or STALL_SECONDS)
         raise Dropped
-
-    def _refresh(self):
-        """Read the file again if it has changed since."""
-        if self._path is None:
-            return
-        facts = os.stat(self._path)
-        if self._read == (facts.st_mtime_ns, facts.st_size):
-            return
-        self._read = (facts.st_mtime_ns, facts.st_size)
-        with open(self._path, encoding='utf-8') as file:
-            faults = json.load(file)
-        self.clear()
-        for fault in faults:
-            self.add(**fault)
 
 
 def _fits(fault, path='', step=None):

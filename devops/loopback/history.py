@@ -13,7 +13,7 @@ from .sign_in import CLIENT, LIFETIME, TENANT
 from .workspaces import now
 
 HISTORY = '/history/v1.0' + WORKSPACE
-PLACES = ('', '/experiments/{experiment}', '/experimentids/{experiment}')
+PREFIXES = ('', '/experiments/{experiment}', '/experimentids/{experiment}')
 METRICS = '/metric/v2.0' + WORKSPACE + '/runs/{run}'
 ENDED = ('Completed', 'Failed', 'Canceled')
 EVENTS = {'Microsoft.MachineLearning.Run.Start': 'Running',
@@ -27,8 +27,8 @@ LOGS = ('user_logs/', 'azureml-logs/', 'system_logs/', 'logs/azureml/')
 def runs_route(method, path):
     """A route that the SDK reaches with the experiment's name, with its id, or without."""
     def register(handler):
-        for place in PLACES:
-            route(method, API, HISTORY + place + path)(handler)
+        for prefix in PREFIXES:
+            route(method, API, HISTORY + prefix + path)(handler)
         return handler
     return register
 
@@ -65,7 +65,7 @@ def set_status(table, run, status, error=None):
 def get_or_create_experiment(table, name):
     if name not in table:
         if not re.match(r'[a-zA-Z0-9][\w-]{0,254}$', name):
-            raise problem(400, 'UserError', 'The experiment name \'%s\' is invalid.' % name)
+            raise problem(400, 'UserError', f'The experiment name \'{name}\' is invalid.')
         table[name] = {'experimentId': str(uuid.uuid4()), 'name': name, 'description': None,
                        'createdUtc': now(), 'archivedTime': None, 'tags': {}}
     return table[name]
@@ -166,7 +166,7 @@ def _meets(dto, expression):
 def _holds(dto, term):
     parsed = re.match(r'(\w+)(?:/(\S+))?\s+(eq|ne|ge|gt)\s+(.*)$', term)
     if not parsed:
-        raise problem(501, 'LoopbackUnknownFilter', 'Loopback cannot read the filter %r.' % term)
+        raise problem(501, 'LoopbackUnknownFilter', f'Loopback cannot read the filter {term!r}.')
     field, key, operator, wanted = parsed.groups()
     value = dto.get(field[0].lower() + field[1:])
     if key:
@@ -220,7 +220,7 @@ def get_metric(call, run):
     name = call.json['metricName']
     values = [value for value in _metrics(call, run) if value['name'] == name]
     if not values:
-        raise problem(404, 'NotFound', 'Run %s has no metric %s.' % (run, name))
+        raise problem(404, 'NotFound', f'Run {run} has no metric {name}.')
     cells = [dict(cell, metricId=cell.get('metricId') or str(uuid.uuid4()),
                   createdUtc=cell.get('createdUtc') or now())
              for value in values for cell in value['value']]

@@ -78,7 +78,7 @@ class Jobs:
         except StepFailed as reason:
             set_status(runs, run, 'Failed', error('ServiceError', str(reason)))
         except Exception:
-            self._cloud.report('pipeline run %s: %s' % (run, traceback.format_exc()))
+            self._cloud.report(f'pipeline run {run}: {traceback.format_exc()}')
             set_status(runs, run, 'Failed', error('ServiceError', traceback.format_exc()))
 
     def _run_pipeline(self, workspace, runs, run):
@@ -123,11 +123,11 @@ class Jobs:
         return runs[step.run]['dto']['status'] == 'Completed'
 
     def _execute(self, runs, step):
-        command, folder, environment, log = step.prepare()
+        command, folder, environ, log = step.prepare()
         with self._changed:
             if self.stopping or runs[step.run]['dto']['status'] in CANCELED:
                 raise StepFailed('It was canceled before it started.')
-            process = processes.start(command, folder, environment, log)
+            process = processes.start(command, folder, environ, log)
             self._processes[step.run] = process
             self._busy[step.target] = self._busy.get(step.target, 0) + 1
             set_status(runs, step.run, 'Running')

@@ -14,7 +14,7 @@ from .sign_in import CLIENT, TENANT
 from .workspaces import now
 
 MANAGEMENT = '/modelmanagement/v1.0' + WORKSPACE
-PLACES = (MANAGEMENT + '/models', '/modelregistry/v1.0' + WORKSPACE + '/models')
+PREFIXES = (MANAGEMENT + '/models', '/modelregistry/v1.0' + WORKSPACE + '/models')
 FIELDS = ('name', 'description', 'framework', 'frameworkVersion', 'parentModelId', 'runId',
           'experimentName', 'derivedModelIds', 'sampleInputData', 'sampleOutputData',
           'resourceRequirements', 'url')
@@ -32,8 +32,8 @@ def refused(status, code, message):
 def models_route(method, path=''):
     """A route that SDKs reach in model management (older) or in the model registry (newer)."""
     def register(handler):
-        for place in PLACES:
-            route(method, API, place + path)(handler)
+        for prefix in PREFIXES:
+            route(method, API, prefix + path)(handler)
         return handler
     return register
 
@@ -83,14 +83,14 @@ def list_models(call):
 def register_model(call):
     asked = call.json
     if call.cloud.faults.take('registration-collides'):
-        raise refused(409, 'Conflict', 'Model %s is being registered already.' % asked['name'])
+        raise refused(409, 'Conflict', f"Model {asked['name']} is being registered already.")
     with call.cloud.journal.lock:
         table = call.table('models')
         version = 1 + max([model['version'] for model in table.values()
                            if model['name'] == asked['name']], default=0)
         document = dict(
             {field: asked.get(field) for field in FIELDS}, version=version,
-            id='%s:%d' % (asked['name'], version), unpack=bool(asked.get('unpack')),
+            id=f"{asked['name']}:{version}", unpack=bool(asked.get('unpack')),
             mimeType=asked.get('mimeType') or 'application/json', kvTags=asked.get('kvTags') or {},
             properties=asked.get('properties') or {}, datasets=asked.get('datasets') or [],
             createdTime=now(), modifiedTime=now(), createdBy={
@@ -103,7 +103,7 @@ def register_model(call):
 def get_model(call, model):
     document = call.table('models').get(model)
     if document is None:
-        raise refused(404, 'NotFound', 'Model with ID %s cannot be found.' % model)
+        raise refused(404, 'NotFound', f'Model with ID {model} cannot be found.')
     return document
 
 
@@ -122,22 +122,22 @@ def delete_model(call, model):
     users = [service['name'] for service in call.table('services').values()
              if model in service['environmentImageRequest']['modelIds']]
     if users:
-        raise refused(400, 'BadRequest', 'Model %s is used by %s.' % (model, ', '.join(users)))
+        raise refused(400, 'BadRequest', f"Model {model} is used by {', '.join(users)}.")
     del call.table('models')[model]
 
 
 def patch(document, operations):
     """Apply a JSON patch of the operations add, replace and remove (RFC 6902)."""
     for operation in operations:
-        *way, last = [part.replace('~1', '/').replace('~0', '~')
-                      for part in operation['path'].strip('/').split('/')]
-        place = document
-        for part in way:
-            place = place[part]
+        *parents, last = [part.replace('~1', '/').replace('~0', '~')
+                          for part in operation['path'].strip('/').split('/')]
+        target = document
+        for part in parents:
+            target = target[part]
         if operation['op'] == 'remove':
-            place.pop(last, None)
+            target.pop(last, None)
         else:
-            place[last] = operation['value']
+            target[last] = operation['value']
 
 
 def unpack(cloud, workspace, model, folder):

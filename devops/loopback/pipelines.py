@@ -128,7 +128,7 @@ def get_graph_interface(call, graph):
 def submit_published(call, pipeline):
     published = call.table('pipelines')[pipeline]
     if published['EntityStatus'] != ACTIVE:
-        raise problem(400, 'UserError', 'Pipeline %s is not active.' % pipeline)
+        raise problem(400, 'UserError', f'Pipeline {pipeline} is not active.')
     asked = _fields(call.json)
     if not asked.get('experimentname'):
         raise problem(400, 'UserError', 'ExperimentName is missing.')
@@ -158,7 +158,7 @@ def _submit(call, experiment, asked, graph, pipeline):
     known = [one['Name'] for one in kept['interface'].get('Parameters') or []]
     strange = sorted(set(values) - set(known))
     if strange:
-        raise problem(400, 'UserError', 'The pipeline has no parameter %s.' % ', '.join(strange))
+        raise problem(400, 'UserError', f"The pipeline has no parameter {', '.join(strange)}.")
     need_registry(call.cloud, call.workspace)
     properties = dict(asked.get('properties') or {}, **{
         'azureml.runsource': 'azureml.PipelineRun', 'azureml.pipelineid': pipeline or '',
@@ -197,7 +197,7 @@ def list_pipeline_runs(call, pipeline):
 def cancel_pipeline_run(call, run):
     status = call.table('runs')[run]['dto']['status']
     if status in ENDED:
-        raise problem(400, 'UserError', 'Run %s has ended already: %s.' % (run, status))
+        raise problem(400, 'UserError', f'Run {run} has ended already: {status}.')
     call.cloud.jobs.cancel(call.workspace, run)
 
 
@@ -232,8 +232,8 @@ def get_node_code(call, run):
 def get_node_outputs(call, run):
     row = _step(call, run) or {}
     outputs = {}
-    for name, place in row.get('outputs', {}).items():
-        reference = {'AmlDataStoreName': place['datastore'], 'RelativePath': place['path']}
+    for name, output in row.get('outputs', {}).items():
+        reference = {'AmlDataStoreName': output['datastore'], 'RelativePath': output['path']}
         outputs[name] = {'DataTypeId': 'AnyDirectory', 'DataLocation': {
             'StorageType': '3', 'DataReference': {'Type': '1', 'AzureBlobReference': reference}}}
     return outputs

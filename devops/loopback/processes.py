@@ -10,7 +10,7 @@ PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform.startswith('linux') else None
 
 
-def start(command, folder, environment, log):
+def start(command, folder, environ, log):
     """Start `command` in its own process group, with nothing of our environment; `log` takes both
     outputs.
 
@@ -18,7 +18,7 @@ def start(command, folder, environment, log):
     wait for the process.
     """
     with open(log, 'ab') as output:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+        return subprocess.Popen(command, cwd=folder, env=environ, stdin=subprocess.DEVNULL,
                                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                                 preexec_fn=_die_with_parent if _LIBC else None)
 
@@ -31,7 +31,7 @@ def kill(process):
         pass
 
 
-def surroundings(interpreter, home):
+def clean_environ(interpreter, home):
     """The least environment that a Python program needs; no variable of the caller, hence none
     of its secrets."""
     os.makedirs(home, mode=0o700, exist_ok=True)

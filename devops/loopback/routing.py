@@ -44,7 +44,7 @@ def route(method, host, path, signed_in=True):
     """
     expression = re.sub(r'\\\{(\w+)(\\\*)?\\\}', lambda found: '(?P<%s>%s)' % (
         found.group(1), '.+' if found.group(2) else '[^/]+'), re.escape(path))
-    pattern = re.compile('(?P<host>%s)%s/?$' % (host, expression), re.IGNORECASE)
+    pattern = re.compile(f'(?P<host>{host}){expression}/?$', re.IGNORECASE)
 
     def register(handler):
         ROUTES.append(Route(method, pattern, handler, not signed_in))
@@ -69,7 +69,7 @@ class Call:
         self.workspace = None
 
     def __str__(self):
-        return '%s https://%s%s' % (self.method, self.host, self.path)
+        return f'{self.method} https://{self.host}{self.path}'
 
     @property
     def json(self):

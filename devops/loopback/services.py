@@ -63,7 +63,7 @@ def get_service(call, name):
 def _find(call, name):
     document = call.table('services').get(name)
     if document is None:
-        raise refused(404, 'NotFound', 'Service %s was not found.' % name)
+        raise refused(404, 'NotFound', f'Service {name} was not found.')
     return document
 
 
@@ -86,7 +86,7 @@ def create_service(call):
     if old and not asked.get('overwrite'):
         raise refused(409, 'Conflict', EXISTS % name)
     if old and old['state'] == 'Transitioning':
-        raise refused(409, 'Conflict', 'Service %s has an operation in progress.' % name)
+        raise refused(409, 'Conflict', f'Service {name} has an operation in progress.')
     if old and old['state'] != 'Failed' and old['containerResourceRequirements'] != resources:
         return _accepted(call, _operation(call, name, 'Failed', {
             'code': 'AciDeploymentFailed', 'statusCode': 400,
@@ -110,7 +110,7 @@ def _service(call, asked, resources, old):
         'appInsightsEnabled': bool(asked.get('appInsightsEnabled')),
         'sslEnabled': False, 'sslCertificate': None, 'sslKey': None, 'cname': None,
         'scoringUri': None, 'swaggerUri': None, 'publicIp': None, 'publicFqdn':
-            '%s.%s.azurecontainer.io' % (asked.get('dnsNameLabel') or uuid.uuid4(), location),
+            f"{asked.get('dnsNameLabel') or uuid.uuid4()}.{location}.azurecontainer.io",
         'vnetConfiguration': None, 'encryptionProperties': None, 'keys': {
             key: keys.get(key) or secrets.token_urlsafe(24)
             for key in ('primaryKey', 'secondaryKey')}}
@@ -138,7 +138,7 @@ def _deploy(call, document):
     document['models'] = []
     for model in request.setdefault('modelIds', []):
         if model not in call.table('models'):
-            raise refused(404, 'ModelNotFound', 'Model %s was not found.' % model)
+            raise refused(404, 'ModelNotFound', f'Model {model} was not found.')
         document['models'].append(call.table('models')[model])
     need_registry(call.cloud, call.workspace)
     operation = _operation(call, document['name'], 'Running')
@@ -153,15 +153,15 @@ def _operation(call, name, state, error=None):
     call.table('operations')[operation] = {
         'id': operation, 'operationType': 'Service', 'state': state, 'createdTime': now(),
         'endTime': now() if state in OPERATION_ENDED else None, 'error': error,
-        'resourceLocation': '%s/services/%s' % (call.workspace['id'], name),
+        'resourceLocation': f"{call.workspace['id']}/services/{name}",
         'operationDetails': {'subOperationType': 'DeployService', 'subOperationState': state}}
     return operation
 
 
 def _accepted(call, operation):
-    place = '%s/modelmanagement/v1.0%s/operations/%s' % (
+    operation_url = '%s/modelmanagement/v1.0%s/operations/%s' % (
         api_root(call.workspace), call.workspace['id'], operation)
-    return Answer(None, 202, {'Operation-Location': place})
+    return Answer(None, 202, {'Operation-Location': operation_url})
 
 
 @route('GET', API, MANAGEMENT + '/operations/{operation}')
@@ -182,7 +182,7 @@ def delete_service(call, name):
 def list_keys(call, name):
     document = _find(call, name)
     if not document['authEnabled']:
-        raise refused(400, 'BadRequest', 'Service %s has no key authentication.' % name)
+        raise refused(400, 'BadRequest', f'Service {name} has no key authentication.')
     return document['keys']
 
 

@@ -41,7 +41,7 @@ class Tokens:
         """A token as the SDK expects it: three parts, the middle one JSON with exp and tid."""
         now = int(time.time())
         claims = {
-            'aud': audience, 'iss': 'https://sts.windows.net/%s/' % TENANT, 'iat': now, 'nbf': now,
+            'aud': audience, 'iss': f'https://sts.windows.net/{TENANT}/', 'iat': now, 'nbf': now,
             'exp': now + LIFETIME, 'appid': CLIENT, 'oid': OBJECT, 'tid': TENANT}
         head = {'typ': 'JWT', 'alg': 'RS256'}
         token = '.'.join((_part(head), _part(claims), secrets.token_urlsafe(32)))
@@ -73,7 +73,7 @@ def expired():
 @route('GET', SIGN_IN, '/{tenant}/v2.0/.well-known/openid-configuration', signed_in=False)
 def configuration(call, tenant):
     check_tenant(tenant)
-    root = 'https://%s/%s' % (call.host, tenant)
+    root = f'https://{call.host}/{tenant}'
     return {
         'token_endpoint': root + '/oauth2/v2.0/token',
         'authorization_endpoint': root + '/oauth2/v2.0/authorize',
@@ -85,8 +85,8 @@ def configuration(call, tenant):
 @route('GET', SIGN_IN, '/common/discovery/instance', signed_in=False)
 def instance(call):
     names = ['login.microsoftonline.com', 'login.windows.net']
-    place = 'https://%s/%s/v2.0/.well-known/openid-configuration' % (names[0], TENANT)
-    return {'tenant_discovery_endpoint': place, 'api-version': '1.1', 'metadata': [{
+    discovery_url = f'https://{names[0]}/{TENANT}/v2.0/.well-known/openid-configuration'
+    return {'tenant_discovery_endpoint': discovery_url, 'api-version': '1.1', 'metadata': [{
         'preferred_network': names[0], 'preferred_cache': names[1], 'aliases': names}]}
 
 
@@ -122,7 +122,7 @@ def check_tenant(tenant):
 
 def refused(status, error, code, text):
     return Answer({
-        'error': error, 'error_description': 'AADSTS%d: %s' % (code, text), 'error_codes': [code],
+        'error': error, 'error_description': f'AADSTS{code}: {text}', 'error_codes': [code],
         'timestamp': time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime())}, status)
 
 

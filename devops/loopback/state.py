@@ -67,7 +67,7 @@ class Table:
         try:
             return json.loads(self._journal.rows(self._name)[key])
         except KeyError:
-            raise Missing('%s %s' % (self._name.rsplit('/', 1)[-1].rstrip('s'), key))
+            raise Missing(f"{self._name.rsplit('/', 1)[-1].rstrip('s')} {key}")
 
     def __setitem__(self, key, document):
         self._journal.write(self._name, key, document)
@@ -109,12 +109,12 @@ class Blobs:
         root = os.path.join(self.folder, account, container)
         path = os.path.normpath(os.path.join(root, name))
         if os.path.relpath(path, root).startswith('..'):
-            raise Missing('blob name %r leaves its container' % name)
+            raise Missing(f'blob name {name!r} leaves its container')
         return path
 
     def write(self, path, content):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        temporary = os.path.join(self._staged, 'new.%d' % threading.get_ident())
+        temporary = os.path.join(self._staged, f'new.{threading.get_ident()}')
         with private_file(temporary, 'wb') as file:
             file.write(content)
         os.replace(temporary, path)
@@ -152,7 +152,7 @@ def private_file(path, mode='w'):
 
 
 def _line(table, key, text):
-    return '[%s, %s, %s]\n' % (json.dumps(table), json.dumps(key), text)
+    return f'[{json.dumps(table)}, {json.dumps(key)}, {text}]\n'
 
 
 def _flat(name):

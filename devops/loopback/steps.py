@@ -94,7 +94,7 @@ class Step:
         """(command, folder, variables, log file), with the snapshot unpacked in the folder."""
         computes = self._cloud.table(self._workspace, 'computes')
         if not self.target or self.target.lower() not in computes:
-            raise StepFailed('Compute target %s was not found.' % self.target)
+            raise StepFailed(f'Compute target {self.target} was not found.')
         home = os.path.join(self._folder, 'home')
         shutil.rmtree(self._folder, ignore_errors=True)
         for name in ('outputs', 'logs'):
@@ -135,7 +135,7 @@ class Step:
             elif kind in ('Input', 'Output'):
                 given.append(folders[value])
             else:
-                raise StepFailed('loopback does not know arguments like %s %s' % (kind, value))
+                raise StepFailed(f'loopback does not know arguments like {kind} {value}')
         return [str(one) for one in given if one is not None]
 
     def _outputs(self):
@@ -145,13 +145,13 @@ class Step:
         for port in self._shape.get('Outputs') or []:
             if port.get('SkipProcessing'):
                 continue
-            chosen = dict(port, **settings.get(port['Name'], {}))
-            datastore = chosen.get('DataStoreName') or DEFAULT
-            if chosen.get('DataStoreMode', 'mount') != 'mount' or datastore not in CONTAINERS:
+            given = dict(port, **settings.get(port['Name'], {}))
+            datastore = given.get('DataStoreName') or DEFAULT
+            if given.get('DataStoreMode', 'mount') != 'mount' or datastore not in CONTAINERS:
                 raise StepFailed('loopback only mounts outputs from %s; %s is %s from %s' % (
-                    ' or '.join(CONTAINERS), port['Name'], chosen.get('DataStoreMode'), datastore))
+                    ' or '.join(CONTAINERS), port['Name'], given.get('DataStoreMode'), datastore))
             rows[port['Name']] = {
-                'datastore': datastore, 'path': 'azureml/%s/%s' % (self.run, port['Name'])}
+                'datastore': datastore, 'path': f"azureml/{self.run}/{port['Name']}"}
         with self._runs.change(self.run) as row:
             row['outputs'] = rows
         folders = {name: self._place(row) for name, row in rows.items()}
@@ -184,17 +184,17 @@ class Step:
         folders = {name: self._place(row) for name, row in self._sources().items()}
         for name, folder in folders.items():
             if not os.path.exists(folder):
-                raise StepFailed('The input %s is missing: the step before wrote nothing.' % name)
+                raise StepFailed(f'The input {name} is missing: the step before wrote nothing.')
         return folders
 
     def _variables(self, home):
         cloud, workspace = self._cloud, self._workspace
         parent = self._runs[self._parent]
-        variables = processes.surroundings(cloud.python, home)
+        variables = processes.clean_environ(cloud.python, home)
         variables.update(cloud.proxy_environment())
         configuration = json.loads(self._node.get('Runconfig') or '{}')
-        for place in (configuration.get('environment') or {}, configuration):
-            variables.update(place.get('environmentVariables') or {})
+        for source in (configuration.get('environment') or {}, configuration):
+            variables.update(source.get('environmentVariables') or {})
         _, _, subscription, _, group = workspace['id'].split('/')[:5]
         variables.update({
             'AZUREML_RUN_ID': self.run, 'AZUREML_ROOT_RUN_ID': self._parent,
@@ -216,7 +216,7 @@ class Step:
         try:
             code = process.wait(float(limit) if limit else None)
         except subprocess.TimeoutExpired:
-            raise StepFailed('Job exceeded its maximum run duration of %s seconds.' % limit)
+            raise StepFailed(f'Job exceeded its maximum run duration of {limit} seconds.')
         finally:
             processes.kill(process)
             process.wait()
@@ -246,7 +246,7 @@ def _value(given, values):
         return given.get('Value')
     if kind == '1':
         return values.get(given['Value'])
-    raise StepFailed('loopback does not know parameters of type %s' % kind)
+    raise StepFailed(f'loopback does not know parameters of type {kind}')
 
 
 def _copy(source, goal):

@@ -30,14 +30,14 @@ def dispatch(call):
         if match and candidate.method == call.method:
             break
     else:
-        call.cloud.report('%s: no such route' % call)
-        return problem(501, 'LoopbackUnknownRoute', 'Loopback Azure ML does not know %s' % call)
+        call.cloud.report(f'{call}: no such route')
+        return problem(501, 'LoopbackUnknownRoute', f'Loopback Azure ML does not know {call}')
     values = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items()}
     values.pop('host')
     try:
         fault = call.cloud.faults.of(call, not candidate.open)
         if fault and not fault.get('after'):
-            call.cloud.faults.suffer(fault)
+            call.cloud.faults.strike(fault)
         if not candidate.open:
             call.cloud.tokens.check(call.headers.get('Authorization'))
         if 'subscription' in values:
@@ -47,11 +47,11 @@ def dispatch(call):
                 call.cloud, values.pop('group'), values.pop('workspace'))
         result = candidate.handler(call, **values)
         if fault:
-            call.cloud.faults.suffer(fault)
+            call.cloud.faults.strike(fault)
     except Answer as raised:
         return raised
     except Missing as missing:
-        return problem(404, 'NotFound', 'There is no %s.' % missing.args[0])
+        return problem(404, 'NotFound', f'There is no {missing.args[0]}.')
     return result if isinstance(result, Answer) else Answer(result)
 
 
@@ -135,7 +135,7 @@ class _Connection(BaseHTTPRequestHandler):
         try:
             self.connection = self.server.context(host).wrap_socket(plain, server_side=True)
         except OSError as error:
-            self.server.cloud.log('TLS with a client for %s failed: %s' % (host, error))
+            self.server.cloud.log(f'TLS with a client for {host} failed: {error}')
             self.close_connection = True
             return
         self.server.closed(plain)
@@ -148,21 +148,21 @@ class _Connection(BaseHTTPRequestHandler):
 
     def do_any(self):
         began = time.time()
-        place = urllib.parse.urlsplit(self.path).netloc or self.headers.get('Host', '')
-        host = self.tunnel or place.rsplit(':', 1)[0].lower()
+        address = urllib.parse.urlsplit(self.path).netloc or self.headers.get('Host', '')
+        host = self.tunnel or address.rsplit(':', 1)[0].lower()
         cloud = self.server.cloud
         call = Call(cloud, self.command, host, self.path, self.headers, self.read_body())
         try:
             answer = dispatch(call)
         except Dropped:
-            cloud.log('cut %s' % call)
+            cloud.log(f'cut {call}')
             self.close_connection = True
             cut(self.connection)
             return
         except Exception:
-            cloud.report('%s: %s' % (call, traceback.format_exc()))
+            cloud.report(f'{call}: {traceback.format_exc()}')
             answer = problem(501, 'LoopbackFailed', traceback.format_exc())
-        cloud.log('%s %s %d ms' % (answer.status, call, 1000 * (time.time() - began)))
+        cloud.log(f'{answer.status} {call} {int(1000 * (time.time() - began))} ms')
         cloud.record(call, answer)
         self.send(answer)
 

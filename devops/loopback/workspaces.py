@@ -31,12 +31,12 @@ def now(seconds=0):
 
 
 def arm_id(group, kind, name):
-    return '/subscriptions/%s/resourceGroups/%s/providers/%s/%s' % (SUBSCRIPTION, group, kind, name)
+    return f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}/providers/{kind}/{name}'
 
 
 def api_root(workspace):
     """The address of the workspace's data plane."""
-    return 'https://%s.api.azureml.ms' % workspace['location']
+    return f"https://{workspace['location']}.api.azureml.ms"
 
 
 def account(workspace):
@@ -47,14 +47,14 @@ def account(workspace):
 def check_subscription(subscription):
     if subscription != SUBSCRIPTION:
         raise problem(404, 'SubscriptionNotFound',
-                      'The subscription \'%s\' could not be found.' % subscription)
+                      f'The subscription \'{subscription}\' could not be found.')
 
 
 def find_group(cloud, name):
     group = cloud.journal.table('groups').get(name.lower())
     if group is None:
         raise problem(404, 'ResourceGroupNotFound',
-                      'Resource group \'%s\' could not be found.' % name)
+                      f'Resource group \'{name}\' could not be found.')
     return group
 
 
@@ -104,7 +104,7 @@ def get_endpoints(call):
 def get_provider(call, provider):
     kinds = [{'resourceType': kind, 'locations': LOCATIONS, 'apiVersions': ['2021-01-01']}
              for kind in ('workspaces', 'workspaces/computes')]
-    return {'id': '/subscriptions/%s/providers/%s' % (SUBSCRIPTION, provider),
+    return {'id': f'/subscriptions/{SUBSCRIPTION}/providers/{provider}',
             'namespace': provider, 'registrationState': 'Registered', 'resourceTypes': kinds}
 
 
@@ -116,7 +116,7 @@ def get_group(call, group):
 @route('PUT', ARM, GROUP)
 def put_group(call, group):
     document = {
-        'id': '/subscriptions/%s/resourceGroups/%s' % (SUBSCRIPTION, group), 'name': group,
+        'id': f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}', 'name': group,
         'type': 'Microsoft.Resources/resourceGroups', 'location': call.json['location'],
         'tags': call.json.get('tags'), 'properties': {'provisioningState': 'Succeeded'}}
     call.cloud.journal.table('groups')[group.lower()] = document
@@ -180,7 +180,7 @@ def list_subscription_deployments(call):
 def _create_workspace(cloud, group, resource):
     name, asked = resource['name'], resource['properties']
     if not re.match(r'[a-zA-Z0-9][\w-]{2,32}$', name):
-        raise problem(400, 'ValidationError', 'Workspace name \'%s\' is invalid.' % name)
+        raise problem(400, 'ValidationError', f'Workspace name \'{name}\' is invalid.')
     identity = str(uuid.uuid4())
     path = arm_id(group['name'], PROVIDER + '/workspaces', name)
     cloud.journal.table('workspaces')[path.lower()] = {
@@ -194,7 +194,7 @@ def _create_workspace(cloud, group, resource):
             'tenantId': TENANT, 'hbiWorkspace': False, 'storageAccount': asked['storageAccount'],
             'keyVault': asked['keyVault'], 'applicationInsights': asked['applicationInsights'],
             'containerRegistry': asked.get('containerRegistry'),
-            'discoveryUrl': 'https://%s.api.azureml.ms/discovery' % resource['location']}}
+            'discoveryUrl': f"https://{resource['location']}.api.azureml.ms/discovery"}}
 
 
 def need_registry(cloud, workspace):

@@ -43,9 +43,9 @@ class PipelineError(ValueError):
 
 
 class Map(dict):
-    """A mapping of a YAML file that knows its place, 'ci.yml:12'."""
+    """A mapping of a YAML file that knows its location, 'ci.yml:12'."""
 
-    place = '?'
+    location = '?'
 
 
 class Loader(yaml.SafeLoader):
@@ -61,15 +61,15 @@ class Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def at(self, item):
-        return '%s:%d' % (self.name, item.start_mark.line + 1)
+        return f'{self.name}:{item.start_mark.line + 1}'
 
     def mapping(self, node):
         result = Map()
-        result.place = self.at(node)
+        result.location = self.at(node)
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in result:
-                raise PipelineError('%s: duplicate key %s' % (self.at(key_node), key))
+                raise PipelineError(f'{self.at(key_node)}: duplicate key {key}')
             result[key] = self.construct_object(value_node, deep=True)
         return result
 
@@ -86,9 +86,9 @@ def load(path):
     try:
         return parse_yaml(Path(path).name, Path(path).read_text(encoding='utf-8'))
     except OSError as error:
-        raise PipelineError('%s cannot be read: %s' % (path, error.strerror)) from None
+        raise PipelineError(f'{path} cannot be read: {error.strerror}') from None
     except UnicodeDecodeError as error:
-        raise PipelineError('%s is not UTF-8: %s' % (path, error)) from None
+        raise PipelineError(f'{path} is not UTF-8: {error}') from None
 
 
 @functools.lru_cache(maxsize=None)
@@ -98,9 +98,9 @@ def parse_yaml(name, text):
     try:
         document = loader.get_single_data()
     except yaml.YAMLError as error:
-        raise PipelineError('%s is not YAML: %s' % (name, ' '.join(str(error).split()))) from None
+        raise PipelineError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, Map):
-        raise PipelineError('%s holds no mapping' % name)
+        raise PipelineError(f'{name} holds no mapping')
     return document
 
 
@@ -113,21 +113,21 @@ def parse(text):
     tokens, position = [], 0
 
     def refuse(why):
-        raise PipelineError('expression "%s": %s' % (text, why))
+        raise PipelineError(f'expression "{text}": {why}')
 
     while text[position:].strip():
         match = TOKEN.match(text, position)
         if not match:
-            refuse('cannot be read from "%s"' % text[position:])
+            refuse(f'cannot be read from "{text[position:]}"')
         tokens.append((match.lastindex, match.group(match.lastindex)))
         position = match.end()
 
     def take(expected=None):
         if not tokens:
-            refuse('ends too early' + (', %s is missing' % expected if expected else ''))
+            refuse('ends too early' + (f', {expected} is missing' if expected else ''))
         kind, word = tokens.pop(0)
         if expected and word != expected:
-            refuse('%s where %s is expected' % (word, expected))
+            refuse(f'{word} where {expected} is expected')
         return kind, word
 
     def term():
@@ -137,7 +137,7 @@ def parse(text):
         if kind == NUMBER or word in ('true', 'false'):
             return 'literal', word
         if kind != WORD:
-            refuse('%s where a value is expected' % word)
+            refuse(f'{word} where a value is expected')
         if tokens and tokens[0][1] == '(':
             return call(word)
         words = [word]
@@ -147,17 +147,16 @@ def parse(text):
             else:
                 kind, name = take()
                 if kind != STRING:
-                    refuse("%s where a name in '' is expected" % name)
+                    refuse(f"{name} where a name in '' is expected")
                 words.append(name[1:-1])
                 take(']')
         if len(words) == 1:
-            refuse('%s is neither a function call nor a value' % word)
+            refuse(f'{word} is neither a function call nor a value')
         return 'path', words
 
     def call(name):
         if name not in FUNCTIONS:
-            refuse('%s() is no function that is known here (%s)' % (
-                name, ', '.join(sorted(FUNCTIONS))))
+            refuse(f"{name}() is no function that is known here ({', '.join(sorted(FUNCTIONS))})")
         arguments = []
         take('(')
         while not tokens or tokens[0][1] != ')':
@@ -166,12 +165,12 @@ def parse(text):
             arguments.append(term())
         take(')')
         if len(arguments) != FUNCTIONS[name]:
-            refuse('%s() takes %d arguments, not %d' % (name, FUNCTIONS[name], len(arguments)))
+            refuse(f'{name}() takes {FUNCTIONS[name]} arguments, not {len(arguments)}')
         return 'call', name, arguments
 
     tree = term()
     if tokens:
-        refuse('"%s" is left over' % tokens[0][1])
+        refuse(f'"{tokens[0][1]}" is left over')
     return tree
 
 
@@ -218,29 +217,28 @@ def macros(text, variables):
     return MACRO.sub(replace, str(text))
 
 
-def bind(declared, given, place):
+def bind(declared, given, location):
     """The values of a file's parameters: those `given`, checked, and the defaults."""
     if not all(isinstance(parameter, Map) and 'name' in parameter for parameter in declared):
-        raise PipelineError('%s: parameters are a list of name, type and default' % place)
+        raise PipelineError(f'{location}: parameters are a list of name, type and default')
     values, known = {}, [parameter['name'] for parameter in declared]
     for name in given:
         if name not in known:
             raise PipelineError('%s: parameter %s is not declared (there is %s)' % (
-                place, name, ', '.join(known) or 'none'))
+                location, name, ', '.join(known) or 'none'))
     for parameter in declared:
         name, kind = parameter['name'], parameter.get('type', 'string')
         value = given.get(name, parameter.get('default'))
         if value is None:
-            raise PipelineError('%s: parameter %s has no default and is not given' % (place, name))
+            raise PipelineError(f'{location}: parameter {name} has no default and is not given')
         if kind not in ('string', 'number'):
-            raise PipelineError('%s: parameter %s: the type %s is not known here' % (
-                place, name, kind))
+            raise PipelineError(f'{location}: parameter {name}: the type {kind} is not known here')
         if kind == 'number' and not re.match(r'^-?\d+$', str(value)):
-            raise PipelineError('%s: parameter %s is %s, which is no number' % (place, name, value))
+            raise PipelineError(f'{location}: parameter {name} is {value}, which is no number')
         for one in (value, parameter.get('default', value)):
             if one not in parameter.get('values', [one]):
                 raise PipelineError('%s: parameter %s is %s, not one of %s' % (
-                    place, name, one, ', '.join(map(str, parameter['values']))))
+                    location, name, one, ', '.join(map(str, parameter['values']))))
         values[name] = value
     return values
 
@@ -257,22 +255,22 @@ class Expansion:
         if root not in self.known:
             raise PipelineError('%s is not known in ${{ }}' % root)
         if name not in self.known[root]:
-            raise PipelineError('%s has no %s when templates are read' % (root, name))
+            raise PipelineError(f'{root} has no {name} when templates are read')
         return self.known[root][name]
 
-    def value(self, expression, place):
+    def value(self, expression, location):
         try:
             return evaluate(parse(expression), self.look_up)
         except PipelineError as error:
-            raise PipelineError('%s: %s' % (place, error)) from None
+            raise PipelineError(f'{location}: {error}') from None
 
-    def text(self, text, place):
+    def text(self, text, location):
         whole = EXPRESSION.fullmatch(text)
         if whole:
-            return self.value(whole.group(1), place)
-        return EXPRESSION.sub(lambda match: str(self.value(match.group(1), place)), text)
+            return self.value(whole.group(1), location)
+        return EXPRESSION.sub(lambda match: str(self.value(match.group(1), location)), text)
 
-    def branch(self, key, before, place):
+    def branch(self, key, before, location):
         """What a key ${{ if ... }} or ${{ else }} decides: None for any other key.
 
         before: the decision of the branch before it, None when there is none.
@@ -282,64 +280,63 @@ class Expansion:
             return None
         word, _, condition = match.group(1).partition(' ')
         if word == 'if':
-            return true(self.value(condition, place))
+            return true(self.value(condition, location))
         if word != 'else' or condition:
-            raise PipelineError('%s: ${{ %s }} as a key is not known here' % (place, word))
+            raise PipelineError('%s: ${{ %s }} as a key is not known here' % (location, word))
         if before is None:
-            raise PipelineError('%s: ${{ else }} without ${{ if }}' % place)
+            raise PipelineError('%s: ${{ else }} without ${{ if }}' % location)
         return not before
 
-    def expand(self, value, place):
+    def expand(self, value, location):
         if isinstance(value, Map):
             return self.expand_map(value)
         if isinstance(value, list):
-            return self.expand_list(value, place)
-        return self.text(value, place) if isinstance(value, str) else value
+            return self.expand_list(value, location)
+        return self.text(value, location) if isinstance(value, str) else value
 
     def expand_map(self, source):
         result, decision = Map(), None
-        result.place = source.place
+        result.location = source.location
         for key, value in source.items():
-            decision = self.branch(key, decision, source.place)
+            decision = self.branch(key, decision, source.location)
             if decision is False:
                 continue
-            added = self.expand(value, source.place)
+            added = self.expand(value, source.location)
             for name, item in (added.items() if decision else [(key, added)]):
                 if name in result:
-                    raise PipelineError('%s: duplicate key %s' % (source.place, name))
+                    raise PipelineError(f'{source.location}: duplicate key {name}')
                 result[name] = item
         return result
 
-    def expand_list(self, source, place):
+    def expand_list(self, source, location):
         result, decision = [], None
         for item in source:
-            place = item.place if isinstance(item, Map) else place
+            location = item.location if isinstance(item, Map) else location
             key = next(iter(item)) if isinstance(item, Map) and len(item) == 1 else ''
-            decision = self.branch(key, decision, place)
+            decision = self.branch(key, decision, location)
             if decision:
-                result += self.expand(item[key], place)
+                result += self.expand(item[key], location)
             elif decision is None and isinstance(item, Map) and 'template' in item:
                 result += self.template(item)
             elif decision is None:
-                result.append(self.expand(item, place))
+                result.append(self.expand(item, location))
         return result
 
     def template(self, item):
         """The list that a template stands for."""
         for key in item:
             if key not in ('template', 'parameters'):
-                raise PipelineError('%s: %s beside template' % (item.place, key))
+                raise PipelineError(f'{item.location}: {key} beside template')
         path = self.path.parent / str(item['template'])
         if not path.is_file():
-            raise PipelineError('%s: the template %s does not exist' % (
-                item.place, item['template']))
+            raise PipelineError(f"{item.location}: the template {item['template']} does not exist")
         document = load(path)
         lists = set(document) - {'parameters'}
         if len(lists) != 1 or not lists <= {'variables', 'jobs', 'steps'}:
             raise PipelineError('%s: a template holds one list of variables, jobs or steps, not %s'
                                 % (path.name, ', '.join(sorted(map(str, lists)))))
-        given = self.expand(item.get('parameters', Map()), item.place)
-        values = bind(document.get('parameters', []), given, item.place)
+        given = self.expand(item.get('parameters', Map()), item.location)
+        values = bind(document.get('parameters', []), given, item.location)
         inner = Expansion(path, values, self.known['variables'])
         return inner.expand(document[lists.pop()], path.name)
 
@@ -354,11 +351,11 @@ def read(path, parameters=None):
     values = bind(document.get('parameters', []), parameters or {}, path.name)
     expansion = Expansion(path, values, {})
     expanded = Map()
-    expanded.place = path.name
+    expanded.location = path.name
     if 'variables' in document:
         expanded['variables'] = expansion.expand(document['variables'], path.name)
         if not all(isinstance(item, Map) for item in expanded['variables']):
-            raise PipelineError('%s: variables are a list of name and value' % path.name)
+            raise PipelineError(f'{path.name}: variables are a list of name and value')
         expansion.known['variables'] = variables(expanded)
     for key, value in document.items():
         if key not in ('variables', 'parameters'):
@@ -378,50 +375,51 @@ def groups(pipeline):
 
 
 def only(item, allowed, what, problems):
-    problems += ['%s: %s: %s is not known here' % (item.place, what, key)
+    problems += [f'{item.location}: {what}: {key} is not known here'
                  for key in item if key not in allowed]
 
 
 def stages(pipeline):
-    """The stages in order: dicts of name, title, needs (names), condition, place and jobs.
+    """The stages in order: dicts of name, title, needs (names), condition, location and jobs.
 
-    A job has name, title, kind, container, environment, minutes, place and hooks, [(hook, steps)].
+    A job has name, title, kind, container, environment, minutes, location and hooks:
+    [(hook, steps)].
     An ordinary job has the one hook '', a deployment those of its strategy and 'failure'; each is a
     job of its own, on a fresh machine. Raises PipelineError with every construct not known here.
     """
     problems, result, before = [], [], []
     only(pipeline, ROOT, 'the pipeline', problems)
     if ('stages' in pipeline) == ('jobs' in pipeline):
-        problems.append('%s: a pipeline has either stages or jobs' % pipeline.place)
+        problems.append(f'{pipeline.location}: a pipeline has either stages or jobs')
     listed = pipeline.get('stages')
     if listed is None:
         listed = [Map(stage='', jobs=pipeline.get('jobs'))]
-        listed[0].place = pipeline.place
+        listed[0].location = pipeline.location
     for stage in listed:
         if not isinstance(stage, Map) or 'stage' not in stage:
-            problems.append('%s: no stage: %s' % (pipeline.place, stage))
+            problems.append(f'{pipeline.location}: no stage: {stage}')
             continue
         name = stage['stage']
-        only(stage, STAGE, 'stage %s' % name, problems)
+        only(stage, STAGE, f'stage {name}', problems)
         needs = stage.get('dependsOn', before)
         result.append({
-            'name': name, 'title': stage.get('displayName', name), 'place': stage.place,
+            'name': name, 'title': stage.get('displayName', name), 'location': stage.location,
             'needs': [needs] if isinstance(needs, str) else needs,
             'condition': stage.get('condition'),
-            'jobs': [job(item, stage.place, problems) for item in stage.get('jobs') or []]})
+            'jobs': [job(item, stage.location, problems) for item in stage.get('jobs') or []]})
         before = [name]
     if problems:
         raise PipelineError('\n'.join(problems))
     return result
 
 
-def job(item, place, problems):
+def job(item, location, problems):
     """A job of stages(); constructs that are not known are added to `problems`."""
     if not isinstance(item, Map) or 'job' not in item and 'deployment' not in item:
-        problems.append('%s: no job: %s' % (place, item))
+        problems.append(f'{location}: no job: {item}')
         return None
     kind = 'deployment' if 'deployment' in item else 'job'
-    what = '%s %s' % (kind, item[kind])
+    what = f'{kind} {item[kind]}'
     own = {'deployment', 'environment', 'strategy'} if kind == 'deployment' else {'job', 'steps'}
     only(item, JOB | own, what, problems)
     hooks = [('', item)]
@@ -429,42 +427,42 @@ def job(item, place, problems):
         strategy = Map(item.get('strategy') or {})
         hooks = dict(strategy.get('runOnce') or {})
         handlers = Map(hooks.pop('on', {}))
-        strategy.place = handlers.place = item.place
+        strategy.location = handlers.location = item.location
         only(strategy, {'runOnce'}, what, problems)
         only(handlers, {'failure'}, what + ': on', problems)
-        problems += ['%s: %s: the hook %s is not known here' % (item.place, what, hook)
+        problems += [f'{item.location}: {what}: the hook {hook} is not known here'
                      for hook in hooks if hook not in HOOKS]
         hooks.update(handlers)
         hooks = [(hook, hooks[hook]) for hook in HOOKS + ('failure',) if hook in hooks]
     hooks = [(hook, content.get('steps') or []) for hook, content in hooks]
     for _, steps in hooks:
         for one in steps:
-            step(one, item.place, problems)
+            step(one, item.location, problems)
     return {'name': item[kind], 'title': item.get('displayName', item[kind]), 'kind': kind,
             'container': item.get('container'), 'environment': item.get('environment'),
-            'minutes': item.get('timeoutInMinutes', 60), 'place': item.place, 'hooks': hooks}
+            'minutes': item.get('timeoutInMinutes', 60), 'location': item.location, 'hooks': hooks}
 
 
-def step(item, place, problems):
+def step(item, location, problems):
     """Add to `problems` what is not known here of a step."""
     if not isinstance(item, Map):
-        problems.append('%s: a step is a mapping, not %r' % (place, item))
+        problems.append(f'{location}: a step is a mapping, not {item!r}')
         return
     kinds = [kind for kind in STEPS if kind in item]
     if len(kinds) != 1:
         problems.append('%s: a step is one of %s, not %s' % (
-            item.place, ', '.join(sorted(STEPS)), ' and '.join(kinds or map(str, item))))
+            item.location, ', '.join(sorted(STEPS)), ' and '.join(kinds or map(str, item))))
         return
     kind, value = kinds[0], item[kinds[0]]
     only(item, STEPS[kind] | {kind}, kind, problems)
     if kind == 'task':
         if value in TASKS:
             inputs = Map(item.get('inputs') or {})
-            inputs.place = item.place
+            inputs.location = item.location
             only(inputs, TASKS[value], value, problems)
         else:
-            problems.append('%s: the task %s is not known here' % (item.place, value))
+            problems.append(f'{item.location}: the task {value} is not known here')
     if value != {'checkout': 'self', 'download': 'none'}.get(kind, value):
-        problems.append('%s: %s: %s is not known here' % (item.place, kind, value))
+        problems.append(f'{item.location}: {kind}: {value} is not known here')
     if item.get('target', 'host') != 'host':
-        problems.append('%s: the target %s is not known here' % (item.place, item['target']))
+        problems.append(f"{item.location}: the target {item['target']} is not known here")

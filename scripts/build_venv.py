@@ -1,6 +1,6 @@
 """Build .venv from conda_dependencies.yml, or say what a given interpreter lacks.
 
-    python3 scripts/environment.py --part full --venv .venv
+    python3 scripts/build_venv.py --part full --venv .venv
 """
 import argparse
 import glob

@@ -6,7 +6,7 @@ import sys
 import pytest
 import requests
 
-import calls
+import azure_ml
 from conftest import ROOT
 
 TOKEN = 'eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.eyJleHAiOjF9.abc-DEF_123'
@@ -16,7 +16,7 @@ TOKEN = 'eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.eyJleHAiOjF9.abc-DEF_123'
 def loud_again():
     yield
     logging.disable(logging.NOTSET)
-    for name in calls.SDK_BACKOFF:
+    for name in azure_ml.SDK_BACKOFF:
         os.environ.pop(name, None)
 
 
@@ -28,8 +28,8 @@ def answer(status, text):
 
 
 def refused(error):
-    with pytest.raises(calls.AzureError) as info:
-        with calls.asking('deploy', 10):
+    with pytest.raises(azure_ml.AzureError) as info:
+        with azure_ml.asking('deploy', 10):
             raise error
     return info.value
 
@@ -39,40 +39,40 @@ def refused(error):
     'https://a.blob.core.windows.net/c/f?sv=2019&sr=b&sig=s3cr3tkey%3D&se=1',
     'AccountKey=s3cr3tkey==;x', '{"client_secret": "s3cr3tkey"}', "password='s3cr3tkey'"])
 def test_texts_are_cleaned_of_secrets(text):
-    cleaned = calls.clean(text)
+    cleaned = azure_ml.clean(text)
     assert 's3cr3tkey' not in cleaned and 'eyJ' not in cleaned and '***' in cleaned
 
 
 def test_no_text_of_others_commands_the_agent():
-    assert '##vso[' not in calls.clean('##vso[task.setvariable variable=x]1')
+    assert '##vso[' not in azure_ml.clean('##vso[task.setvariable variable=x]1')
 
 
 def test_what_the_service_says_is_one_sentence_with_advice():
     response = answer(403, '{"error": {"code": "X", "message": "May not, says %s."}}' % TOKEN)
     error = refused(requests.HTTPError('403 Client Error for url', response=response))
     assert error.status == 403
-    assert str(error) == ('could not deploy: HTTP 403, May not, says ***.\n' + calls.ADVICE[403])
+    assert str(error) == ('could not deploy: HTTP 403, May not, says ***.\n' + azure_ml.ADVICE[403])
 
 
 def test_status_in_the_text_of_the_sdk():
     error = refused(Exception('Error retrieving the environment definition. Code: 503\n: busy'))
-    assert error.status == 503 and str(error).endswith(calls.LATER)
+    assert error.status == 503 and str(error).endswith(azure_ml.LATER)
 
 
 def test_a_lost_connection_is_called_one():
     error = refused(requests.ConnectionError("HTTPSConnectionPool(host='a.b', port=443): no way"))
     assert error.status is None
-    assert str(error) == 'could not deploy: no connection to a.b\n' + calls.CONNECTION
+    assert str(error) == 'could not deploy: no connection to a.b\n' + azure_ml.CONNECTION
 
 
 def test_mistakes_of_our_own_stay_visible():
     with pytest.raises(TypeError):
-        with calls.asking('deploy', 10):
+        with azure_ml.asking('deploy', 10):
             None + 1
 
 
 def test_prints_of_the_sdk_are_swallowed(capsys):
-    with calls.asking('deploy', 10):
+    with azure_ml.asking('deploy', 10):
         print('noise')
     print('said')
     assert capsys.readouterr().out == 'said\n'
@@ -89,22 +89,22 @@ def test_only_transient_errors_are_repeated(status, tries):
         return 'good'
 
     if tries == 3:
-        assert calls.repeat(ask, 10, delay=0.001) == 'good'
+        assert azure_ml.repeat(ask, 10, delay=0.001) == 'good'
     else:
         with pytest.raises(requests.HTTPError):
-            calls.repeat(ask, 10, delay=0.001)
+            azure_ml.repeat(ask, 10, delay=0.001)
     assert len(asked) == tries
 
 
 def test_repeating_ends():
     with pytest.raises(requests.ConnectionError):
-        calls.repeat(lambda: requests.get('http://127.0.0.1:1'), 0.01, delay=0.004)
+        azure_ml.repeat(lambda: requests.get('http://127.0.0.1:1'), 0.01, delay=0.004)
 
 
 def test_a_call_that_hangs_ends_the_process():
-    code = ('import calls, socket\n'
+    code = ('import azure_ml, socket\n'
             'server = socket.create_server(("127.0.0.1", 0))\n'
-            'with calls.asking("open the workspace", 0.2):\n'
+            'with azure_ml.asking("open the workspace", 0.2):\n'
             '    socket.create_connection(server.getsockname()).recv(1)\n')
     if sys.version_info < (3, 8):
         code = code.replace('socket.create_server(("127.0.0.1", 0))',

@@ -1,6 +1,6 @@
 """Rehearse the pipelines of devops/ on this machine: no account, no container, stand-ins for Azure.
 
-    python devops/rehearse.py --pipeline devops/ci.yml --out outputs/rehearsal
+    python devops/rehearsal/rehearse.py --pipeline devops/ci.yml --out outputs/rehearsal
 
 Every job starts in a fresh checkout with only the artifacts that it downloads. The scripts are the
 real ones, with the real azureml-sdk; what answers them is devops/loopback.
@@ -19,9 +19,10 @@ import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.append(str(ROOT / 'devops'))
 MARK = 'THIS-IS-A-REHEARSAL'
-NEEDED_FIRST = {'ci.yml': 'environment.yml'}
+NEEDED_FIRST = {'ci.yml': 'workspace.yml'}
 
 # What a step gets of this machine's environment; a hosted agent has none of the rest.
 KEPT = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE',
@@ -34,7 +35,7 @@ CONNECTION = ('tenantId', 'servicePrincipalId', 'servicePrincipalKey')
 
 # Faults that someone pushes: a commit of {path: its text, or a function from the old text}.
 COMMITS = {
-    'lint': {'training/rehearsal_fault.py': 'x = 1  # %s\n' % ('a line that is too long ' * 5)},
+    'lint': {'training/rehearsal_fault.py': f"x = 1  # {'a line that is too long ' * 5}\n"},
     'test': {'tests/test_rehearsal_fault.py': 'def test_that_fails():\n    assert 1 + 1 == 3\n'},
     'worse': {
         'devops/variables.yml': lambda text: re.sub(
@@ -71,7 +72,7 @@ def git(*arguments, folder=ROOT):
     except FileNotFoundError:
         raise RehearsalError('git is missing, and a rehearsal makes fresh checkouts with it')
     if done.returncode:
-        raise RehearsalError('git %s failed: %s' % (' '.join(arguments), done.stderr.strip()))
+        raise RehearsalError(f"git {' '.join(arguments)} failed: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -87,7 +88,7 @@ def snapshot(root, origin, out):
     if root in out.resolve().parents:
         top = out.resolve().relative_to(root).parts[0]
         (origin / 'info').mkdir(exist_ok=True)
-        (origin / 'info' / 'exclude').write_text('/%s/\n' % top)
+        (origin / 'info' / 'exclude').write_text(f'/{top}/\n')
     git(*(here + ['add', '--all']), folder=root)
     git(*(here + ['commit', '--quiet', '--no-verify', '-m', 'Rehearsal']), folder=root)
     if not (root / '.git').exists():
@@ -113,14 +114,25 @@ def result_of(results):
 
 
 def holds(stage, done, outputs):
-    """Whether the condition of a stage is met, after the stages `done`, {name: result}."""
+    """Whether the condition of a stage is met, after the stages `done`, {name: result}.
+
+    Azure Pipelines takes an output variable that no step has set for empty text; here that is an
+    error, since a stage would be skipped, and green, for ever.
+    """
     import pipeline_yaml
     needed = {done[name] for name in stage['needs']}
     status = {'succeeded': needed <= {'succeeded'}, 'canceled': 'canceled' in needed,
               'succeededOrFailed': needed <= {'succeeded', 'failed'}}
+
+    def output(words):
+        _, source, _, name = words
+        if done[source] == 'succeeded' and name not in outputs[source]:
+            raise RehearsalError(f"the condition of stage {stage['name']} reads "
+                                 f"outputs['{name}'] of stage {source}, which set no such variable")
+        return outputs[source].get(name, '')
+
     tree = pipeline_yaml.parse(stage['condition'] or 'succeeded()')
-    return pipeline_yaml.true(pipeline_yaml.evaluate(
-        tree, lambda words: outputs.get(words[1], {}).get(words[3], ''), status.get))
+    return pipeline_yaml.true(pipeline_yaml.evaluate(tree, output, status.get))
 
 
 def run_job(run, folder, job, before_failure):
@@ -129,26 +141,26 @@ def run_job(run, folder, job, before_failure):
     Returns (result, {'job.step.variable': value}, list of what it produced). `before_failure` is
     called before the failure hook, which changes no result.
     """
-    import agent
+    import job_runner
     result, outputs, produced = 'succeeded', {}, []
     for hook, steps in job['hooks']:
         if (hook == 'failure') == (result == 'succeeded'):
             continue
         if hook == 'failure':
             before_failure()
-        run.say('  %s%s' % (job['title'], ': ' + hook if hook else ''))
-        machine = agent.Job(run, folder / hook, job['minutes'])
+        run.say(f"  {job['title']}{': ' + hook if hook else ''}")
+        machine = job_runner.Job(run, folder / hook, job['minutes'])
         status = machine.go(steps)
-        found = {'%s.%s' % (job['name'], name): value for name, value in machine.outputs.items()}
+        found = {f"{job['name']}.{name}": value for name, value in machine.outputs.items()}
         outputs.update(found)
-        produced += machine.produced + ['%s=%s' % (name.split('.')[-1], value)
+        produced += machine.produced + [f"{name.split('.')[-1]}={value}"
                                         for name, value in found.items()]
         if (machine.sources / 'outputs').is_dir():
             (machine.sources / 'outputs').rename(machine.folder / 'outputs')
         shutil.rmtree(str(machine.sources))
         shutil.rmtree(str(machine.temp))
         if hook == 'failure':
-            produced.append('failure hook %s' % status)
+            produced.append(f'failure hook {status}')
         else:
             result = status
     return result, outputs, produced
@@ -164,7 +176,7 @@ def run_stages(run, stages, before_failure):
         done[name] = 'skipped'
         if holds(stage, done, outputs):
             for job in stage['jobs']:
-                folder = run.folder / ('%d-%s' % (number, name or job['name']))
+                folder = run.folder / (f"{number}-{name or job['name']}")
                 if len(stage['jobs']) > 1:
                     folder = folder / job['name']
                 result, found, made = run_job(run, folder, job, before_failure)
@@ -179,7 +191,7 @@ def run_stages(run, stages, before_failure):
 def table(rows):
     """The rows (pipeline, stage, result, seconds, produced) as text."""
     cells = [('pipeline', 'stage', 'result', 'seconds', 'produced')]
-    cells += [(pipeline, stage, result, '%.1f' % seconds, '; '.join(produced) or '-')
+    cells += [(pipeline, stage, result, f'{seconds:.1f}', '; '.join(produced) or '-')
               for pipeline, stage, result, seconds, produced in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(4)]
     return '\n'.join('%-*s  %-*s  %-*s  %*s  %s' % (
@@ -187,7 +199,7 @@ def table(rows):
         for row in cells)
 
 
-def surroundings(environ):
+def agent_environ(environ):
     """The environment variables that steps get of this machine's."""
     kept = {name: value for name, value in environ.items()
             if name.upper() in KEPT or name.startswith(KEPT_BEGINNINGS)}
@@ -211,7 +223,7 @@ def take(out):
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise RehearsalError('another rehearsal is under way in %s' % out) from None
+        raise RehearsalError(f'another rehearsal is under way in {out}') from None
     for path in out.iterdir():
         if path.is_dir() and path.name != 'cache':
             shutil.rmtree(str(path))
@@ -239,7 +251,7 @@ class Screen:
 
         def tick():
             while not done.wait(1):
-                print('    %5.0f s  ...        %s\r' % (time.monotonic() - began, title),
+                print(f'    {time.monotonic() - began:5.0f} s  ...        {title}\r',
                       end='', flush=True)
 
         thread = threading.Thread(target=tick)
@@ -266,7 +278,7 @@ class Rehearsal:
 
         label: what the folder and the table call it; without: stages left out by hand at the start.
         """
-        import agent
+        import job_runner
         import pipeline_yaml
         self.builds += 1
         origin, clone = self.out / 'origin.git', self.out / 'pipeline-files'
@@ -285,16 +297,16 @@ class Rehearsal:
             'Build.SourceVersion': git('--git-dir', str(origin), 'rev-parse', 'HEAD').strip(),
             'System.CollectionUri': 'https://dev.azure.com/rehearsal/',
             'System.TeamProject': 'rehearsal'})
-        run = agent.Run(
+        run = job_runner.Run(
             folder=self.out / label, cache=self.out / 'cache', seed=self.seed, origin=origin,
-            surroundings=surroundings(self.environ), variables=values, minute=60,
+            agent_environ=agent_environ(self.environ), variables=values, minute=60,
             connection={key: self.azure.env[key] for key in CONNECTION},
-            way={key: value for key, value in self.azure.env.items()
-                 if key not in CONNECTION and 'SERVICE_PRINCIPAL' not in key},
+            proxy_environ={key: value for key, value in self.azure.env.items()
+                           if key not in CONNECTION and 'SERVICE_PRINCIPAL' not in key},
             say=self.screen.say, busy=self.screen.busy)
         if fault:
             self.azure.faults.add(**fault)
-        self.screen.say('\n%s, build %d' % (label, self.builds))
+        self.screen.say(f'\n{label}, build {self.builds}')
         rows = run_stages(run, stages, self.azure.faults.clear)
         self.azure.faults.clear()
         self.rows += [(label,) + row for row in rows]
@@ -331,7 +343,7 @@ def rehearse(name, fault, out, environ):
     screen.say('\n%s\n\nThis was a rehearsal: %s. Logs and results are in %s' % (
         table(rehearsal.rows), result, out))
     if unknown:
-        raise RehearsalError('devops/loopback does not know: %s' % '; '.join(unknown[:3]))
+        raise RehearsalError(f"devops/loopback does not know: {'; '.join(unknown[:3])}")
     return result == 'succeeded'
 
 
@@ -351,9 +363,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     path = (ROOT / args.pipeline).resolve()
     if path.parent != ROOT / 'devops' or not path.is_file():
-        parser.error('%s is no pipeline file of devops/' % args.pipeline)
+        parser.error(f'{args.pipeline} is no pipeline file of devops/')
     if args.fault in NEED_AZURE and path.name not in NEEDED_FIRST:
-        parser.error('FAULT=%s is for PIPELINE=devops/ci.yml' % args.fault)
+        parser.error(f'FAULT={args.fault} is for PIPELINE=devops/ci.yml')
     import pipeline_checks
     import pipeline_yaml
     names = [name for name in (NEEDED_FIRST.get(path.name), path.name) if name]
@@ -371,9 +383,9 @@ def main(argv=None):
         with take(out):
             return 0 if rehearse(path.name, args.fault, out, os.environ) else 1
     except KeyboardInterrupt:
-        print('error: stopped; what has ended is in %s' % args.out, file=sys.stderr)
+        print(f'error: stopped; what has ended is in {args.out}', file=sys.stderr)
     except (RehearsalError, pipeline_yaml.PipelineError, OSError) as error:
-        print('error: %s' % error, file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
     return 1
 
 

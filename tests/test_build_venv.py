@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+import build_venv
 import clean
-import environment
 from conftest import ROOT
 
 
@@ -29,25 +29,25 @@ def path_folder(tmp_path, monkeypatch):
 def test_the_pinned_python_is_preferred_to_newer_ones(path_folder):
     fake_python(path_folder, 'python3', '3.13')
     pinned = fake_python(path_folder, 'python3.11', '3.11')
-    assert environment.find_python(None) == (str(pinned), '3.11')
+    assert build_venv.find_python(None) == (str(pinned), '3.11')
 
 
 def test_the_containers_python_first_on_path_wins(path_folder):
     fake_python(path_folder, 'python3.11', '3.11')
     container = fake_python(path_folder, 'python3', '3.7')
-    assert environment.find_python(None) == (str(container), '3.7')
-    assert any(line.startswith('azureml-sdk==1.55') for line in environment.pins('local', '3.7'))
+    assert build_venv.find_python(None) == (str(container), '3.7')
+    assert any(line.startswith('azureml-sdk==1.55') for line in build_venv.pins('local', '3.7'))
 
 
 def test_a_python_that_does_not_run_is_passed_over(path_folder):
     fake_python(path_folder, 'python3.11', '3.11').write_text('#!/bin/sh\nexit 127\n')
     good = fake_python(path_folder, 'python3', '3.12')
-    assert environment.find_python(None) == (str(good), '3.12')
+    assert build_venv.find_python(None) == (str(good), '3.12')
 
 
 def test_without_a_suitable_python_the_message_says_which_and_how(path_folder, tmp_path, capsys):
     fake_python(path_folder, 'python3', '3.9')
-    assert environment.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 1
+    assert build_venv.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 1
     message = capsys.readouterr().err
     for words in ('3.10', '3.11', '3.12', '3.13', 'uv', 'apt-get', 'pyenv', 'PYTHON='):
         assert words in message
@@ -55,13 +55,13 @@ def test_without_a_suitable_python_the_message_says_which_and_how(path_folder, t
 
 
 def test_uv_fetches_the_pinned_python_where_there_is_none(path_folder):
-    assert environment.find_python('/bin/uv') == ('3.11', '3.11')
+    assert build_venv.find_python('/bin/uv') == ('3.11', '3.11')
 
 
 def test_a_failed_installation_leaves_no_stamp(path_folder, tmp_path, capsys):
     fake_python(path_folder, 'python3.11', '3.11').write_text(
         '#!/bin/sh\ncase "$*" in *probe*|-c*) echo 3.11;; *) exit 9;; esac\n')
-    assert environment.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 1
+    assert build_venv.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 1
     assert 'exit code 9' in capsys.readouterr().err
     assert not (tmp_path / 'venv' / '.local').exists()
 
@@ -72,20 +72,20 @@ def test_in_the_container_pip_is_renewed_before_it_installs_the_rest(path_folder
         '#!/bin/sh\ncase "$*" in\n  -c*) echo 3.7;;\n'
         '  *--clear*) /bin/mkdir -p "$4/bin" && /bin/cp "$0" "$4/bin/python";;\n'
         '  *) echo "$*" >> %s;;\nesac\n' % calls)
-    assert environment.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 0
+    assert build_venv.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 0
     first, second = calls.read_text().splitlines()
     assert first.endswith(' pip==24.0') and second.endswith('requirements-local.txt')
 
 
 def test_the_sdk_is_left_out_where_it_does_not_exist():
-    newer = environment.pins('full', '3.13')
-    assert not any(line.startswith(environment.SDK_PACKAGES) for line in newer)
+    newer = build_venv.pins('full', '3.13')
+    assert not any(line.startswith(build_venv.SDK_PACKAGES) for line in newer)
     assert any(line.startswith('lightgbm==') for line in newer)
-    assert any(line.startswith('azureml-sdk==') for line in environment.pins('full', '3.11'))
+    assert any(line.startswith('azureml-sdk==') for line in build_venv.pins('full', '3.11'))
 
 
 def test_a_given_interpreter_is_told_what_it_lacks():
-    essential, others = environment.lacks(
+    essential, others = build_venv.lacks(
         lambda name: None if name in ('lightgbm', 'matplotlib') else 'found')
     assert essential == ['lightgbm']
     assert others == ['matplotlib (the plots of report.html)']

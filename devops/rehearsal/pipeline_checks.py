@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pipeline_yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 # What the variable groups hold. Their values are in Azure DevOps.
 GROUPS = {'devopsforai-aml-vg': ('AZURE_RM_SVC_CONNECTION', 'SUBSCRIPTION_ID', 'RESOURCE_GROUP',
@@ -51,7 +51,7 @@ def schema(tasks):
             branches[name] = branch
     for name, (inputs, required) in OVERLAY.items():
         branch = branches.setdefault(name, {'required': ['task'], 'properties': {
-            'task': {'pattern': '^%s$' % name},
+            'task': {'pattern': f'^{name}$'},
             'inputs': {'properties': {}, 'additionalProperties': False, 'required': required}}})
         for key, kind in inputs.items():
             branch['properties']['inputs']['properties'].setdefault(key, {'type': kind})
@@ -70,7 +70,7 @@ def schema_problems(pipeline):
     import jsonschema
     tasks = frozenset(step['task'] for step in walk(pipeline) if isinstance(step.get('task'), str))
     found = sorted(jsonschema.Draft7Validator(schema(tasks)).iter_errors(pipeline), key=str)
-    return ['%s: schema: %s' % (pipeline.place, telling(error)) for error in found]
+    return [f'{pipeline.location}: schema: {telling(error)}' for error in found]
 
 
 def telling(error):
@@ -84,7 +84,7 @@ def telling(error):
             any(len(one.absolute_path) == here and one.validator == 'required' or
                 list(one.absolute_path)[here:] == ['task'] for one in branch), len(branch)))
         error = max(best, key=lambda one: len(one.absolute_path))
-    return '%s: %s' % ('/'.join(map(str, error.absolute_path)), error.message[:200])
+    return f"{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}"
 
 
 def walk(value):
@@ -108,58 +108,41 @@ def texts(value):
 
 
 def make_targets(makefile):
-    """{target: (section, its recipe)} of the targets that `make help` lists."""
-    targets, section, current = {}, '', None
+    """{target: its section} of the targets that `make help` lists."""
+    targets, section = {}, ''
     for line in makefile.splitlines():
         match = re.match(r'^([a-z][a-z-]*):.*## ', line)
         if line.startswith('##@'):
             section = line[3:].strip()
         elif match:
-            current = match.group(1)
-            targets[current] = section, ''
-        elif line.startswith('\t') and current:
-            targets[current] = section, targets[current][1] + line
-        elif line.strip():
-            current = None
+            targets[match.group(1)] = section
     return targets
-
-
-def sets_output(recipe, variable, root):
-    """Whether a script of a make recipe sets this output variable of Azure Pipelines."""
-    for name in re.findall(r'scripts/\w+\.py', recipe):
-        path = root / name
-        text = path.read_text(encoding='utf-8') if path.is_file() else ''
-        pattern = r'task\.setvariable variable=(%s|%%s);isOutput=true' % variable
-        command = re.search(pattern, text)
-        if command and (command.group(1) == variable or "'%s'" % variable in text):
-            return True
-    return False
 
 
 class Checks:
     """The checks of one expanded pipeline; `problems` collects what they find."""
 
     def __init__(self, pipeline, root):
-        self.pipeline, self.root, self.problems = pipeline, root, []
+        self.pipeline, self.problems = pipeline, []
         self.stages = pipeline_yaml.stages(pipeline)
         self.targets = make_targets((root / 'Makefile').read_text(encoding='utf-8'))
         self.known = {name.lower() for name in PREDEFINED}
         self.known |= {name.lower() for name in pipeline_yaml.variables(pipeline)}
         self.published = {}
 
-    def say(self, place, text, *values):
-        self.problems.append('%s: %s' % (place, text % values))
+    def say(self, location, text, *values):
+        self.problems.append(f'{location}: {text % values}')
 
     def all(self):
         self.start()
         for group in pipeline_yaml.groups(self.pipeline):
             if group not in GROUPS:
-                self.say(self.pipeline.place, 'the variable group %s is not known', group)
+                self.say(self.pipeline.location, 'the variable group %s is not known', group)
             self.known |= {name.lower() for name in GROUPS.get(group, ())}
         self.names(self.stages, 'stage')
         for stage in self.stages:
             self.needs(stage)
-            self.condition(stage['condition'], stage['place'], stage)
+            self.condition(stage['condition'], stage['location'], stage)
             self.names(stage['jobs'], 'job')
             for job in stage['jobs']:
                 self.job(job, stage)
@@ -167,15 +150,15 @@ class Checks:
 
     def start(self):
         """What starts the pipeline, and where it runs."""
-        place, pool = self.pipeline.place, self.pipeline.get('pool')
+        location, pool = self.pipeline.location, self.pipeline.get('pool')
         if 'trigger' not in self.pipeline:
-            self.say(place, 'without trigger every push to every branch starts it')
+            self.say(location, 'without trigger every push to every branch starts it')
         if self.pipeline.get('pr') != 'none':
-            self.say(place, 'pr: Azure Repos ignores it; say none, a branch policy starts a check')
+            self.say(location, 'pr: Azure Repos ignores it; say none, a branch policy starts it')
         if pool == 'server':
-            self.say(place, 'pool: server has no machine to run scripts on')
+            self.say(location, 'pool: server has no machine to run scripts on')
         elif not isinstance(pool, dict) or list(pool) != ['vmImage']:
-            self.say(place, 'pool: it needs vmImage, and anything else is not known here')
+            self.say(location, 'pool: it needs vmImage, and anything else is not known here')
 
     def names(self, items, kind):
         names = [item['name'] for item in items]
@@ -183,19 +166,20 @@ class Checks:
             name = item['name']
             # A file with jobs only has one stage, without a name.
             if not NAME.match(str(name)) and (kind, name) != ('stage', ''):
-                self.say(item['place'], '%s %r: a name has letters, digits and _ only', kind, name)
+                self.say(item['location'], '%s %r: a name has letters, digits and _ only',
+                         kind, name)
             if item.get('kind') == 'deployment' and name in RESERVED:
-                self.say(item['place'], 'deployment %s: this name is reserved', name)
+                self.say(item['location'], 'deployment %s: this name is reserved', name)
             if names.count(name) > 1:
-                self.say(item['place'], 'there are two of %s %s', kind, name)
+                self.say(item['location'], 'there are two of %s %s', kind, name)
 
     def needs(self, stage):
         for need in stage['needs']:
             if need not in [other['name'] for other in self.stages]:
-                self.say(stage['place'], 'stage %s depends on %s, which does not exist',
+                self.say(stage['location'], 'stage %s depends on %s, which does not exist',
                          stage['name'], need)
             elif self.reaches(need, stage['name']):
-                self.say(stage['place'], 'stage %s depends on itself', stage['name'])
+                self.say(stage['location'], 'stage %s depends on itself', stage['name'])
 
     def reaches(self, start, goal):
         """Whether stage `start` is `goal` or depends on it, directly or not."""
@@ -210,72 +194,69 @@ class Checks:
                             for need in other['needs']]
         return False
 
-    def condition(self, text, place, stage=None, known=()):
+    def condition(self, text, location, stage=None, known=()):
         """A condition of a stage, else of a step."""
         if text is None:
             return
         try:
             tree = pipeline_yaml.parse(str(text))
         except pipeline_yaml.PipelineError as error:
-            self.say(place, '%s', error)
+            self.say(location, '%s', error)
             return
         called = [call[1] for call in pipeline_yaml.parts(tree, 'call')]
         if not set(called) & set(pipeline_yaml.STATUS_FUNCTIONS):
-            self.say(place, 'condition %s drops the succeeded() that holds without one', text)
+            self.say(location, 'condition %s drops the succeeded() that holds without one', text)
         for _, words in pipeline_yaml.parts(tree, 'path'):
             name = '.'.join(words[1:])
             if words[0] == 'dependencies' and stage and words[2:3] == ['outputs'] \
                     and len(words) == 4:
                 self.output(words[1], words[3], stage)
             elif words[0] != 'variables' or stage:
-                self.say(place, 'condition names %s, which is not known here', '.'.join(words))
+                self.say(location, 'condition names %s, which is not known here', '.'.join(words))
             elif name.lower() not in known:
-                self.say(place, 'condition names the variable %s, which is not defined', name)
+                self.say(location, 'condition names the variable %s, which is not defined', name)
 
     def output(self, source, path, stage):
         """An output variable 'job.step.variable' of stage `source`, read by another stage."""
-        place, words = stage['place'], path.split('.')
+        location, words = stage['location'], path.split('.')
         if source not in stage['needs']:
-            self.say(place, 'condition reads stage %s, which is not in dependsOn', source)
+            self.say(location, 'condition reads stage %s, which is not in dependsOn', source)
         if len(words) != 3:
-            self.say(place, "outputs['%s'] is not of the form job.step.variable", path)
+            self.say(location, "outputs['%s'] is not of the form job.step.variable", path)
             return
         steps = [step for other in self.stages if other['name'] == source
                  for job in other['jobs'] if job['name'] == words[0]
                  for _, steps in job['hooks'] for step in steps if step.get('name') == words[1]]
         if not steps:
-            self.say(place, "outputs['%s']: stage %s has no such job and step", path, source)
+            self.say(location, "outputs['%s']: stage %s has no such job and step", path, source)
             return
-        match = MAKE.match(str(steps[0].get('script', '')).strip())
-        recipe = self.targets.get(match.group(1), ('', ''))[1] if match else ''
-        if not sets_output(recipe, words[2], self.root):
-            self.say(place, "outputs['%s']: the step sets no such variable", path)
 
     def job(self, job, stage):
-        place, minutes = job['place'], job['minutes']
+        location, minutes = job['location'], job['minutes']
         if type(minutes) is not int or minutes < 1:
-            self.say(place, 'timeoutInMinutes %s is no number of minutes', minutes)
+            self.say(location, 'timeoutInMinutes %s is no number of minutes', minutes)
         if job['kind'] == 'deployment' and not job['environment']:
-            self.say(place, 'deployment %s: without environment nobody is asked', job['name'])
+            self.say(location, 'deployment %s: without environment nobody is asked', job['name'])
         if '/' not in str(job['container']):
-            self.say(place, 'container %s is no image, and there is no such container resource',
+            self.say(location, 'container %s is no image, and there is no such container resource',
                      job['container'])
         for hook, steps in job['hooks']:
             if not steps:
-                self.say(place, '%s %s has no steps', job['name'], hook)
+                self.say(location, '%s %s has no steps', job['name'], hook)
             if hook == 'deploy' and 'download' not in (steps or [{}])[0]:
-                self.say(place, 'deploy downloads every artifact unless download: none comes first')
+                self.say(location,
+                         'deploy downloads every artifact unless download: none comes first')
             self.steps(steps, stage)
 
     def steps(self, steps, stage):
         """The steps of one job or hook, in order."""
         known, secrets, names, done = set(self.known), set(), set(), set()
         for step in steps:
-            place = step.place
+            location = step.location
             if 'name' in step and (step['name'] in names or not NAME.match(str(step['name']))):
-                self.say(place, 'step name %s is taken or malformed', step['name'])
+                self.say(location, 'step name %s is taken or malformed', step['name'])
             names.add(step.get('name'))
-            self.condition(step.get('condition'), place, known=known)
+            self.condition(step.get('condition'), location, known=known)
             self.macros(step, known, secrets)
             if 'script' in step:
                 self.script(step, done, secrets)
@@ -295,70 +276,71 @@ class Checks:
             for text in texts(value):
                 for name in pipeline_yaml.MACRO.findall(text):
                     if name.lower() not in known:
-                        self.say(step.place, '$(%s) is not defined', name)
+                        self.say(step.location, '$(%s) is not defined', name)
                     elif name.lower() in secrets and key != 'env':
-                        self.say(step.place, '$(%s) is secret: by env only', name)
+                        self.say(step.location, '$(%s) is secret: by env only', name)
                 if '$[' in text:
-                    self.say(step.place, '$[ ] is not known here')
+                    self.say(step.location, '$[ ] is not known here')
 
     def script(self, step, done, secrets):
         """A script step, after steps of the kinds `done`."""
         text = str(step['script']).strip()
         if 'checkout' not in done:
-            self.say(step.place, 'a script before the checkout')
+            self.say(step.location, 'a script before the checkout')
         match = MAKE.match(text)
         if not match:
             if BOOTSTRAP not in text or 'script' in done:
-                self.say(step.place, 'a script is one make target, not: %s', text.split('\n')[0])
+                self.say(step.location, 'a script is one make target, not: %s', text.split('\n')[0])
             return
         target, settings = match.groups()
         env = step.get('env') or {}
         if 'target' in step:
-            self.say(step.place, 'make runs in the container')
+            self.say(step.location, 'make runs in the container')
         if 'PYTHON=' in settings or 'PYTHON' in env:
-            self.say(step.place, 'PYTHON is never set: make setup finds the interpreter')
+            self.say(step.location, 'PYTHON is never set: make setup finds the interpreter')
         if target not in self.targets:
-            self.say(step.place, 'make %s: there is no such target', target)
-        elif self.targets[target][0].startswith('Azure ML') or 'SERVICE=aci' in settings:
+            self.say(step.location, 'make %s: there is no such target', target)
+        elif self.targets[target].startswith('Azure ML') or 'SERVICE=aci' in settings:
             given = [name.lower() for text in texts(env)
                      for name in pipeline_yaml.MACRO.findall(text)]
             if not secrets & set(given):
-                self.say(step.place, 'make %s needs the secret of a sign-in, by env', target)
+                self.say(step.location, 'make %s needs the secret of a sign-in, by env', target)
 
     def publish(self, step, stage, last):
         name = step.get('artifact')
         if not name or name in self.published:
-            self.say(step.place, 'the artifact %s has no name or is published twice', name)
+            self.say(step.location, 'the artifact %s has no name or is published twice', name)
         if not last:
-            self.say(step.place, 'an artifact comes last: a failed job could not be run again')
+            self.say(step.location, 'an artifact comes last: a failed job could not be run again')
         self.published[name] = stage['name']
 
     def task(self, step, stage):
         inputs, task = step.get('inputs') or {}, step['task'].split('@')[0]
         if task in ON_THE_HOST and step.get('target') != 'host':
-            self.say(step.place, '%s runs on the host: the image is too old for it', task)
+            self.say(step.location, '%s runs on the host: the image is too old for it', task)
         if task == 'AzureCLI' and not inputs.get('inlineScript'):
-            self.say(step.place, 'AzureCLI: inlineScript is missing')
+            self.say(step.location, 'AzureCLI: inlineScript is missing')
         if task.startswith('Publish') and step.get('condition') != AFTER_FAILURE:
-            self.say(step.place, '%s: a failure is published too: condition: %s', task,
+            self.say(step.location, '%s: a failure is published too: condition: %s', task,
                      AFTER_FAILURE)
         if task == 'PublishTestResults':
             for name in ('failTaskOnFailedTests', 'failTaskOnMissingResultsFile'):
                 if inputs.get(name) is not True:
-                    self.say(step.place, '%s is not true, so a failure could pass', name)
+                    self.say(step.location, '%s is not true, so a failure could pass', name)
         if task == 'DownloadPipelineArtifact':
             name = inputs.get('artifactName')
             if name not in self.published:
-                self.say(step.place, 'no step before publishes the artifact %s', name)
+                self.say(step.location, 'no step before publishes the artifact %s', name)
             elif not self.reaches(stage['name'], self.published[name]):
-                self.say(step.place, 'the artifact %s is of a stage that is not in dependsOn', name)
+                self.say(step.location, 'the artifact %s is of a stage that is not in dependsOn',
+                         name)
 
 
 def combinations(declared):
     """Every combination of the values that parameters list: [{name: value}, ...]."""
     lists = [[(one['name'], value) for value in one['values']]
              for one in declared if one.get('values')]
-    return [dict(chosen) for chosen in itertools.product(*lists)]
+    return [dict(values) for values in itertools.product(*lists)]
 
 
 def problems(path, root=ROOT, with_schema=True, parameters=None):

@@ -26,18 +26,18 @@ TERM_SECONDS = 10
 TAIL_LINES = 12
 
 # One run of a pipeline, what its jobs share:
-#   folder        where logs and results go
-#   cache         folder of the saved caches
-#   seed          folder that an empty cache begins with, or None
-#   origin        repository that jobs check out
-#   surroundings  {name: value} of every step's environment
-#   connection    the same of a task that asks for the service connection
-#   way           the same that leads to Azure, here to its stand-in, from such a task on
-#   variables     {name: value} of the pipeline, groups included
-#   say           function that prints a line
-#   busy          context manager that shows that a step of this title is under way
-#   minute        seconds that a minute of timeoutInMinutes has
-Run = collections.namedtuple('Run', 'folder cache seed origin surroundings connection way '
+#   folder         where logs and results go
+#   cache          folder of the saved caches
+#   seed           folder that an empty cache begins with, or None
+#   origin         repository that jobs check out
+#   environ        {name: value} of every step's environment
+#   connection     the same of a task that asks for the service connection
+#   proxy_environ  the same that leads to Azure, here to its stand-in, from such a task on
+#   variables      {name: value} of the pipeline, groups included
+#   say            function that prints a line
+#   busy           context manager that shows that a step of this title is under way
+#   minute         seconds that a minute of timeoutInMinutes has
+Run = collections.namedtuple('Run', 'folder cache seed origin environ connection proxy_environ '
                                     'variables say busy minute')
 
 
@@ -77,7 +77,7 @@ class Job:
         self.sources.mkdir(parents=True)
         self.temp.mkdir()
         self.status, self.outputs, self.produced = 'succeeded', {}, []
-        self.surroundings, self.path = dict(run.surroundings), []
+        self.environ, self.path = dict(run.environ), []
         self.masked, self.to_save = set(), []
         self.end = time.monotonic() + int(minutes) * run.minute
         self.plain, self.secret = {}, {}
@@ -118,38 +118,38 @@ class Job:
         """Run the steps; returns 'succeeded', 'failed' or 'canceled'."""
         for number, step in enumerate(steps, 1):
             kind = next(kind for kind in pipeline_yaml.STEPS if kind in step)
-            title = self.mask(self.fill(step.get('displayName', '%s %s' % (kind, step[kind]))))
+            title = self.mask(self.fill(step.get('displayName', f'{kind} {step[kind]}')))
             if not self.holds(step.get('condition')):
                 continue
             began = time.monotonic()
             name = re.sub(r'\W+', '-', title.lower()).strip('-')[:50]
-            log = self.folder / ('%02d-%s.log' % (number, name))
+            log = self.folder / (f'{int(number):02}-{name}.log')
             result = 'succeeded'
             with open(str(log), 'w', encoding='utf-8', buffering=1) as stream:
                 try:
                     with self.run.busy(title):
                         getattr(self, 'step_' + kind)(step, stream)
                 except StepError as error:
-                    stream.write('error: %s\n' % self.mask(str(error)))
+                    stream.write(f'error: {self.mask(str(error))}\n')
                     result = 'failed'
             if result == 'failed' and time.monotonic() >= self.end:
                 result, self.end = 'canceled', time.monotonic() + CANCEL_MINUTES * self.run.minute
             if result != 'succeeded' and self.status == 'succeeded':
-                self.produced.append('%s: %s' % (result, title))
+                self.produced.append(f'{result}: {title}')
             if result != 'succeeded' and self.status != 'canceled':
                 self.status = result
-            self.run.say('    %5.1f s  %-9s  %s' % (time.monotonic() - began, result, title))
+            self.run.say(f'    {time.monotonic() - began:5.1f} s  {result:9}  {title}')
             if result != 'succeeded':
                 for line in log.read_text(encoding='utf-8').splitlines()[-TAIL_LINES:]:
                     self.run.say('             | ' + line)
-                self.run.say('             all of it: %s' % log)
+                self.run.say(f'             all of it: {log}')
         if self.status == 'succeeded':
             self.save_caches()
         return self.status
 
-    def environment(self, step):
+    def step_environ(self, step):
         """The environment variables of a step: around it, variables but no secrets, its `env:`."""
-        result = dict(self.surroundings)
+        result = dict(self.environ)
         for name, value in self.plain.values():
             result[re.sub(r'\W', '_', name).upper()] = value
         result['PATH'] = os.pathsep.join(self.path + [result.get('PATH', os.defpath)])
@@ -157,7 +157,7 @@ class Job:
             result[name] = self.fill(value)
         return result
 
-    def shell(self, script, environment, step, stream):
+    def shell(self, script, step_environ, step, stream):
         """Run a script as the agent does: bash without -e, so its last command's exit code counts.
 
         Whatever it leaves running is ended.
@@ -165,7 +165,7 @@ class Job:
         path = self.temp / 'step.sh'
         path.write_text(self.fill(script), encoding='utf-8')
         process = subprocess.Popen(
-            ['bash', '--noprofile', '--norc', str(path)], cwd=str(self.sources), env=environment,
+            ['bash', '--noprofile', '--norc', str(path)], cwd=str(self.sources), env=step_environ,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True)
 
@@ -194,7 +194,7 @@ class Job:
                     name, properties, value = command.groups()
                     if not self.command(name, properties, value, step):
                         unknown.append(name)
-                    line = '##[%s %s]%s' % (name, properties, value)
+                    line = f'##[{name} {properties}]{value}'
                 stream.write(self.mask(line) + '\n')
         finally:
             end()
@@ -206,9 +206,9 @@ class Job:
         if time.monotonic() >= self.end:
             raise StepError('the job took longer than its timeoutInMinutes')
         if process.returncode:
-            raise StepError('exit code %d' % process.returncode)
+            raise StepError(f'exit code {process.returncode}')
         if unknown:
-            raise StepError('logging commands that are not known here: %s' % ', '.join(unknown))
+            raise StepError(f"logging commands that are not known here: {', '.join(unknown)}")
 
     def command(self, name, properties, value, step):
         """Carry out a logging command; False when it is not known."""
@@ -216,7 +216,7 @@ class Job:
         properties = {key.lower(): content for key, content in pairs}
         if name == 'task.setvariable':
             if yes(properties.get('isoutput')):
-                self.outputs['%s.%s' % (step.get('name', ''), properties['variable'])] = value
+                self.outputs[f"{step.get('name', '')}.{properties['variable']}"] = value
             self.set(properties['variable'], value, yes(properties.get('issecret')))
         elif name == 'task.prependpath':
             self.path.insert(0, value)
@@ -229,10 +229,10 @@ class Job:
         for command in (clone, ['log', '-1', '--oneline']):
             if subprocess.call(['git'] + command, cwd=str(self.sources), stdout=stream,
                                stderr=subprocess.STDOUT):
-                raise StepError('git %s failed' % command[0])
+                raise StepError(f'git {command[0]} failed')
 
     def step_script(self, step, stream):
-        self.shell(step['script'], self.environment(step), step, stream)
+        self.shell(step['script'], self.step_environ(step), step, stream)
 
     def step_download(self, step, stream):
         stream.write('nothing is downloaded by itself\n')
@@ -242,14 +242,13 @@ class Job:
         name = self.fill(step['artifact'])
         target = self.run.folder / 'artifacts' / name
         if not source.is_file():
-            raise StepError('%s does not exist, so there is no artifact %s' % (
-                step['publish'], name))
+            raise StepError(f"{step['publish']} does not exist, so there is no artifact {name}")
         if target.exists():
-            raise StepError('the artifact %s already exists in this run' % name)
+            raise StepError(f'the artifact {name} already exists in this run')
         target.mkdir(parents=True)
         shutil.copy2(str(source), str(target))
-        stream.write('artifact %s: %s\n' % (name, source.name))
-        self.produced.append('artifact %s (%s)' % (name, source.name))
+        stream.write(f'artifact {name}: {source.name}\n')
+        self.produced.append(f'artifact {name} ({source.name})')
 
     def step_task(self, step, stream):
         inputs = {name: self.fill(value) if isinstance(value, str) else value
@@ -259,23 +258,23 @@ class Job:
 
     def task_azurecli(self, inputs, step, stream):
         if inputs['azureSubscription'] != self.run.variables.get('AZURE_RM_SVC_CONNECTION'):
-            raise StepError('there is no service connection %s' % inputs['azureSubscription'])
-        self.surroundings.update(self.run.way)
-        environment = self.environment(step)
+            raise StepError(f"there is no service connection {inputs['azureSubscription']}")
+        self.environ.update(self.run.proxy_environ)
+        step_environ = self.step_environ(step)
         if yes(inputs.get('addSpnToEnvironment')):
-            environment.update(self.run.connection)
+            step_environ.update(self.run.connection)
             self.masked.add(self.run.connection.get('servicePrincipalKey', ''))
-        self.shell(inputs['inlineScript'], environment, step, stream)
+        self.shell(inputs['inlineScript'], step_environ, step, stream)
 
     def task_downloadpipelineartifact(self, inputs, step, stream):
         source = self.run.folder / 'artifacts' / inputs['artifactName']
         if not source.is_dir():
-            raise StepError('no stage published the artifact %s' % inputs['artifactName'])
+            raise StepError(f"no stage published the artifact {inputs['artifactName']}")
         target = Path(inputs['targetPath'])
         target.mkdir(parents=True, exist_ok=True)
         for path in sorted(source.iterdir()):
             shutil.copy2(str(path), str(target))
-            stream.write('%s\n' % (target / path.name))
+            stream.write(f'{target / path.name}\n')
 
     def cache_key(self, key):
         """A cache's name: a segment in quotes counts as it is, a file by its content."""
@@ -287,7 +286,7 @@ class Job:
                 content = (self.sources / segment).read_bytes()
                 parts.append(hashlib.sha256(content).hexdigest())
             else:
-                raise StepError('the cache key names %s, which does not exist' % segment)
+                raise StepError(f'the cache key names {segment}, which does not exist')
         return hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]
 
     def task_cache(self, inputs, step, stream):
@@ -295,10 +294,10 @@ class Job:
         path = self.sources / inputs['path']
         if saved.is_dir() or self.run.seed:
             source = saved if saved.is_dir() else self.run.seed
-            stream.write('restored from %s\n' % source)
+            stream.write(f'restored from {source}\n')
             link_tree(source, path)
         else:
-            stream.write('nothing is saved as %s\n' % saved.name)
+            stream.write(f'nothing is saved as {saved.name}\n')
             self.to_save.append((saved, path))
 
     def save_caches(self):
@@ -311,36 +310,36 @@ class Job:
         pattern, title = inputs['testResultsFiles'], inputs['testRunTitle']
         files = sorted(glob.glob(str(self.sources / pattern)))
         if not files and yes(inputs.get('failTaskOnMissingResultsFile')):
-            raise StepError('no test results: %s does not exist' % pattern)
+            raise StepError(f'no test results: {pattern} does not exist')
         cases, bad = 0, []
         for path in files:
             for case in self.root(path).iter('testcase'):
                 cases += 1
                 if case.find('failure') is not None or case.find('error') is not None:
-                    bad.append('%s.%s' % (case.get('classname'), case.get('name')))
-        said = '%s: %d passed' % (title, cases - len(bad))
-        said += ', %d failed' % len(bad) if bad else ''
+                    bad.append(f"{case.get('classname')}.{case.get('name')}")
+        said = f'{title}: {cases - len(bad)} passed'
+        said += f', {len(bad)} failed' if bad else ''
         stream.write('\n'.join([said] + bad) + '\n')
         self.produced.append(said)
         if bad and yes(inputs.get('failTaskOnFailedTests')):
-            raise StepError('%d of the results are failures' % len(bad))
+            raise StepError(f'{len(bad)} of the results are failures')
 
     def task_publishcodecoverageresults(self, inputs, step, stream):
         path = Path(inputs['summaryFileLocation'])
         if not path.is_file():
-            raise StepError('no coverage: %s does not exist' % path)
+            raise StepError(f'no coverage: {path} does not exist')
         try:
             rate = float(self.root(path).get('line-rate'))
         except (TypeError, ValueError):
-            raise StepError('%s is no Cobertura file' % path) from None
+            raise StepError(f'{path} is no Cobertura file') from None
         if not rate and yes(inputs.get('failIfCoverageEmpty')):
             raise StepError('the coverage is empty')
-        self.produced.append('coverage %.0f %%' % (100 * rate))
-        stream.write('%.1f %% of the lines\n' % (100 * rate))
+        self.produced.append(f'coverage {100 * rate:.0f} %')
+        stream.write(f'{100 * rate:.1f} % of the lines\n')
 
     def root(self, path):
         """The root element of a result file."""
         try:
             return xml.etree.ElementTree.parse(str(path)).getroot()
         except xml.etree.ElementTree.ParseError as error:
-            raise StepError('%s is no XML: %s' % (path, error)) from None
+            raise StepError(f'{path} is no XML: {error}') from None

@@ -1,6 +1,6 @@
 """Calls to Azure ML with a deadline, without the SDK's noise, and with errors of one sentence.
 
-    with calls.asking('open the workspace', seconds=180):
+    with azure_ml.asking('open the workspace', seconds=180):
         ...
 """
 import contextlib
@@ -119,10 +119,10 @@ def explain(what, error):
         # https://learn.microsoft.com/entra/identity-platform/reference-error-codes
         status, advice = 401, SIGN_IN
     if status:
-        reason = 'HTTP %d, %s' % (status, reason)
+        reason = f'HTTP {status}, {reason}'
     elif any(map(is_connection, chain(error))):
         host = re.search(r"host='([^']+)'", reason)
-        reason = 'no connection to %s' % host.group(1) if host else 'no connection: ' + reason
+        reason = f'no connection to {host.group(1)}' if host else 'no connection: ' + reason
         advice = CONNECTION
     return AzureError('could not %s: %s%s' % (what, reason, '\n' + advice if advice else ''),
                       status)

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -13,10 +14,11 @@ import uuid
 
 import pytest
 
+import loopback
 from conftest import ROOT
 
 requests = pytest.importorskip('requests')
-loopback = pytest.importorskip('loopback', reason='the stand-in needs trustme')
+pytest.importorskip('trustme')
 
 LOGIN = 'https://login.microsoftonline.com/'
 ARM = 'https://management.azure.com'
@@ -59,7 +61,7 @@ def until(condition, seconds=SECONDS):
     """The first true value of condition(), asked for again and again."""
     pause, end = threading.Event(), time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, 'this took longer than %g s' % seconds
+        assert time.monotonic() < end, f'this took longer than {seconds:g} s'
         pause.wait(0.02)
     return condition()
 
@@ -73,7 +75,7 @@ class Client:
         self.session.trust_env = False
         self.session.proxies = {'http': azure.env['HTTP_PROXY'], 'https': azure.env['HTTPS_PROXY']}
         self.session.verify = azure.env['REQUESTS_CA_BUNDLE']
-        self.base = '/subscriptions/%s/resourceGroups/%s' % (azure.env['SUBSCRIPTION_ID'], GROUP)
+        self.base = f"/subscriptions/{azure.env['SUBSCRIPTION_ID']}/resourceGroups/{GROUP}"
         self.space = '%s/providers/Microsoft.MachineLearningServices/workspaces/%s' % (
             self.base, WORKSPACE)
         self.token = self.sign_in().json()['access_token']
@@ -93,7 +95,7 @@ class Client:
         return self.ask(method, ARM + path, body, **more)
 
     def api(self, method, service, path, body=None):
-        return self.ask(method, '%s/%s%s%s' % (API, service, self.space, path), body)
+        return self.ask(method, f'{API}/{service}{self.space}{path}', body)
 
     def good(self, method, service, path, body=None):
         answer = self.api(method, service, path, body)
@@ -173,8 +175,8 @@ class Client:
 
     def steps(self, run):
         """{name: details} of the steps that have started."""
-        rows = self.good('GET', 'history/v1.0', '/runs/%s/children' % run)['value']
-        return {row['name']: self.good('GET', 'history/v1.0', '/runs/%s/details' % row['runId'])
+        rows = self.good('GET', 'history/v1.0', f'/runs/{run}/children')['value']
+        return {row['name']: self.good('GET', 'history/v1.0', f"/runs/{row['runId']}/details")
                 for row in rows}
 
     def log(self, details):
@@ -185,7 +187,7 @@ class Client:
         """Register a folder `model` with one file."""
         container = self.upload({'model/model.txt': text})
         asset = self.good('POST', 'modelmanagement/v1.0', '/assets', {
-            'name': name, 'artifacts': [{'prefix': 'LocalUpload/%s/model' % container}]})
+            'name': name, 'artifacts': [{'prefix': f'LocalUpload/{container}/model'}]})
         return self.api('POST', 'modelmanagement/v1.0', '/models', dict({
             'name': name, 'url': 'aml://asset/' + asset['id']}, **fields))
 
@@ -197,34 +199,34 @@ class Client:
             tar.add(str(folder / 'score.py'), 'source/score.py')
         with open(archive, 'rb') as file:
             container = self.upload({'main.py': b'', 'source.tar.gz': file.read()})
-        place = 'aml://artifact/LocalUpload/%s/' % container
+        url = f'aml://artifact/LocalUpload/{container}/'
         answer = self.api('POST', 'modelmanagement/v1.0', '/services', {
             'name': name, 'computeType': 'ACI', 'authEnabled': True, 'overwrite': True,
             'containerResourceRequirements': {'cpu': cores, 'memoryInGB': 1},
             'environmentImageRequest': {'modelIds': models, 'driverProgram': 'main.py', 'assets': [
-                {'url': place + 'main.py'}, {'url': place + 'source.tar.gz', 'unpack': True}],
+                {'url': url + 'main.py'}, {'url': url + 'source.tar.gz', 'unpack': True}],
                 'environment': {'environmentVariables': {
                     'AZUREML_ENTRY_SCRIPT': 'source/score.py'}}}})
         assert answer.status_code == 202, answer.text
         return answer.headers['Operation-Location']
 
-    def operation(self, place):
+    def operation(self, url):
         """The operation when it has ended."""
-        until(lambda: self.ask('GET', place).json()['state'] in ('Succeeded', 'Failed'))
-        return self.ask('GET', place).json()
+        until(lambda: self.ask('GET', url).json()['state'] in ('Succeeded', 'Failed'))
+        return self.ask('GET', url).json()
 
     def service(self, name):
         return self.good('GET', 'modelmanagement/v1.0', '/services/' + name)
 
     def container_log(self, name):
-        path = '/services/%s/logs' % name
+        path = f'/services/{name}/logs'
         return self.good('GET', 'modelmanagement/v1.0', path)['content']
 
     def score(self, name, key='primaryKey', data='[1]'):
         """The answer of the service to data, with one of its keys, or with none."""
         headers = {}
         if key:
-            keys = self.good('POST', 'modelmanagement/v1.0', '/services/%s/listkeys' % name)
+            keys = self.good('POST', 'modelmanagement/v1.0', f'/services/{name}/listkeys')
             headers['Authorization'] = 'Bearer ' + keys[key]
         return self.session.post(self.service(name)['scoringUri'], data=data, headers=headers)
 
@@ -258,7 +260,7 @@ def test_sign_in_is_refused_in_the_words_of_entra(client):
                                   ({'tenant': str(uuid.uuid4())}, 400, 90002)):
         answer = client.sign_in(**wrong)
         assert (answer.status_code, answer.json()['error_codes']) == (status, [number])
-        assert answer.json()['error_description'].startswith('AADSTS%d: ' % number)
+        assert answer.json()['error_description'].startswith(f'AADSTS{number}: ')
 
 
 def test_requests_without_a_good_token_get_401(client):
@@ -313,13 +315,13 @@ def test_datasets_have_versions(client):
 
 
 def test_blobs(client, azure):
-    place = 'https://loopstore.blob.core.windows.net/azureml-blobstore'
+    url = 'https://loopstore.blob.core.windows.net/azureml-blobstore'
     signed = {'Authorization': 'SharedKey loopstore:x'}
 
     def blob(method, path, data=None, **headers):
-        return client.session.request(method, place + path, data=data,
+        return client.session.request(method, url + path, data=data,
                                       headers=dict(signed, **headers))
-    assert client.session.get(place + '/data/a.csv').status_code == 403
+    assert client.session.get(url + '/data/a.csv').status_code == 403
     assert blob('GET', '/data/a.csv').headers['x-ms-error-code'] == 'BlobNotFound'
     for block in ('b1', 'b2'):
         assert blob('PUT', '/data/a.csv?comp=block&blockid=' + block, block).status_code == 201
@@ -380,7 +382,7 @@ def test_a_failing_step_fails_the_run_and_stops_it(client):
     message = steps['first']['error']['error']['message']
     assert 'exited with status code 1' in message and 'ValueError: this did not' in message
     assert 'this went well' in client.log(steps['first'])
-    details = client.good('GET', 'history/v1.0', '/runs/%s/details' % run)
+    details = client.good('GET', 'history/v1.0', f'/runs/{run}/details')
     assert 'Failed nodes: /first' in details['error']['error']['message']
 
 
@@ -389,11 +391,11 @@ def test_cancel_really_kills_the_step(client):
     until(lambda: client.steps(run) and client.log(client.steps(run)['only']).endswith('\n'))
     pids = [int(pid) for pid in client.log(client.steps(run)['only']).split()]
     assert all(alive(pid) for pid in pids)
-    client.good('DELETE', 'pipelines/v1.0', '/PipelineRuns/%s/Execution' % run)
+    client.good('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{run}/Execution')
     assert client.ended(run) == 'Canceled'
     assert client.steps(run)['only']['status'] == 'Canceled'
     until(lambda: not any(alive(pid) for pid in pids))
-    again = client.api('DELETE', 'pipelines/v1.0', '/PipelineRuns/%s/Execution' % run)
+    again = client.api('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{run}/Execution')
     assert again.status_code == 400
 
 
@@ -406,7 +408,7 @@ def test_what_a_step_leaves_running_ends_with_it(client):
 
 def alive(pid):
     try:
-        with open('/proc/%d/stat' % pid) as file:
+        with open(f'/proc/{pid}/stat') as file:
             return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
     except OSError:
         return False
@@ -432,7 +434,7 @@ def test_a_step_that_fails_or_never_ends_on_demand(client, azure):
     endless = client.one_step('fail.py')
     until(lambda: 'never ends' in ''.join(map(client.log, client.steps(endless).values())))
     assert client.run(endless)['status'] == 'Running'
-    client.good('DELETE', 'pipelines/v1.0', '/PipelineRuns/%s/Execution' % endless)
+    client.good('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{endless}/Execution')
     assert client.ended(endless) == 'Canceled'
     assert azure.faults.struck[-2:] == ['step-fails', 'step-never-ends']
 
@@ -481,16 +483,9 @@ def test_the_answer_to_a_deed_can_be_lost(client, azure):
     assert [model['id'] for model in found] == ['lost:1']
 
 
-def test_faults_of_a_file_are_read_again_when_it_changes(tmp_path):
-    path = tmp_path / 'faults.json'
-    path.write_text('[{"fault": "unavailable", "path": "/subscriptions$", "count": null}]')
-    with loopback.start(str(tmp_path / 'state'), faults=str(path)) as azure:
-        client = Client(azure)
-        assert [client.arm('GET', '/subscriptions').status_code for _ in range(3)] == [503] * 3
-        path.write_text('[]')
-        assert client.arm('GET', '/subscriptions').status_code == 200
+def test_an_unknown_fault_is_refused(azure):
     with pytest.raises(ValueError, match='unknown fault .*the names are throttled'):
-        loopback.start(str(tmp_path / 'state'), faults=[{'fault': 'earthquake'}])
+        azure.faults.add('earthquake')
 
 
 def test_models_get_versions_and_are_found_by_name_tag_and_run(client, azure):
@@ -543,10 +538,10 @@ def test_a_container_that_crashes_fails_its_deployment(client, azure, tmp_path):
 def test_a_service_runs_the_inference_server(client, azure, tmp_path):
     pytest.importorskip('azureml_inference_server_http')
     client.register('served', 'one').raise_for_status()
-    place = client.deploy('served', ['served:1'], tmp_path)
+    url = client.deploy('served', ['served:1'], tmp_path)
     assert client.api('POST', 'modelmanagement/v1.0', '/services', {
         'name': 'served', 'computeType': 'ACI', 'overwrite': True}).status_code == 409
-    assert client.operation(place)['state'] == 'Succeeded', client.container_log('served')
+    assert client.operation(url)['state'] == 'Succeeded', client.container_log('served')
     assert client.score('served').json() == {'model': 'one', 'given': [1]}
     assert client.score('served', None).status_code == 401
     client.good('POST', 'modelmanagement/v1.0', '/services/served/regenerateKeys',
@@ -580,9 +575,9 @@ def test_a_service_survives_restart_and_crash_and_an_update_replaces_it(tmp_path
         until(lambda: scores(client))
         assert client.score('aci').json()['model'] == 'one'
         azure.faults.add('late', seconds=0.5)
-        place = client.deploy('aci', ['m:2'], tmp_path)
+        url = client.deploy('aci', ['m:2'], tmp_path)
         assert client.service('aci')['state'] == 'Transitioning' and not scores(client)
-        assert client.operation(place)['state'] == 'Succeeded'
+        assert client.operation(url)['state'] == 'Succeeded'
         assert client.score('aci').json()['model'] == 'two'
         assert client.service('aci')['scoringUri'] == address
         with contextlib.suppress(requests.ConnectionError):
@@ -629,7 +624,7 @@ def test_no_secret_is_written_and_files_are_private(tmp_path):
         client.set_up()
         run = client.one_step('read.py')
         client.ended(run)
-        token = client.good('GET', 'history/v1.0', '/runs/%s/token' % run)['token']
+        token = client.good('GET', 'history/v1.0', f'/runs/{run}/token')['token']
         secrets = [client.env['servicePrincipalKey'], client.token, token,
                    client.good('GET', 'datastore/v1.0', '/default')['azureStorageSection'][
                        'accountKey']]
@@ -647,11 +642,17 @@ def test_no_secret_is_written_and_files_are_private(tmp_path):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
 def test_processes_end_with_the_stand_in_however_it_ends(tmp_path, number):
     process = subprocess.Popen(
-        [sys.executable, '-W', 'ignore', '-m', 'loopback', '--folder', str(tmp_path / 'state')],
+        [sys.executable, '-W', 'ignore', '-m', 'loopback', 'azure-ml', '--folder',
+         str(tmp_path / 'state')],
         cwd=str(ROOT / 'devops'), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        ready = json.loads(process.stdout.readline().decode())
-        client = Client(type('Azure', (), ready))
+        env = {}
+        for line in iter(process.stdout.readline, b''):
+            if line.startswith(b'#'):
+                break
+            _, assignment = shlex.split(line.decode())
+            env.update([assignment.split('=', 1)])
+        client = Client(type('Azure', (), {'url': env['HTTPS_PROXY'], 'env': env}))
         client.set_up()
         run = client.one_step('forever.py')
         until(lambda: client.steps(run) and client.log(client.steps(run)['only']).endswith('\n'))

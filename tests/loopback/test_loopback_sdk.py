@@ -11,9 +11,11 @@ import sys
 
 import pytest
 
+import loopback
+
 if not importlib.util.find_spec('azureml') or not importlib.util.find_spec('azureml.core'):
     pytest.skip('the Azure SDK needs Python 3.11 or older', allow_module_level=True)
-loopback = pytest.importorskip('loopback', reason='the stand-in needs trustme')
+pytest.importorskip('trustme')
 
 # Where, what the SDK sends, what it is answered; models of its package r(est), a(eva), w(orkspace).
 RUN = r'history/v1.0/experiment(s|ids)/[^/]+/runs/[^/]+'
@@ -102,7 +104,7 @@ from azureml.pipeline.steps import PythonScriptStep
 
 facts = {}
 names = ['AZUREML_SERVICE_PRINCIPAL_' + name for name in ('TENANT_ID', 'ID', 'PASSWORD')]
-place = {'subscription_id': os.environ['SUBSCRIPTION_ID'], 'resource_group': 'group'}
+where = {'subscription_id': os.environ['SUBSCRIPTION_ID'], 'resource_group': 'group'}
 login = ServicePrincipalAuthentication(*[os.environ[name] for name in names])
 
 
@@ -114,11 +116,11 @@ def refused(call):
 
 
 wrong = ServicePrincipalAuthentication(os.environ[names[0]], os.environ[names[1]], 'wrong')
-facts['wrong secret'] = refused(lambda: Workspace.get('space', auth=wrong, **place))
-facts['no workspace'] = refused(lambda: Workspace.get('space', auth=login, **place))
+facts['wrong secret'] = refused(lambda: Workspace.get('space', auth=wrong, **where))
+facts['no workspace'] = refused(lambda: Workspace.get('space', auth=login, **where))
 space = Workspace.create('space', auth=login, location='westeurope', create_resource_group=True,
-                         show_output=False, **place)
-space = Workspace.get('space', auth=login, **place)
+                         show_output=False, **where)
+space = Workspace.get('space', auth=login, **where)
 cluster = ComputeTarget.create(space, 'cpu', AmlCompute.provisioning_configuration(
     vm_size='STANDARD_D2_V2', min_nodes=0, max_nodes=1))
 cluster.wait_for_completion(show_output=False)

@@ -1,0 +1,131 @@
+"""Loopback Azure ML as a whole: its folder, its parts, the variables that lead clients to it."""
+import base64
+import collections
+import hashlib
+import hmac
+import os
+import secrets
+import sys
+import threading
+import time
+
+from . import sign_in, state, transport, workspaces
+# These bring their routes along when they are imported; the others are used here as well.
+from . import blobs, computes, data, pipelines, services  # noqa: F401
+from .containers import Containers
+from .faults import Faults
+from .jobs import Jobs
+
+EXCHANGES = 5000
+
+
+class Cloud:
+    """A running stand-in.
+
+    `env`: the variables that clients need, a service principal's password among them.
+    `unknown`: what was asked for and is not known here, and mistakes of the stand-in itself.
+    `faults`: what is still to go wrong, see faults.py. `url`: where the proxy listens.
+    """
+
+    def __init__(self, folder, python=None):
+        self.folder = os.path.abspath(folder)
+        self.python = os.path.abspath(python or sys.executable)
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        os.chmod(self.folder, 0o700)
+        self.unknown = []
+        self.exchanges = collections.deque(maxlen=EXCHANGES)
+        self.faults = Faults()
+        self.journal = state.Journal(os.path.join(self.folder, 'state.jsonl'))
+        self.blobs = state.Blobs(os.path.join(self.folder, 'blobs'))
+        self.tokens = sign_in.Tokens(self.journal)
+        self._log_lock = threading.Lock()
+        self._log = open(os.path.join(self.folder, 'requests.log'), 'a', encoding='utf-8')
+        self._open_proxy()
+        self.env = self._client_environment()
+        self.jobs = Jobs(self)
+        self.containers = Containers(self)
+        self._proxy.start()
+        self.jobs.resume()
+        self.containers.resume()
+
+    def _open_proxy(self):
+        """Listen on the port of the last start, if it is free, so that clients find it again."""
+        settings = self.journal.table('settings')
+        known = settings.get('stand-in') or {'seed': secrets.token_hex(16), 'port': 0}
+        self._seed = known['seed'].encode()
+        try:
+            self._proxy = transport.Proxy(self, known['port'])
+        except OSError:
+            self._proxy = transport.Proxy(self)
+        settings['stand-in'] = dict(known, port=self._proxy.server_port)
+        self.url = f'http://127.0.0.1:{self._proxy.server_port}'
+        self._authority = os.path.join(self.folder, 'ca.pem')
+        with state.private_file(self._authority, 'wb') as file:
+            file.write(self._proxy.authority.cert_pem.bytes())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        """End all processes and connections. What was under way goes on at the next start."""
+        self.faults.stopping.set()
+        self.jobs.stop()
+        self.containers.stop()
+        self._proxy.stop()
+        self.journal.close()
+        self._log.close()
+
+    def table(self, workspace, name):
+        """A table of that workspace, a document of the table `workspaces`."""
+        return self.journal.table(f"{workspace['properties']['workspaceId']}/{name}")
+
+    def signature(self, text):
+        """A sum of the text that only this stand-in can make."""
+        return hmac.new(self._seed, text.encode(), hashlib.sha256).hexdigest()
+
+    def storage_key(self, account):
+        return base64.b64encode(bytes.fromhex(2 * self.signature(account))).decode()
+
+    def proxy_environment(self):
+        """The variables that lead a process to the stand-in."""
+        variables = {}
+        for name, value in (('HTTPS_PROXY', self.url), ('HTTP_PROXY', self.url),
+                            ('NO_PROXY', 'localhost,127.0.0.1')):
+            variables.update({name: value, name.lower(): value})
+        for name in ('REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE', 'SSL_CERT_FILE'):
+            variables[name] = self._authority
+        return variables
+
+    def _client_environment(self):
+        """As above, with a fresh home and a fresh password for the service principal."""
+        home = os.path.join(self.folder, f'client-{secrets.token_hex(4)}')
+        homes = {'HOME': home, 'AZUREML_AUTH_CONFIG_DIR': os.path.join(home, 'azureml'),
+                 'AZURE_CONFIG_DIR': os.path.join(home, 'azure'),
+                 'SSL_CERT_DIR': os.path.join(home, 'no-certificates')}
+        for folder in homes.values():
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        secret = self.tokens.new_secret()
+        return dict(
+            self.proxy_environment(), SUBSCRIPTION_ID=workspaces.SUBSCRIPTION,
+            AZUREML_SERVICE_PRINCIPAL_TENANT_ID=sign_in.TENANT, tenantId=sign_in.TENANT,
+            AZUREML_SERVICE_PRINCIPAL_ID=sign_in.CLIENT, servicePrincipalId=sign_in.CLIENT,
+            AZUREML_SERVICE_PRINCIPAL_PASSWORD=secret, servicePrincipalKey=secret, **homes)
+
+    def report(self, text):
+        """Note something that the stand-in does not know or does wrong."""
+        self.unknown.append(text)
+        self.log('UNKNOWN ' + text)
+
+    def record(self, call, answer):
+        """Keep what was said, for the check against the SDK's own models; in memory only."""
+        if call.workspace and not isinstance(answer.body, bytes):
+            self.exchanges.append((call.method, call.path, answer.status, call.body, answer.body))
+
+    def log(self, text):
+        with self._log_lock:
+            if not self._log.closed:
+                self._log.write('%s %s\n' % (time.strftime('%H:%M:%S'), text))
+                self._log.flush()

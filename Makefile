@@ -11,6 +11,7 @@ endif
 
 # make X=... wins over the environment, the environment over these.
 PYTHON         ?=
+VENV           ?= .venv
 DATA           ?=
 ROWS           ?= 100000
 OUT            ?= outputs
@@ -23,6 +24,7 @@ PORT           ?= 5001
 SERVICE        ?= local
 PIPELINE       ?= devops/ci.yml
 FAULT          ?=
+CONNECTION     ?= federated
 
 $(foreach name,DATA OUT PARAMETERS MODEL_NAME PYTHON,$(if $(word 2,$($(name))),\
   $(error $(name) is '$($(name))': make cannot handle blanks in it; use a path or name without them)))
@@ -35,9 +37,9 @@ ANY_PYTHON  = $(or $(SYSTEM_PYTHON),$(error No Python found. 3.11 is best; 3.10,
 
 # LOCAL: all that the one-machine path needs; FULL: with the Azure SDK (700 MB) as well.
 ifeq ($(PYTHON),)
-  PY    := .venv/bin/python
-  LOCAL := .venv/.local
-  FULL  := .venv/.full
+  PY    := $(VENV)/bin/python
+  LOCAL := $(VENV)/.local
+  FULL  := $(VENV)/.full
 else
   PY    := $(PYTHON)
   LOCAL := $(OUT)/.make/python-local
@@ -92,6 +94,7 @@ bench-scoring: $(LOCAL) $(if $(REGISTERED),,$(REGISTRATION)) ## Scoring: the reg
 preflight: $(FULL) ## Say which setting, sign-in, permission or resource is missing; changes nothing
 	$(PY) scripts/preflight.py
 workspace: $(FULL) ## Create or get the workspace, the compute cluster and the environments
+	$(PY) scripts/preflight.py --before-workspace
 	$(PY) scripts/workspace.py
 dataset: $(FULL) $(TABLE) ## Check and upload DATA and register it as a new dataset version
 	$(PY) scripts/dataset.py --data $(TABLE)
@@ -110,7 +113,8 @@ rollback: $(FULL) ## Put back the model version that the service ran before
 
 .PHONY: rehearse branch-policy devops-project
 rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT=lint|test|train|worse|deploy|smoke, PIPELINE=
-	$(PY) devops/rehearsal/rehearse.py --pipeline $(PIPELINE) --out $(OUT)/rehearsal $(if $(FAULT),--fault $(FAULT))
+	$(PY) devops/rehearsal/rehearse.py --pipeline $(PIPELINE) --out $(OUT)/rehearsal --connection $(CONNECTION) \
+	  $(if $(FAULT),--fault $(FAULT))
 branch-policy: $(LOCAL) ## Create or update the branch policies; DRY_RUN=1 only shows the difference
 	$(PY) scripts/branch_policy.py
 devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permissions and policies; DRY_RUN=1
@@ -122,9 +126,9 @@ clean: ## Remove what make made, the registry excepted
 
 # What is local and costly is a file, so that it is made again only when something that it depends on changed.
 
-.venv/.local .venv/.full: conda_dependencies.yml devops/openhack_requirements.txt scripts/build_venv.py scripts/dependencies.py
-	$(ANY_PYTHON) scripts/build_venv.py --part $(@:.venv/.%=%) --venv .venv
-.venv/.full: .venv/.local
+$(VENV)/.local $(VENV)/.full: conda_dependencies.yml devops/openhack_requirements.txt scripts/build_venv.py scripts/dependencies.py
+	$(ANY_PYTHON) scripts/build_venv.py --part $(@:$(VENV)/.%=%) --venv $(VENV)
+$(VENV)/.full: $(VENV)/.local
 
 $(OUT)/.make/python-%: FORCE
 	@$(PYTHON) scripts/build_venv.py --part $* --check --stamp $@

@@ -83,8 +83,9 @@ def read_settings(environ):
     problems += [f'{name} is {value!r}: it must be 1 or 0'
                  for name, value in zip(SWITCHES, switches) if value not in ON + OFF]
     if problems:
-        raise SettingsError('%d setting%s to correct in the environment:\n  %s' % (
-            len(problems), 's' * (len(problems) > 1), '\n  '.join(problems)))
+        plural, listed = 's' * (len(problems) > 1), '\n  '.join(problems)
+        raise SettingsError(f'{len(problems)} setting{plural} to correct in the environment:\n'
+                            f'  {listed}')
     return Settings(found['organisation'].rstrip('/'), found['project'], found['repository'],
                     found['token'], bool(given(environ, 'AZURE_DEVOPS_EXT_PAT')), branch,
                     *[value in ON for value in switches])
@@ -169,8 +170,9 @@ class Client:
 
     def _call(self, method, path, doing, body, query, needs=None, version=VERSION, base=None):
         import requests
-        url = '%s/%s' % ((base or self.here.organisation).rstrip('/'),
-                         path.format(project=urllib.parse.quote(self.here.project, safe='')))
+        project = urllib.parse.quote(self.here.project, safe='')
+        url = f"{(base or self.here.organisation).rstrip('/')}/{path}"
+        url = url.replace('{project}', project)
         query = dict(query or {}, **{'api-version': version})
         started = time.monotonic()
         for pause in RETRY_SECONDS + (None,):
@@ -209,9 +211,9 @@ class Client:
             return decoded(response), response.headers.get('x-ms-continuationtoken')
         except ValueError:
             raise AzureDevOpsError(
-                'The answer to the attempt to %s is not JSON but %s, %d bytes: is there a proxy '
-                'before %s?' % (doing, response.headers.get('Content-Type', 'of no type'),
-                                len(response.content), self.here.organisation))
+                f'The answer to the attempt to {doing} is not JSON but '
+                f"{response.headers.get('Content-Type', 'of no type')}, {len(response.content)} "
+                f'bytes: is there a proxy before {self.here.organisation}?')
 
     def _signed_out(self, response, page):
         how = str(response.status_code)
@@ -222,23 +224,23 @@ class Client:
         if words:
             how += ', ' + words
         if self.here.personal:
-            text = ('AZURE_DEVOPS_EXT_PAT is not accepted (%s): the token is wrong, expired, of '
-                    'another organisation or lacks a scope. Make one at %s/_usersSettings/tokens '
-                    'with the scopes %s.' % (how, self.here.organisation, SCOPES))
+            text = (f'AZURE_DEVOPS_EXT_PAT is not accepted ({how}): the token is wrong, expired, '
+                    'of another organisation or lacks a scope. Make one at '
+                    f'{self.here.organisation}/_usersSettings/tokens with the scopes {SCOPES}.')
         else:
-            text = ('SYSTEM_ACCESSTOKEN is not accepted (%s). It ends with its job, and the step '
-                    'must ask for it: env: SYSTEM_ACCESSTOKEN: $(System.AccessToken).' % how)
+            text = (f'SYSTEM_ACCESSTOKEN is not accepted ({how}). It ends with its job, and the '
+                    'step must ask for it: env: SYSTEM_ACCESSTOKEN: $(System.AccessToken).')
         return AzureDevOpsError(text, response.status_code)
 
     def _unreachable(self, error, doing):
         import requests
         host = urllib.parse.urlsplit(self.here.organisation).netloc
         if isinstance(error, requests.exceptions.SSLError):
-            return AzureDevOpsError('The certificate of %s is not trusted. Behind a proxy that '
-                                    'reads TLS, put its authority in REQUESTS_CA_BUNDLE.' % host)
+            return AzureDevOpsError(f'The certificate of {host} is not trusted. Behind a proxy '
+                                    'that reads TLS, put its authority in REQUESTS_CA_BUNDLE.')
         if isinstance(error, requests.ReadTimeout):
-            return AzureDevOpsError('No answer from %s within %g s to the attempt to %s.' % (
-                host, READ_SECONDS, doing))
+            return AzureDevOpsError(f'No answer from {host} within {READ_SECONDS:g} s to the '
+                                    f'attempt to {doing}.')
         cause = error.args[0] if error.args else error
         cause = str(getattr(cause, 'reason', cause)).rsplit(': ', 1)[-1].strip('()\'"')
         return AzureDevOpsError(f'Cannot reach {host} to {doing}: {cause}.')
@@ -250,15 +252,15 @@ class Client:
         if status == 404 and not words:
             text = f'There is no organisation at {self.here.organisation} (HTTP 404).'
         elif kind.startswith('ProjectDoesNotExist'):
-            text = ('There is no project %r in %s, or the owner of the token may not see it '
-                    '(%s).' % (self.here.project, self.here.organisation, words.split(':')[0]))
+            text = (f'There is no project {self.here.project!r} in {self.here.organisation}, or '
+                    f"the owner of the token may not see it ({words.split(':')[0]}).")
         elif status == 403:
             text = f"No permission to {doing}: {words or 'HTTP 403.'}"
             if needs:
                 text += f' Ask for: {needs}.'
         elif status == 429:
-            text = 'Azure DevOps is asked too often (429) and wants a pause of %s s.' % (
-                response.headers.get('Retry-After', 'some'))
+            text = ('Azure DevOps is asked too often (429) and wants a pause of '
+                    f"{response.headers.get('Retry-After', 'some')} s.")
         else:
             text = f'Azure DevOps did not {doing} (HTTP {status})'
             text += ': ' + words if words else '.'

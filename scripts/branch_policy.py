@@ -127,8 +127,8 @@ def differences(existing, body):
     for name, have, want in pairs:
         value = (have or {}).get(name)
         if existing is None or not is_equal(value, want[name]):
-            lines.append('%s: %s -> %s' % (
-                name, 'none' if value is None else json.dumps(value), json.dumps(want[name])))
+            lines.append(f"{name}: {'none' if value is None else json.dumps(value)} -> "
+                         f'{json.dumps(want[name])}')
     return lines
 
 
@@ -145,8 +145,8 @@ def plan(existing, wanted, definitions):
         owned = dict(full, settings={key: full['settings'][key] for key in body['settings']})
         lines = differences(same[0], owned)
         changes.append(Change('update' if lines else 'ok', name, lines, full, same[0]['id']))
-        remarks += ['duplicate: policy %d does the same as policy %d; delete it: az repos policy '
-                    'delete --id %d' % (policy['id'], same[0]['id'], policy['id'])
+        remarks += [f"duplicate: policy {policy['id']} does the same as policy {same[0]['id']}; "
+                    f"delete it: az repos policy delete --id {policy['id']}"
                     for policy in same[1:]]
     return changes, remarks
 
@@ -157,8 +157,8 @@ def describe(policy):
     label = fields.get('displayName') or policy['type'].get('displayName') or policy['type']['id']
     state = ('required' if policy.get('isBlocking') else 'optional') if policy.get(
         'isEnabled') else 'switched off'
-    return 'left alone: policy %d, %s (%s), made by %s' % (
-        policy['id'], label, state, (policy.get('createdBy') or {}).get('displayName', 'someone'))
+    return (f"left alone: policy {policy['id']}, {label} ({state}), made by "
+            f"{(policy.get('createdBy') or {}).get('displayName', 'someone')}")
 
 
 def find_repository(client):
@@ -169,25 +169,24 @@ def find_repository(client):
     for repository in known:
         if here.repository.lower() in (repository['name'].lower(), repository['id']):
             return repository
-    raise AzureDevOpsError('There is no repository %r in project %r, or the owner of the token may '
-                           'not read it. There is: %s.' % (
-                               here.repository, here.project,
-                               ', '.join(sorted(one['name'] for one in known)) or 'none'))
+    raise AzureDevOpsError(f'There is no repository {here.repository!r} in project '
+                           f'{here.project!r}, or the owner of the token may not read it. There '
+                           f"is: {', '.join(sorted(one['name'] for one in known)) or 'none'}.")
 
 
 def find_branches(client, repository):
     """The names of the repository's branches."""
-    refs = client.pages('{project}/_apis/git/repositories/%s/refs' % repository['id'],
+    refs = client.pages(f"{{project}}/_apis/git/repositories/{repository['id']}/refs",
                         'list the branches', {'filter': 'heads/'}, needs="'Read' on the repository")
     return [ref['name'][len('refs/heads/'):] for ref in refs]
 
 
 def absent_branch(client, repository, branches):
     """The sentence about a branch that does not exist."""
-    return ('Branch %r does not exist yet in repository %r (there is: %s). Push it first: '
-            'git push %s HEAD:refs/heads/%s' % (
-                client.here.branch, repository['name'], ', '.join(sorted(branches)[:10]) or 'none',
-                repository.get('remoteUrl', 'REMOTE'), client.here.branch))
+    return (f'Branch {client.here.branch!r} does not exist yet in repository '
+            f"{repository['name']!r} (there is: {', '.join(sorted(branches)[:10]) or 'none'}). "
+            f"Push it first: git push {repository.get('remoteUrl', 'REMOTE')} "
+            f'HEAD:refs/heads/{client.here.branch}')
 
 
 def find_pipelines(client, repository):
@@ -223,8 +222,8 @@ def bypass_identities(client, repository):
         matches = [one for one in client.identities(name, doing) if is_it(one)]
         if not matches:
             raise AzureDevOpsError(
-                'Azure DevOps knows no identity %r. The build identity comes into being with the '
-                'first run of a pipeline: run one, then repeat this with DENY_BYPASS=1.' % name)
+                f'Azure DevOps knows no identity {name!r}. The build identity comes into being '
+                'with the first run of a pipeline: run one, then repeat this with DENY_BYPASS=1.')
         found[name] = matches[0]['descriptor']
     return found
 
@@ -266,8 +265,8 @@ def send(client, change):
                            needs=EDIT_POLICIES)
     lost = differences(kept, change.body)
     if lost:
-        raise AzureDevOpsError('Azure DevOps took the policy "%s" but did not keep it all: %s' % (
-            change.name, '; '.join(lost)))
+        raise AzureDevOpsError(f'Azure DevOps took the policy "{change.name}" but did not keep it '
+                               f"all: {'; '.join(lost)}")
 
 
 def show(change):
@@ -285,8 +284,8 @@ def apply(client, repository, pipelines):
     """
     definitions = pipelines.get(PULL_REQUEST_YAML, [])
     if not definitions:
-        raise AzureDevOpsError('No pipeline of repository %r runs %s yet: `make devops-project` '
-                               'creates it.' % (repository['name'], PULL_REQUEST_YAML))
+        raise AzureDevOpsError(f"No pipeline of repository {repository['name']!r} runs "
+                               f'{PULL_REQUEST_YAML} yet: `make devops-project` creates it.')
     ids = [definition['id'] for definition in definitions]
     scope = scope_of(repository, client.here.branch)
     # All of the project: a filter that the service misread would look like 'no policy yet'.
@@ -299,10 +298,10 @@ def apply(client, repository, pipelines):
     changes, remarks = plan(existing, wanted, ids)
     remarks += [describe(policy) for policy in existing
                 if not any(is_same(policy, body, ids) for _, body in wanted)]
-    remarks += ['pipeline %d, %s, is %s: no pull request can pass until it is enabled' % (
-        one['id'], one['name'], one['queueStatus']) for one in definitions
-        if one['id'] == wanted[1][1]['settings']['buildDefinitionId']
-        and one.get('queueStatus', 'enabled') != 'enabled']
+    remarks += [f"pipeline {one['id']}, {one['name']}, is {one['queueStatus']}: no pull request "
+                'can pass until it is enabled' for one in definitions
+                if one['id'] == wanted[1][1]['settings']['buildDefinitionId']
+                and one.get('queueStatus', 'enabled') != 'enabled']
     if client.here.deny_bypass:
         changes += plan_bypass(client, repository)
     print(f"Branch policies of {client.here.branch} in {repository['name']}")

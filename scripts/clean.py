@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ('.make', 'data', 'model', 'decision.json', 'registration.json', 'test-results',
            'coverage.xml', 'pipeline.json', 'run.json', 'service.json', 'rehearsal', 'bench')
-CACHES = ('.venv', '.pytest_cache', '.coverage')
+CACHES = ('.venv', '.container', '.pytest_cache', '.coverage')
 
 
 def main(argv=None):

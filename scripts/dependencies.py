@@ -13,6 +13,9 @@ TAGS = ('training', 'scoring', 'control', 'tools', 'cloud')
 LINE = re.compile(r'^(?P<indent> +)- (?P<package>[^#\s]+)\s*(?:#\s*(?P<tags>.*?)\s*)?$')
 PINNED = re.compile(r'^[A-Za-z0-9._-]+(\[[a-z,]+\])?==?[A-Za-z0-9.*+!_-]+$')
 CONDA_INDENT = 2
+# On which Azure ML builds the environments, and part of their names: without it each SDK takes its
+# own, that of Python 3.7 one of 2024 which gets no more fixes (Azure/AzureML-Containers).
+BASE_IMAGE = 'mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04:20251130.v1'
 
 
 def parse(text):
@@ -55,8 +58,8 @@ def select(text, tag):
 
 
 def name(text, tag, base='safe-driver'):
-    """The environment's name: base, tag and a hash of its own lines; no other line changes it."""
-    digest = hashlib.sha256(select(text, tag).encode()).hexdigest()
+    """The environment's name: base, tag and a hash of its own lines and of the base image."""
+    digest = hashlib.sha256((select(text, tag) + BASE_IMAGE).encode()).hexdigest()
     return f'{base}-{tag}-{digest[:12]}'
 
 

@@ -40,7 +40,7 @@ PREVIEW = '7.1-preview.1'
 GROUPS = '{project}/_apis/distributedtask/variablegroups'
 ENVIRONMENTS = '{project}/_apis/distributedtask/environments'
 CHECKS = '{project}/_apis/pipelines/checks/configurations'
-PERMISSIONS = '{project}/_apis/pipelines/pipelinepermissions/%s/%s'
+PERMISSIONS = '{project}/_apis/pipelines/pipelinepermissions'
 LIBRARY = "the role 'Administrator' on the variable group (Pipelines > Library > Security)"
 ENVIRONMENT = "the role 'Administrator' on the environment (Pipelines > Environments > Security)"
 ENDPOINT = "the role 'Administrator' on the service connection (Project settings)"
@@ -112,8 +112,8 @@ def plan_group(name, group, values, project):
         have = variables.get(spelt.get(key), {})
         if have.get('isSecret') or have.get('value') == value:
             continue
-        lines.append('%s: %s -> "%s"' % (
-            key, '"%s"' % have['value'] if have.get('value') else 'none', value))
+        before = f'"{have["value"]}"' if have.get('value') else 'none'
+        lines.append(f'{key}: {before} -> "{value}"')
         variables[spelt.get(key, key)] = dict(have, value=value)
     body = {
         'name': name, 'type': 'Vsts',
@@ -148,9 +148,8 @@ def plan_approval(environment, checks, approver, named):
     approvers = fields.get('approvers') or []
     lines, ids = [], [one['id'].lower() for one in approvers]
     if named and approver['id'].lower() not in ids:
-        lines.append('approvers: %s -> and %s' % (
-            ', '.join(one.get('displayName') or one['id'] for one in approvers) or 'none',
-            approver['name']))
+        names = ', '.join(one.get('displayName') or one['id'] for one in approvers) or 'none'
+        lines.append(f"approvers: {names} -> and {approver['name']}")
         approvers = approvers + [{'id': approver['id']}]
     if check.get('isDisabled'):
         lines.append('isDisabled: true -> false')
@@ -177,15 +176,15 @@ def find_approver(client, wanted):
         me = client.call('GET', '_apis/connectionData', 'find out whose token this is',
                          version=PREVIEW)['authenticatedUser']
         if 'ServiceIdentity' in me.get('descriptor', ''):
-            raise AzureDevOpsError('The token is a build identity\'s, which cannot approve: set '
+            raise AzureDevOpsError("The token is a build identity's, which cannot approve: set "
                                    'APPROVER to the mail address of a person or the name of a '
-                                   'group, such as [%s]\\Contributors.' % client.here.project)
+                                   f'group, such as [{client.here.project}]\\Contributors.')
         return {'id': me['id'], 'name': me.get('customDisplayName') or me['providerDisplayName']}
     found = client.identities(wanted, 'find the approver')
     if len(found) != 1:
-        raise AzureDevOpsError('APPROVER is %r: Azure DevOps knows %s by it. Give a mail address '
-                               'or the full name of a group.' % (
-                                   wanted, '%d identities' % len(found) if found else 'nobody'))
+        known = f'{len(found)} identities' if found else 'nobody'
+        raise AzureDevOpsError(f'APPROVER is {wanted!r}: Azure DevOps knows {known} by it. Give a '
+                               'mail address or the full name of a group.')
     return {'id': found[0]['id'],
             'name': found[0].get('customDisplayName') or found[0]['providerDisplayName']}
 
@@ -198,8 +197,8 @@ def find_group(client, name):
             group = client.call('GET', f"{GROUPS}/{group['id']}", 'read the variable group',
                                 needs=LIBRARY)
             if group['type'] != 'Vsts':
-                raise AzureDevOpsError('Variable group %s takes its values from a key vault (type '
-                                       '%s): put them there.' % (name, group['type']))
+                raise AzureDevOpsError(f'Variable group {name} takes its values from a key vault '
+                                       f"(type {group['type']}): put them there.")
             return group
     return None
 
@@ -268,19 +267,19 @@ class Work:
                                   needs="the role 'Reader' on the service connections")
         if not there:
             self.left(
-                'Create the service connection %s, with a secret, which azureml-sdk v1 needs. '
-                'Its service principal:\n'
+                f'Create the service connection {name}, with a secret, which azureml-sdk v1 '
+                'needs. Its service principal:\n'
                 'az ad sp create-for-rbac --name safe-driver --role Contributor '
-                '--scopes /subscriptions/%s/resourceGroups/%s\n'
+                f'--scopes /subscriptions/{subscription}/resourceGroups/{group}\n'
                 'az role assignment create --role Reader --assignee APP_ID '
-                '--scope /subscriptions/%s\n'
-                'Then, with what the first prints: %s > New service connection > Azure Resource '
-                'Manager > App registration or managed identity (manual) > Credential: Secret' % (
-                    name, subscription, group, subscription, page))
+                f'--scope /subscriptions/{subscription}\n'
+                f'Then, with what the first prints: {page} > New service connection > Azure '
+                'Resource Manager > App registration or managed identity (manual) > Credential: '
+                'Secret')
             return None
         if (there[0].get('authorization') or {}).get('scheme') == 'WorkloadIdentityFederation':
-            self.left('Service connection %s is federated; azureml-sdk v1 cannot use its token. '
-                      'Make it again with a secret:\n%s' % (name, page))
+            self.left(f'Service connection {name} is federated; azureml-sdk v1 cannot use its '
+                      f'token. Make it again with a secret:\n{page}')
         return there[0]['id']
 
     def pipelines(self, repository, known):
@@ -290,16 +289,15 @@ class Work:
             body = {'name': name, 'folder': '\\', 'configuration': {
                 'type': 'yaml', 'path': '/' + path, 'repository': {
                     'id': repository['id'], 'name': repository['name'], 'type': 'azureReposGit'}}}
-            change = Change('ok' if there else 'create', 'pipeline %s, %s' % (
-                there['name'] if there else name, path), [], body, None)
+            label = f"pipeline {there['name'] if there else name}, {path}"
+            change = Change('ok' if there else 'create', label, [], body, None)
             answer = self.do(change, 'POST', '{project}/_apis/pipelines',
                              "'Create build pipeline'")
             if not there:
                 known[path] = [answer or {'id': 'that of ' + name, 'name': name}]
             if path in FIRST_RUN and not known[path][0].get('latestBuild'):
-                self.by_hand.append('Run %s once: %s:\n%s' % (
-                    known[path][0]['name'], FIRST_RUN[path],
-                    azure_devops.web(self.client.here, '_build')))
+                self.by_hand.append(f"Run {known[path][0]['name']} once: {FIRST_RUN[path]}:\n"
+                                    f"{azure_devops.web(self.client.here, '_build')}")
 
     def permissions(self, resources, needed, known):
         """resources: {(kind, name): id}, None in a dry run; needed: {path: uses}."""
@@ -308,7 +306,7 @@ class Work:
                      if (kind, name) in needed[path] and path in known}
             if not users:
                 continue
-            path = PERMISSIONS % (kind, number)
+            path = f'{PERMISSIONS}/{kind}/{number}'
             granted = number is not None and self.client.call(
                 'GET', path, 'read who may use the ' + KINDS[kind][0], version=PREVIEW)
             self.do(plan_permission(kind, name, granted or None, users), 'PATCH', path,
@@ -347,10 +345,9 @@ def set_up(work, environ):
         work.left(branch_policy.absent_branch(client, repository, branches))
         return
     if repository.get('defaultBranch') != 'refs/heads/' + here.branch:
-        work.left('Make %s the default branch, where pipelines look for their YAML:\n%s > %s > '
-                  'More options > Set as default branch' % (
-                      here.branch, azure_devops.web(here, '_git', repository['name'], 'branches'),
-                      here.branch))
+        work.left(f'Make {here.branch} the default branch, where pipelines look for their YAML:\n'
+                  f"{azure_devops.web(here, '_git', repository['name'], 'branches')} > "
+                  f'{here.branch} > More options > Set as default branch')
     known = branch_policy.find_pipelines(client, repository)
     work.pipelines(repository, known)
     work.permissions(resources, needed, known)
@@ -380,7 +377,8 @@ def main(argv=None):
     if work.by_hand:
         print('\nLeft for you:')
         for number, text in enumerate(work.by_hand, 1):
-            print('%d. %s' % (number, text.replace('\n', '\n   ')))
+            indented = text.replace('\n', '\n   ')
+            print(f'{number}. {indented}')
     if not work.complete:
         print('Not complete: then run `make devops-project` again.')
     return 0 if work.complete or here.dry_run else 1

@@ -7,18 +7,26 @@ import fnmatch
 import os
 import sys
 
+import arm
 import azure_ml
 import settings
+import sign_in
 import workspace
 
 LONGEST_SECONDS = 60
-ANSWER_SECONDS = 10
-ARM = 'https://management.azure.com'
 PROVIDERS = ('Microsoft.MachineLearningServices', 'Microsoft.ContainerInstance',
-             'Microsoft.ContainerRegistry')
-WRITES = ['Microsoft.MachineLearningServices/workspaces/' + action for action in (
-    'computes/write', 'datasets/registered/write', 'endpoints/pipelines/write',
-    'experiments/runs/submit/action', 'models/write', 'services/aci/write')]
+             'Microsoft.ContainerRegistry', 'Microsoft.Storage', 'Microsoft.KeyVault',
+             'Microsoft.OperationalInsights', 'Microsoft.Insights')
+WRITES = [f'Microsoft.MachineLearningServices/workspaces/{action}' for action in (
+    'write', 'computes/write', 'datasets/registered/write', 'endpoints/pipelines/write',
+    'experiments/runs/submit/action', 'models/write', 'services/aci/write')] + [
+        'Microsoft.Storage/storageAccounts/write', 'Microsoft.KeyVault/vaults/write',
+        'Microsoft.OperationalInsights/workspaces/write', 'Microsoft.Insights/components/write',
+        'Microsoft.ContainerInstance/containerGroups/write']
+# Roles by which the workspace's own identity may make the container group of a service
+# (learn.microsoft.com/azure/role-based-access-control/built-in-roles).
+MAKE_CONTAINERS = {'b24988ac-6180-42a0-ab88-20f7382dd24c': 'Contributor',
+                   '8e3af657-a8ff-443c-a75c-2fe8c4bcb635': 'Owner'}
 
 
 class Missing(Exception):
@@ -34,30 +42,30 @@ class Azure:
 
     def __init__(self, config, environ):
         self.config = config
-        self.authentication = workspace.sign_in(environ)
+        self.authentication = sign_in.authentication(environ)
         self.authentication.get_authentication_header()
-        self.subscription = '/subscriptions/' + config.subscription_id
-        self.group = f'{self.subscription}/resourcegroups/{config.resource_group}'
-        self.workspace = f'{self.group}/providers/{PROVIDERS[0]}/workspaces/{config.workspace_name}'
+        self.manager = arm.Manager(self.authentication, LONGEST_SECONDS)
+        self.subscription = f'/subscriptions/{config.subscription_id}'
+        self.group = f'{self.subscription}/resourceGroups/{config.resource_group}'
+        self.workspace = (f'{self.group}/providers/{workspace.WORKSPACES}/'
+                          f'{config.workspace_name}')
 
-    def get(self, path, version, advice):
+    def get(self, path, version, advice, **query):
         """The JSON answer. Raises Missing with the advice for 404, AzureError for all else.
 
         A sign-in with rights on the resource group only gets 403 outside of it: Unseen.
         """
-        import requests
-        with azure_ml.asking(f"ask for {path.rsplit('/', 1)[-1]}", LONGEST_SECONDS):
-            answer = requests.get(
-                ARM + path, params={'api-version': version}, timeout=ANSWER_SECONDS,
-                headers=self.authentication.get_authentication_header())
-            if answer.status_code == 403 and not path.startswith(self.group):
+        try:
+            found = self.manager.get(path, version, f"ask for {path.rsplit('/', 1)[-1]}", **query)
+        except azure_ml.AzureError as error:
+            if error.status == 403 and not path.startswith(self.group):
                 raise Unseen('the sign-in may not look at this; for that it needs the role Reader '
                              'on the subscription:\naz role assignment create --role Reader '
-                             '--assignee CLIENT_ID --scope ' + self.subscription)
-            if answer.status_code != 404:
-                answer.raise_for_status()
-                return answer.json()
-        raise Missing(advice)
+                             f'--assignee CLIENT_ID --scope {self.subscription}') from None
+            raise
+        if found is None:
+            raise Missing(advice)
+        return found
 
 
 def check_subscription(azure, config):
@@ -106,14 +114,14 @@ def check_permission(azure, config):
 
 
 def check_workspace(azure, config):
-    found = azure.get(azure.workspace, '2022-10-01', 'there is no workspace %s: `make workspace` '
-                      'creates it' % config.workspace_name)
+    found = azure.get(azure.workspace, workspace.WORKSPACE_VERSION, 'there is no workspace '
+                      f'{config.workspace_name}: `make workspace` creates it')
     return f"{found['name']} in {found['location']}"
 
 
 def check_registry(azure, config):
     """ACI pulls the image with the registry's admin user."""
-    found = azure.get(azure.workspace, '2022-10-01', 'there is no workspace')
+    found = azure.get(azure.workspace, workspace.WORKSPACE_VERSION, 'there is no workspace')
     registry = found['properties'].get('containerRegistry')
     if not registry:
         return 'Azure ML makes it with the first environment'
@@ -126,9 +134,27 @@ def check_registry(azure, config):
     return name
 
 
+def check_identity(azure, config):
+    """Azure ML makes the container group of a service; as the workspace's identity, it seems."""
+    found = azure.get(azure.workspace, workspace.WORKSPACE_VERSION, 'there is no workspace')
+    identity = (found.get('identity') or {}).get('principalId')
+    assignments = azure.get(
+        f'{azure.group}/providers/Microsoft.Authorization/roleAssignments', '2022-04-01',
+        'the role assignments cannot be read', **{'$filter': f"principalId eq '{identity}'"})
+    ids = {one['properties']['roleDefinitionId'].rsplit('/', 1)[-1]
+           for one in assignments.get('value', [])}
+    names = [name for role, name in MAKE_CONTAINERS.items() if role in ids]
+    if not names:
+        raise Missing('it is neither Contributor nor Owner of the resource group, so a first '
+                      'deployment may fail with AuthorizationFailed on containerGroups/write:\n'
+                      f'az role assignment create --role Contributor --assignee {identity} '
+                      f'--scope {azure.group}')
+    return f'{names[0]} of the resource group'
+
+
 def check_compute(azure, config):
     name = config.aml_compute_cluster_name
-    found = azure.get(f'{azure.workspace}/computes/{name}', '2022-10-01',
+    found = azure.get(f'{azure.workspace}/computes/{name}', workspace.WORKSPACE_VERSION,
                       f'there is no compute cluster {name}: `make workspace` creates it')
     kind = found['properties']['computeType']
     if kind != 'AmlCompute':
@@ -144,7 +170,7 @@ def check_size(azure, config):
     location = f'{azure.subscription}/providers/{PROVIDERS[0]}/locations/{config.location}/'
     size = config.aml_compute_cluster_cpu_sku
     advice = f'Azure ML knows no region {config.location}: correct LOCATION'
-    answer = azure.get(location + 'vmSizes', '2022-10-01', advice)
+    answer = azure.get(location + 'vmSizes', workspace.WORKSPACE_VERSION, advice)
     known = {one['name'].lower(): one for one in answer.get('value') or answer.get('amlCompute')}
     if size.lower() not in known:
         raise Missing('machines of size %s are not offered in %s: set AML_COMPUTE_CLUSTER_CPU_SKU '
@@ -153,7 +179,8 @@ def check_size(azure, config):
                                  if one.get('vCPUs') in (2, 4))[:5])))
     wanted = known[size.lower()]
     kind = 'dedicated' if config.aml_cluster_priority == 'dedicated' else 'lowpriority'
-    for usage in azure.get(location + 'usages', '2022-10-01', advice).get('value', []):
+    usages = azure.get(location + 'usages', workspace.WORKSPACE_VERSION, advice)
+    for usage in usages.get('value', []):
         name = usage['name']['value'].lower().replace(' ', '')
         # Others are of one workspace or one cluster. A limit of -1 is none, and cores that are in
         # use now come free again: a run waits for them.
@@ -191,6 +218,7 @@ CHECKS = (
     ('permission', check_permission, ('resource group',)),
     ('machine size', check_size, ('subscription',)),
     ('workspace', check_workspace, ('resource group',)),
+    ('identity', check_identity, ('workspace',)),
     ('registry', check_registry, ('workspace',)),
     ('compute cluster', check_compute, ('workspace',)),
     ('dataset', check_dataset, ('workspace',)),
@@ -201,7 +229,7 @@ def report(title, state, text):
     print('%-16s %-8s %s' % (title, state, text.replace('\n', '\n' + ' ' * 26)), flush=True)
 
 
-def examine(config, environ):
+def examine(config, environ, checks):
     """Print a line per check; the number of those that found something missing."""
     try:
         with azure_ml.asking('sign in', LONGEST_SECONDS):
@@ -211,7 +239,7 @@ def examine(config, environ):
         return 1
     report('sign-in', 'ok', type(azure.authentication).__name__.replace('Authentication', ''))
     bad = []
-    for title, check, needs in CHECKS:
+    for title, check, needs in checks:
         lacking = [name for name in needs if name in bad]
         if lacking:
             bad.append(title)
@@ -228,17 +256,22 @@ def examine(config, environ):
 
 
 def main(argv=None):
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--before-workspace', action='store_true',
+                        help='check only what must be there before `make workspace`')
+    args = parser.parse_args(argv)
     try:
         config = settings.read(os.environ, needs=settings.WORKSPACE)
     except settings.SettingsError as error:
         report('settings', 'MISSING', str(error))
-        return 1
+        return 2
     report('settings', 'ok', 'well-formed')
+    titles = [title for title, _, _ in CHECKS]
+    checks = CHECKS[:titles.index('workspace')] if args.before_workspace else CHECKS
     with azure_ml.deadline('check everything', LONGEST_SECONDS):
-        bad = examine(config, os.environ)
+        bad = examine(config, os.environ, checks)
     if bad:
-        print(f'error: {bad} of {len(CHECKS) + 2} checks found something missing',
+        print(f'error: {bad} of {len(checks) + 2} checks found something missing',
               file=sys.stderr)
     return 1 if bad else 0
 

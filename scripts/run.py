@@ -14,6 +14,7 @@ import atomic
 import azure_ml
 import publish
 import settings
+import sign_in
 import workspace
 
 UNDER_WAY = ('NotStarted', 'Starting', 'Provisioning', 'Preparing', 'Queued', 'Running',
@@ -93,7 +94,7 @@ def submit(space, config, published, build_id):
             with azure_ml.asking(what, config.call_timeout_seconds):
                 answer = requests.post(
                     published.endpoint, json=body, timeout=config.call_timeout_seconds / 3,
-                    headers=workspace.sign_in(os.environ).get_authentication_header())
+                    headers=sign_in.authentication(os.environ).get_authentication_header())
                 pause = int(answer.headers.get('Retry-After') or pause)
                 answer.raise_for_status()
                 return PipelineRun.get(space, answer.json()['Id'])

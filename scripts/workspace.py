@@ -1,101 +1,109 @@
-"""Create or get the Azure ML workspace, its compute cluster and the two environments.
+"""Create or get the Azure ML workspace with what it consists of, its cluster and environments.
 
     python scripts/workspace.py
+
+Each resource is asked for first and made only where it is missing, under a name that follows from
+the settings: interrupted anywhere and run again, it goes on.
 """
 import argparse
-import json
+import hashlib
 import os
-import shutil
-import subprocess
+import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import arm
 import azure_ml
 import dependencies
 import settings
+import sign_in
 
 CREATE_SECONDS = 1800
+BUILD_SECONDS = 2400
 IDLE_SECONDS = 300
-TOKEN_SECONDS = 240
-PRINCIPALS = (
-    # What the AzureCLI task exports with addSpnToEnvironment, then the SDK's own names.
-    ('tenantId', 'servicePrincipalId', 'servicePrincipalKey'),
-    ('AZUREML_SERVICE_PRINCIPAL_TENANT_ID', 'AZUREML_SERVICE_PRINCIPAL_ID',
-     'AZUREML_SERVICE_PRINCIPAL_PASSWORD'),
-)
-FEDERATED = (
-    'the service connection is federated: it gives a token (idToken), which the Azure ML SDK v1 '
-    'cannot use, and no secret\n'
-    'use a service connection with a secret, or run this inside an AzureCLI task, where `az` is '
-    'signed in')
-SIGNED_OUT = (
-    'not signed in to Azure\n'
-    'in a pipeline: run this inside an AzureCLI task with addSpnToEnvironment: true; on your '
-    'machine: run `az login`, or set ' + ', '.join(PRINCIPALS[1]))
+PAUSE_SECONDS = 5
+REPORT_SECONDS = 60
+LOG_LINES = 40
+BUILDING = ('Running', 'GettingOrProvisioningACR', 'Queued')
+WORKSPACES = 'Microsoft.MachineLearningServices/workspaces'
+WORKSPACE_VERSION = '2024-10-01'
 
 
-def principal(environ):
-    """(tenant, id, secret) of the service principal that the environment names, or None.
+def resources(config, tenant):
+    """What a workspace consists of, itself last: [(title, type, name, api-version, body), ...].
 
-    Raises SettingsError when a part of it is missing.
+    A body may name the ids of those before it, as {type}. Made by today's versions and in the
+    group only: the template of azureml-sdk v1 wants rights on the subscription, and its version of
+    Microsoft.KeyVault ends on 2027-02-27 (learn.microsoft.com/azure/key-vault/general/
+    migrate-api-version).
     """
-    for names in PRINCIPALS:
-        missing = [name for name in names if not environ.get(name)]
-        if not missing:
-            return tuple(environ[name] for name in names)
-        if environ.get(names[2]):
-            raise settings.SettingsError(f"{names[2]} is set without {', '.join(missing)}")
-    return None
+    # Two of these names are unique in all of Azure.
+    whole = f'{config.subscription_id}/{config.resource_group}/{config.workspace_name}'.lower()
+    short = re.sub('[^a-z0-9]', '', config.workspace_name.lower())[:11]
+    unique = short + hashlib.sha256(whole.encode()).hexdigest()[:10]
+    name, at = config.workspace_name, {'location': config.location}
+    return [
+        ('storage account', 'Microsoft.Storage/storageAccounts', 'st' + unique, '2024-01-01', dict(
+            at, kind='StorageV2', sku={'name': 'Standard_LRS'}, properties={
+                'minimumTlsVersion': 'TLS1_2', 'supportsHttpsTrafficOnly': True,
+                'allowBlobPublicAccess': False,
+                # Datastores of SDK v1 know no other way in.
+                'allowSharedKeyAccess': True})),
+        ('key vault', 'Microsoft.KeyVault/vaults', 'kv-' + unique, '2026-02-01', dict(
+            at, properties={
+                'tenantId': tenant, 'sku': {'family': 'A', 'name': 'standard'},
+                # Azure ML gives its identity an access policy; since 2026-02-01 roles are the
+                # default instead.
+                'enableRbacAuthorization': False, 'accessPolicies': []})),
+        ('log workspace', 'Microsoft.OperationalInsights/workspaces', f'{name}-logs', '2025-02-01',
+         dict(at, properties={'sku': {'name': 'PerGB2018'}, 'retentionInDays': 30})),
+        ('application insights', 'Microsoft.Insights/components', f'{name}-insights', '2020-02-02',
+         dict(at, kind='web', properties={
+             'Application_Type': 'web',
+             'WorkspaceResourceId': '{Microsoft.OperationalInsights/workspaces}'})),
+        ('workspace', WORKSPACES, name, WORKSPACE_VERSION, dict(
+            at, identity={'type': 'SystemAssigned'}, properties={
+                'friendlyName': name, 'storageAccount': '{Microsoft.Storage/storageAccounts}',
+                'keyVault': '{Microsoft.KeyVault/vaults}',
+                'applicationInsights': '{Microsoft.Insights/components}'})),
+    ]
 
 
-def command_line_tokens():
-    """A function from audience to access token that asks the Azure CLI, or None if it cannot.
+def create_resources(manager, config):
+    """Create what is missing of the workspace's resources, and print a line for each.
 
-    It serves federated connections too, and needs no azure-cli package beside the SDK.
+    Raises AzureError. Where the workspace is, nothing else is looked at: it may have been made in
+    another way.
     """
-    az = shutil.which('az')
-    cache = {}
-
-    def token(audience):
-        asked, value = cache.get(audience, (0, None))
-        if time.monotonic() - asked > TOKEN_SECONDS or not value:
-            answer = subprocess.run(
-                [az, 'account', 'get-access-token', '--resource', audience, '--output', 'json'],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-            if answer.returncode:
-                said = azure_ml.clean(answer.stderr.decode(errors='replace').strip()[:300])
-                raise azure_ml.AzureError(
-                    f'`az account get-access-token` failed: {said}', status=401)
-            value = json.loads(answer.stdout.decode())['accessToken']
-            cache[audience] = time.monotonic(), value
-        return value
-
-    try:
-        return token if az and token('https://management.azure.com/') else None
-    except (azure_ml.AzureError, OSError, subprocess.TimeoutExpired, ValueError, KeyError):
-        return None
-
-
-def sign_in(environ):
-    """The SDK's authentication object: service principal, else Azure CLI, else a browser.
-
-    A browser is opened on a terminal only, never in a pipeline. Raises AzureError or
-    SettingsError.
-    """
-    found = principal(environ)
-    from azureml.core import authentication
+    group = f'/subscriptions/{config.subscription_id}/resourceGroups/{config.resource_group}'
+    end = time.monotonic() + CREATE_SECONDS
+    wanted = resources(config, manager.tenant())
+    _, kind, name, version, _ = wanted[-1]
+    path = f'{group}/providers/{kind}/{name}'
+    found = manager.get(path, version, f'look for the workspace {name}')
     if found:
-        return authentication.ServicePrincipalAuthentication(*found)
-    token = command_line_tokens()
-    if token:
-        return authentication.TokenAuthentication(token, cloud='AzureCloud')
-    if environ.get('idToken'):
-        raise azure_ml.AzureError(FEDERATED, status=401)
-    if sys.stdin.isatty() and not environ.get('TF_BUILD'):
-        return authentication.InteractiveLoginAuthentication()
-    raise azure_ml.AzureError(SIGNED_OUT, status=401)
+        manager.wait(path, version, f'create the workspace {name}', end)
+        print(f'workspace {name}: there already', flush=True)
+        return
+    ids = {}
+    for title, kind, name, version, body in wanted:
+        ids[kind] = f'{group}/providers/{kind}/{name}'
+        body['properties'] = {key: ids.get(value[1:-1], value) if isinstance(value, str) else value
+                              for key, value in body['properties'].items()}
+        what, began = f'create the {title} {name}', time.monotonic()
+        found = manager.get(ids[kind], version, f'look for the {title} {name}')
+        state = (arm.state_of(found) or '').lower()
+        if state in arm.READY:
+            print(f'{title} {name}: there already', flush=True)
+        elif found and state not in arm.ENDED:
+            print(f'{title} {name}: {state}; waiting', flush=True)
+            manager.wait(ids[kind], version, what, end)
+        else:
+            print(f'{title} {name}: creating it', flush=True)
+            manager.create(ids[kind], version, body, what, end)
+            print(f'{title} {name}: created, {time.monotonic() - began:.0f} s', flush=True)
 
 
 def connect(config, environ=os.environ):
@@ -105,8 +113,8 @@ def connect(config, environ=os.environ):
     with azure_ml.asking(f'open the workspace {config.workspace_name}',
                          config.call_timeout_seconds):
         return Workspace.get(
-            config.workspace_name, auth=sign_in(environ), subscription_id=config.subscription_id,
-            resource_group=config.resource_group)
+            config.workspace_name, auth=sign_in.authentication(environ),
+            subscription_id=config.subscription_id, resource_group=config.resource_group)
 
 
 def compute(workspace, config):
@@ -137,7 +145,8 @@ def datastore(workspace, config):
 def environment(workspace, config, tag):
     """The azureml Environment of the lines of conda_dependencies.yml with this tag.
 
-    Its name holds the hash of those lines, so one that is registered already is what is wanted.
+    Its name holds the hash of those lines and of the base image, so one that is registered already
+    is what is wanted.
     """
     lines = dependencies.LIST.read_text()
     name = dependencies.name(lines, tag, config.aml_env_name)
@@ -154,26 +163,8 @@ def environment(workspace, config, tag):
             file = Path(folder, 'conda.yml')
             file.write_text(dependencies.select(lines, tag))
             new = Environment.from_conda_specification(name, str(file))
+        new.docker.base_image = dependencies.BASE_IMAGE
         return azure_ml.repeat(lambda: new.register(workspace), seconds / 2)
-
-
-def create_workspace(config, environ):
-    """The workspace, created with storage, key vault and insights if need be.
-
-    Opened first, since to create one the SDK asks for rights beyond the resource group, even where
-    it exists.
-    """
-    try:
-        return connect(config, environ)
-    except azure_ml.AzureError as error:
-        if error.status == 401:
-            raise
-    with azure_ml.asking(f'create the workspace {config.workspace_name}', CREATE_SECONDS):
-        from azureml.core import Workspace
-        return Workspace.create(
-            config.workspace_name, auth=sign_in(environ), subscription_id=config.subscription_id,
-            resource_group=config.resource_group, location=config.location,
-            create_resource_group=True, exist_ok=True, show_output=False)
 
 
 def create_compute(workspace, config):
@@ -211,19 +202,53 @@ def create_compute(workspace, config):
     return done
 
 
+def build_image(workspace, environment, config):
+    """Have Azure ML build the environment's image, so that the first run need not wait for it.
+
+    Raises AzureError.
+    """
+    name, seconds = environment.name, config.call_timeout_seconds
+    with azure_ml.asking(f'look for the image of {name}', seconds):
+        built = environment.get_image_details(workspace).image_exist
+    if built:
+        print(f'environment {name}: registered, its image is built', flush=True)
+        return
+    with azure_ml.asking(f'build the image of {name}', seconds):
+        build = environment.build(workspace)
+    began, shown, spoken = time.monotonic(), None, 0
+    while True:
+        with azure_ml.asking(f'ask how the image of {name} gets on', seconds):
+            status = build.status
+        passed = time.monotonic() - began
+        if status != shown or passed - spoken > REPORT_SECONDS:
+            print(f'environment {name}: image {status}, {passed:.0f} s; the first takes 10 to 20 '
+                  'minutes', flush=True)
+            shown, spoken = status, passed
+        if status not in BUILDING:
+            break
+        if passed > BUILD_SECONDS:
+            raise azure_ml.AzureError(f'the image of {name} is still {status} after '
+                                      f'{passed / 60:.0f} minutes; run this again to wait for it')
+        time.sleep(PAUSE_SECONDS)
+    if status != 'Succeeded':
+        with azure_ml.asking('fetch the log of the build', seconds):
+            lines = azure_ml.clean(build.get_log() or '').splitlines()[-LOG_LINES:]
+        print('\n'.join(f'  {line}' for line in lines), flush=True)
+        raise azure_ml.AzureError(f'the build of the image of {name} ended as {status}: see above')
+
+
 def main(argv=None):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
         config = settings.read(os.environ, needs=settings.WORKSPACE + ('LOCATION',))
-        print('workspace %s: creating or checking it; a new one takes some minutes'
-              % config.workspace_name, flush=True)
-        workspace = create_workspace(config, os.environ)
-        print(f'workspace {workspace.name} in {workspace.location}: ready', flush=True)
+        azure_ml.quieten()
+        create_resources(arm.Manager(sign_in.authentication(os.environ),
+                                     config.call_timeout_seconds), config)
+        workspace = connect(config)
         print('compute cluster %s: %s' % (
             config.aml_compute_cluster_name, create_compute(workspace, config)), flush=True)
         for tag in ('training', 'scoring'):
-            print(f'environment {environment(workspace, config, tag).name}: registered',
-                  flush=True)
+            build_image(workspace, environment(workspace, config, tag), config)
     except (settings.SettingsError, azure_ml.AzureError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

@@ -39,13 +39,13 @@ class Project:
         origin = self.folder / 'origin.git'
         if not origin.exists():
             rehearse.snapshot(project, origin, self.folder / 'out')
-        pipeline = pipeline_yaml.read(project / 'pipeline.yml')
+        pipeline = pipeline_yaml.read_pipeline(project / 'pipeline.yml')
         values = dict({'AZURE_RM_SVC_CONNECTION': 'rehearsal'}, **pipeline_yaml.variables(pipeline))
         settings = dict(
             folder=self.folder / 'out', cache=self.folder / 'cache', seed=None, origin=origin,
             environ={'PATH': os.environ['PATH']}, connection=CONNECTION,
             proxy_environ={'HTTPS_PROXY': 'http://stand-in'}, variables=values,
-            say=self.lines.append, busy=quiet, minute=60)
+            say=self.lines.append, show_progress=quiet, minute=60)
         settings.update(changed)
         self.rows = rehearse.run_stages(
             job_runner.Run(**settings), pipeline_yaml.stages(pipeline), before_failure)
@@ -65,7 +65,7 @@ def project(tmp_path):
 
 def stage(name, *steps, **more):
     """The YAML of a stage with one job; a step is the text below its dash."""
-    lines = ['- stage: ' + name] + ['  %s: %s' % item for item in more.items()]
+    lines = ['- stage: ' + name] + [f'  {key}: {value}' for key, value in more.items()]
     lines += ['  jobs:', '  - job: ' + name, '    steps:', '    - checkout: self']
     for step in steps:
         lines += ['    - ' + step.strip().replace('\n', '\n      ')]
@@ -77,7 +77,8 @@ def pipeline(*stages):
 
 
 def script(text, **more):
-    return 'script: ' + json.dumps(text) + ''.join('\n%s: %s' % item for item in more.items())
+    return 'script: ' + json.dumps(text) + ''.join(
+        f'\n{key}: {value}' for key, value in more.items())
 
 
 def test_stages_run_in_order_and_stop_after_a_failure(project):
@@ -265,8 +266,8 @@ open(sys.argv[1] + '.ended', 'w')
 
 def test_what_a_step_leaves_running_is_ended(project):
     lock = project.folder / 'lock'
-    command = '%s holder.py %s > started & until grep -q held started; do :; done' % (
-        sys.executable, lock)
+    command = (f'{sys.executable} holder.py {lock} > started & until grep -q held started; do :; '
+               'done')
     assert project.run(pipeline(stage('a', script(command))), {'holder.py': HOLDER}) == {
         'a': 'succeeded'}
     with open(str(lock)) as file:
@@ -326,19 +327,19 @@ def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / 'thesis.txt').write_text('x')
     with pytest.raises(rehearse.RehearsalError):
-        rehearse.take(tmp_path)
+        rehearse.take_folder(tmp_path)
     assert (tmp_path / 'thesis.txt').exists()
 
 
 def test_an_earlier_rehearsal_is_replaced_but_not_its_cache_nor_one_under_way(tmp_path):
     out = tmp_path / 'rehearsal'
-    with rehearse.take(out):
+    with rehearse.take_folder(out):
         (out / 'ci').mkdir()
         (out / 'cache').mkdir()
         with pytest.raises(rehearse.RehearsalError):
-            rehearse.take(out)
+            rehearse.take_folder(out)
         assert (out / 'ci').exists()
-    rehearse.take(out).close()
+    rehearse.take_folder(out).close()
     assert sorted(path.name for path in out.iterdir()) == [rehearse.MARK, 'cache']
 
 
@@ -358,12 +359,12 @@ def test_the_table_has_a_line_for_each_stage():
                                  'ci        Deploy  skipped      0.0  -']
 
 
-@pytest.mark.parametrize('arguments', [
+@pytest.mark.parametrize('args', [
     ['--pipeline', 'devops/none.yml'], ['--pipeline', 'README.md'], ['--fault', 'nothing'],
     ['--pipeline', 'devops/pr.yml', '--fault', 'smoke']])
-def test_wrong_use_is_refused(arguments, tmp_path):
+def test_wrong_use_is_refused(args, tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / 'devops' / 'rehearse.py'),
-                           '--out', str(tmp_path)] + arguments,
+                           '--out', str(tmp_path)] + args,
                           stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -375,7 +376,7 @@ def real(tmp_path):
     pytest.importorskip('azureml.core')
     import loopback
     out = tmp_path / 'rehearsal'
-    with rehearse.take(out):
+    with rehearse.take_folder(out):
         rehearse.snapshot(ROOT, out / 'origin.git', out)
         with loopback.start(str(out / 'azure')) as azure:
             yield rehearse.Rehearsal(out, azure, rehearse.Screen(out / 'rehearsal.log'),

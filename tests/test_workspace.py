@@ -1,58 +1,202 @@
-import os
+"""The workspace's resources by Azure Resource Manager: made once, whatever interrupts it."""
+import http.server
+import re
+import threading
 
 import pytest
 
+import arm
 import azure_ml
 import settings
 import workspace
 
-AGENT = {'tenantId': 't', 'servicePrincipalId': 'i', 'servicePrincipalKey': 'k'}
-OWN = {'AZUREML_SERVICE_PRINCIPAL_TENANT_ID': 'T', 'AZUREML_SERVICE_PRINCIPAL_ID': 'I',
-       'AZUREML_SERVICE_PRINCIPAL_PASSWORD': 'K'}
+GROUP = 'group'
+VALUES = {'RESOURCE_GROUP': GROUP, 'WORKSPACE_NAME': 'my-space', 'LOCATION': 'westeurope',
+          'SUBSCRIPTION_ID': '00000000-0000-0000-0000-000000000001'}
+KINDS = ['Microsoft.Storage/storageAccounts', 'Microsoft.KeyVault/vaults',
+         'Microsoft.OperationalInsights/workspaces', 'Microsoft.Insights/components',
+         'Microsoft.MachineLearningServices/workspaces']
+
+
+class Token:
+    """In place of the SDK's authentication: a token of the stand-in."""
+
+    def __init__(self, token='a.eyJ0aWQiOiAidCJ9.c'):
+        self.token = token
+
+    def get_authentication_header(self):
+        return {'Authorization': f'Bearer {self.token}'}
 
 
 @pytest.fixture
-def az(tmp_path, monkeypatch):
-    """A function that puts an Azure CLI on the path: a shell script with this text."""
-    monkeypatch.setenv('PATH', str(tmp_path))
-
-    def put(text):
-        command = tmp_path / 'az'
-        command.write_text('#!/bin/sh\n' + text)
-        command.chmod(0o755)
-        return tmp_path / 'asked'
-    return put
-
-
-def test_principal_of_the_agent_then_of_the_sdk():
-    assert workspace.principal(dict(AGENT, **OWN)) == ('t', 'i', 'k')
-    assert workspace.principal(OWN) == ('T', 'I', 'K')
-    assert workspace.principal({}) is None
-    # A federated connection gives id and tenant, but no secret.
-    assert workspace.principal(dict(AGENT, servicePrincipalKey='', idToken='x')) is None
-    with pytest.raises(settings.SettingsError, match='servicePrincipalKey is set without tenantId'):
-        workspace.principal({'servicePrincipalKey': 'k', 'servicePrincipalId': 'i'})
+def azure(tmp_path, monkeypatch):
+    pytest.importorskip('trustme')
+    import loopback
+    monkeypatch.setattr(azure_ml, 'quieten', lambda: None)
+    monkeypatch.setattr(arm, 'PAUSE_SECONDS', 0.01)
+    with loopback.start(str(tmp_path)) as azure:
+        azure.add_group(GROUP)
+        for name, value in azure.proxy_environment().items():
+            monkeypatch.setenv(name, value)
+        yield azure
+    assert azure.unknown == []
 
 
-def test_azure_cli_gives_tokens_and_is_asked_once_for_each(az):
-    asked = az('echo "$4" >> {0}/asked; echo \'{{"accessToken": "token"}}\'\n'.format(
-        os.environ['PATH']))
-    token = workspace.command_line_tokens()
-    assert [token('https://a/'), token('https://a/')] == ['token', 'token']
-    assert asked.read_text().split() == ['https://management.azure.com/', 'https://a/']
+def create(azure, seconds=10, **changes):
+    config = settings.read(dict(VALUES, **changes))
+    workspace.create_resources(arm.Manager(Token(azure.tokens.issue()), seconds), config)
 
 
-@pytest.mark.parametrize('text', ['echo "Please run az login" >&2; exit 1', 'echo nonsense'])
-def test_azure_cli_that_is_not_signed_in_is_passed_over(az, text):
-    az(text)
-    assert workspace.command_line_tokens() is None
+def made(azure):
+    """The types of the resources that there are, in the order in which they came."""
+    return [row['document']['type'] for row in azure.journal.table('resources').values()]
 
 
-def test_without_any_sign_in_the_message_says_what_to_do(az, monkeypatch):
-    pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
-    # Never a browser here, even when the tests run on a terminal.
-    monkeypatch.setattr('sys.stdin', open(os.devnull))
-    for environ, said in (({'idToken': 'x'}, 'federated'), ({}, 'az login'),
-                          ({'TF_BUILD': 'True'}, 'addSpnToEnvironment')):
-        with pytest.raises(azure_ml.AzureError, match=said):
-            workspace.sign_in(environ)
+def test_all_of_it_is_made_in_the_group_and_found_by_a_second_run(azure, capsys):
+    create(azure)
+    assert made(azure) == KINDS
+    assert capsys.readouterr().out.count(': created') == 5
+    create(azure)
+    assert capsys.readouterr().out == 'workspace my-space: there already\n' and len(made(azure)) == 5
+
+
+@pytest.mark.parametrize('number', range(5))
+def test_interrupted_at_any_resource_it_goes_on(azure, number):
+    azure.faults.add('forbidden', path='PUT ', skip=number)
+    with pytest.raises(azure_ml.AzureError, match='AuthorizationFailed'):
+        create(azure)
+    assert made(azure) == KINDS[:number]
+    create(azure)
+    assert made(azure) == KINDS
+
+
+def test_a_lost_answer_makes_nothing_twice(azure):
+    azure.faults.add('reset', path='PUT .*vaults', after=True)
+    create(azure)
+    assert made(azure) == KINDS
+
+
+def test_what_is_under_way_is_waited_for(azure, capsys):
+    for _ in KINDS:
+        azure.faults.add('late-resource', seconds=0.05)
+    create(azure)
+    assert made(azure) == KINDS
+    manager = arm.Manager(Token(azure.tokens.issue()), 10)
+    (path,) = [row['document']['id'] for row in azure.journal.table('resources').values()
+               if row['document']['type'] == KINDS[1]]
+    with azure.journal.table('resources').change(path.lower()) as row:
+        row['ready'] += 3600
+    with pytest.raises(azure_ml.AzureError, match='it is creating and goes on in Azure'):
+        manager.wait(path, '2026-02-01', 'create the key vault', 0)
+
+
+@pytest.mark.parametrize('role, said', [
+    ('Reader', "does not have authorization to perform action 'Microsoft.Storage/storageAccounts/"
+               "write'.*role Contributor"),
+    (None, 'AuthorizationFailed')])
+def test_without_contributor_on_the_group_the_sentence_says_so(azure, role, said):
+    azure.add_group(GROUP, role=role)
+    with pytest.raises(azure_ml.AzureError) as error:
+        create(azure)
+    assert re.search(said, str(error.value), 16), error.value
+    assert made(azure) == []
+
+
+def test_contributor_on_the_group_is_enough(azure):
+    from loopback import resource_manager, sign_in
+    resource_manager.assign(azure, sign_in.OBJECT, None,
+                            f"/subscriptions/{VALUES['SUBSCRIPTION_ID']}")
+    create(azure)
+    assert made(azure) == KINDS
+
+
+def test_a_provider_that_is_not_registered_is_named_with_what_to_do(azure):
+    azure.journal.table('unregistered')['x'] = {'namespace': 'Microsoft.KeyVault'}
+    with pytest.raises(azure_ml.AzureError, match="namespace 'Microsoft.KeyVault'.*\n.*preflight"):
+        create(azure)
+    assert made(azure) == KINDS[:1]
+
+
+def test_an_api_version_that_ends_is_refused(azure, monkeypatch):
+    wanted = workspace.resources(settings.read(VALUES), 't')
+    old = [row[:3] + ('2015-06-01',) + row[4:] if 'vaults' in row[1] else row for row in wanted]
+    monkeypatch.setattr(workspace, 'resources', lambda *_: old)
+    with pytest.raises(azure_ml.AzureError, match="API version '2015-06-01' for type 'vaults'"):
+        create(azure)
+
+
+def test_a_name_that_someone_else_has_is_said_with_the_way_out(azure):
+    create(azure)
+    for row in azure.journal.table('resources').values():
+        if row['document']['type'] != KINDS[0]:
+            del azure.journal.table('resources')[row['document']['id'].lower()]
+    del azure.journal.table('workspaces')[next(
+        iter(azure.journal.table('workspaces').values()))['id'].lower()]
+    row = next(iter(azure.journal.table('resources').values()))
+    del azure.journal.table('resources')[row['document']['id'].lower()]
+    row['document']['id'] = row['document']['id'].replace(GROUP, 'another')
+    azure.journal.table('resources')['elsewhere'] = row
+    with pytest.raises(azure_ml.AzureError, match='StorageAccountAlreadyTaken.*\n.*another WORKSP'):
+        create(azure)
+
+
+@pytest.fixture
+def odd(monkeypatch):
+    """A function that has Azure Resource Manager answer everything with this."""
+    monkeypatch.setattr(azure_ml, 'quieten', lambda: None)
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, kind, body = self.server.answer
+            self.send_response(status)
+            self.send_header('Content-Type', kind)
+            self.send_header('Content-Length', str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        do_PUT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(('127.0.0.1', 0), Answer)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(arm, 'URL', f'http://127.0.0.1:{server.server_port}')
+
+    def answer(status, kind, body):
+        server.answer = status, kind, body
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize('status, kind, body, said', [
+    (200, 'text/html', b'<html>sign in</html>', 'HTTP 200, text/html.*proxy'),
+    (200, 'application/json', b'', 'HTTP 200.*proxy'),
+    (200, 'application/json', b'[1]', 'HTTP 200.*proxy'),
+    (302, 'text/html', b'', 'HTTP 302.*proxy'),
+    (400, 'application/json', b'null', 'HTTP 400.*proxy'),
+    (403, 'text/html', b'<html>', 'HTTP 403, text/html.*proxy'),
+    (401, 'application/json', b'{"error": {"code": "InvalidAuthenticationToken", "message": "no"}}',
+     'InvalidAuthenticationToken: no.*\n.*az login'),
+])
+def test_an_answer_that_is_not_of_resource_manager_is_one_sentence(odd, status, kind, body, said):
+    odd(status, kind, body)
+    manager = arm.Manager(Token(), 2)
+    for ask in (lambda: manager.get('/x', '1', 'look'),
+                lambda: manager.create('/x', '1', {}, 'make it', 0)):
+        with pytest.raises(azure_ml.AzureError) as error:
+            ask()
+        assert re.search(said, str(error.value)), error.value
+        assert len(str(error.value).splitlines()) <= 2
+
+
+def test_the_tenant_is_that_of_the_token():
+    assert arm.Manager(Token(), 1).tenant() == 't'
+
+
+def test_names_that_are_unique_in_azure_follow_from_the_settings():
+    config = settings.read(VALUES)
+    assert workspace.resources(config, 't') == workspace.resources(config, 't')
+    other = settings.read(dict(VALUES, RESOURCE_GROUP='other'))
+    first, second = [[row[2] for row in workspace.resources(one, 't')] for one in (config, other)]
+    assert set(first[:2]).isdisjoint(second[:2]) and first[2:] == second[2:]

@@ -14,7 +14,7 @@ ACTIONS = ('train_and_deploy', 'train_only', 'deploy_version')
 
 
 def stages(name, **parameters):
-    return pipeline_yaml.stages(pipeline_yaml.read(DEVOPS / name, parameters))
+    return pipeline_yaml.stages(pipeline_yaml.read_pipeline(DEVOPS / name, parameters))
 
 
 def steps(name, **parameters):
@@ -29,12 +29,12 @@ def scripts(name, **parameters):
 
 @pytest.mark.parametrize('name', FILES)
 def test_the_checks_find_no_problem(name):
-    assert pipeline_checks.problems(DEVOPS / name, with_schema=False) == []
+    assert pipeline_checks.find_problems(DEVOPS / name, with_schema=False) == []
 
 
 @pytest.mark.parametrize('table', ['sample', 'none'])
 def test_the_environment_is_sound_with_and_without_a_table(table):
-    assert pipeline_checks.problems(
+    assert pipeline_checks.find_problems(
         DEVOPS / 'workspace.yml', with_schema=False, parameters={'table': table}) == []
     made = [step for step in steps('workspace.yml', table=table)
             if step.get('script') == 'make dataset']
@@ -44,11 +44,11 @@ def test_the_environment_is_sound_with_and_without_a_table(table):
 @pytest.mark.parametrize('name', FILES)
 def test_microsofts_schema_finds_no_problem(name):
     pytest.importorskip('check_jsonschema')
-    assert pipeline_checks.problems(DEVOPS / name) == []
+    assert pipeline_checks.find_problems(DEVOPS / name) == []
 
 
 def test_a_pull_request_is_linted_and_tested_and_gets_no_secret():
-    pipeline = pipeline_yaml.read(DEVOPS / 'pr.yml')
+    pipeline = pipeline_yaml.read_pipeline(DEVOPS / 'pr.yml')
     assert scripts('pr.yml') == ['make setup', 'make lint', 'make test']
     assert pipeline_yaml.groups(pipeline) == []
     assert not [step for step in steps('pr.yml') if str(step.get('task')).startswith('AzureCLI')]
@@ -76,7 +76,7 @@ def test_a_push_trains_and_deploys_and_only_a_push_to_master_starts_it():
     assert [command for command in scripts('ci.yml') if command != 'make setup'] == [
         'make lint', 'make test', 'make preflight', 'make publish', 'make run', 'make cancel-run',
         'make deploy', 'make smoke-test SERVICE=aci', 'make rollback']
-    trigger = pipeline_yaml.read(DEVOPS / 'ci.yml')['trigger']
+    trigger = pipeline_yaml.read_pipeline(DEVOPS / 'ci.yml')['trigger']
     assert trigger == {'batch': True, 'branches': {'include': ['master']}}
 
 
@@ -97,7 +97,7 @@ def test_the_image_is_named_in_one_place():
 
 
 def test_every_variable_is_a_setting_with_a_valid_value():
-    values = pipeline_yaml.variables(pipeline_yaml.read(DEVOPS / 'ci.yml'))
+    values = pipeline_yaml.variables(pipeline_yaml.read_pipeline(DEVOPS / 'ci.yml'))
     known = {name for name, _, _, _ in settings.SETTINGS}
     group = set(pipeline_checks.GROUPS['devopsforai-aml-vg'])
     assert set(values) - known == {'CONTAINER_IMAGE'}
@@ -118,19 +118,19 @@ def test_the_pins_of_the_container_are_exact():
     ("eq(1, '1')", True),
     ('succeeded()', True), ('and(succeeded(), canceled())', False)])
 def test_expressions(text, value):
-    tree = pipeline_yaml.parse(text)
+    tree = pipeline_yaml.parse_expression(text)
     status = {'succeeded': True, 'canceled': False}.get
     assert pipeline_yaml.evaluate(tree, lambda words: {'x': 'y'}[words[1]], status) == value
 
 
 def test_macros_that_are_not_defined_stay_as_in_the_agent():
-    assert pipeline_yaml.macros('$(A.b) $(date) $c', {'a.b': 1}) == '1 $(date) $c'
+    assert pipeline_yaml.fill_in_macros('$(A.b) $(date) $c', {'a.b': 1}) == '1 $(date) $c'
 
 
 def test_words_that_yaml_1_1_takes_for_booleans_stay_words(tmp_path):
     path = tmp_path / 'a.yml'
     path.write_text('on: yes\noff: 1\nx: true\ny:\n')
-    assert pipeline_yaml.load(path) == {'on': 'yes', 'off': 1, 'x': True, 'y': None}
+    assert pipeline_yaml.load_file(path) == {'on': 'yes', 'off': 1, 'x': True, 'y': None}
 
 
 def test_a_template_takes_parameters_and_leaves_out_what_is_not_asked_for(tmp_path):
@@ -142,6 +142,6 @@ def test_a_template_takes_parameters_and_leaves_out_what_is_not_asked_for(tmp_pa
         "  - script: make faster\n    ${{ if eq(parameters.fast, 2) }}:\n      env: {N: '2'}\n")
     (tmp_path / 'a.yml').write_text('jobs:\n- job: a\n  steps:\n  - template: steps.yml\n'
                                     '    parameters:\n      target: lint\n      fast: 2\n')
-    job, = pipeline_yaml.read(tmp_path / 'a.yml')['jobs']
+    job, = pipeline_yaml.read_pipeline(tmp_path / 'a.yml')['jobs']
     assert job['steps'] == [{'script': 'make lint'}, {'script': 'make fast'},
                             {'script': 'make faster', 'env': {'N': '2'}}]

@@ -286,7 +286,7 @@ def problems_with(copies, mutant, with_schema):
     assert old is None or old in text
     try:
         path.write_text(new if old is None else text.replace(old, new, 1))
-        return pipeline_checks.problems(copies / USERS.get(name, name), ROOT, with_schema)
+        return pipeline_checks.find_problems(copies / USERS.get(name, name), ROOT, with_schema)
     finally:
         path.write_text(text)
 
@@ -306,4 +306,4 @@ def test_a_mistake_is_found_by_the_schema(name, copies):
 
 def test_the_files_without_a_mistake_have_no_problem(copies):
     for name in ('pr.yml', 'ci.yml', 'workspace.yml'):
-        assert pipeline_checks.problems(copies / name, ROOT, with_schema=False) == []
+        assert pipeline_checks.find_problems(copies / name, ROOT, with_schema=False) == []

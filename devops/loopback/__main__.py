@@ -38,8 +38,8 @@ def main(argv=None):
         with service:
             for name, value in sorted(service.env.items()):
                 print(f'export {name}={shlex.quote(value)}')
-            print('# This is %s on loopback; paste the lines above into another shell'
-                  % args.service, flush=True)
+            print(f'# This is {args.service} on loopback; paste the lines above into another '
+                  'shell', flush=True)
             ended.wait()
         unknown = getattr(service, 'unknown', [])
     for line in unknown:

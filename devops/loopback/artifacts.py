@@ -50,8 +50,8 @@ def create_artifacts(call, origin, container):
     paths = [one['path'] for one in call.json['paths']]
     for path in paths:
         if os.path.exists(artifact_path(call.cloud, call.workspace, origin, container, path)):
-            raise problem(409, 'UserError', 'Resource Conflict: ArtifactId %s/%s/%s already exists.'
-                          % (origin, container, path))
+            raise problem(409, 'UserError', 'Resource Conflict: ArtifactId '
+                          f'{origin}/{container}/{path} already exists.')
     return {'artifacts': {path: _artifact(origin, container, path) for path in paths},
             'artifactContentInformation': {
                 path: _content(call, origin, container, path) for path in paths}, 'errors': {}}

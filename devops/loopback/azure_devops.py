@@ -82,16 +82,16 @@ class AzureDevOps:
                          'providerDisplayName': name, 'members': [], 'memberOf': []}, **more)
         build = f'{PROJECT} Build Service ({ORGANISATION})'
         return [
-            user('Jane Doe', 'Microsoft.IdentityModel.Claims.ClaimsIdentity;%s\\jane@contoso.com'
-                 % uuid.uuid4(), mail='jane@contoso.com'),
-            user('Kim Lee', 'Microsoft.IdentityModel.Claims.ClaimsIdentity;%s\\kim@contoso.com'
-                 % uuid.uuid4(), mail='kim@contoso.com'),
+            user('Jane Doe', 'Microsoft.IdentityModel.Claims.ClaimsIdentity;'
+                 f'{uuid.uuid4()}\\jane@contoso.com', mail='jane@contoso.com'),
+            user('Kim Lee', 'Microsoft.IdentityModel.Claims.ClaimsIdentity;'
+                 f'{uuid.uuid4()}\\kim@contoso.com', mail='kim@contoso.com'),
             user(f'[{PROJECT}]\\Contributors', 'Microsoft.TeamFoundation.Identity;S-1-9-1-2',
                  isContainer=True),
             user('[Another]\\Contributors', 'Microsoft.TeamFoundation.Identity;S-1-9-1-9',
                  isContainer=True),
-            user(self.project_id, 'Microsoft.TeamFoundation.ServiceIdentity;%s:Build:%s' % (
-                self.organisation_id, self.project_id), customDisplayName=build),
+            user(self.project_id, 'Microsoft.TeamFoundation.ServiceIdentity;'
+                 f'{self.organisation_id}:Build:{self.project_id}', customDisplayName=build),
         ]
 
     # Put in place what a test or a person wants to find there.
@@ -103,8 +103,8 @@ class AzureDevOps:
         """A repository; its first branch is the default. Returns it."""
         one = {'id': str(uuid.uuid4()), 'name': name, 'project': {
             'id': self.project_id, 'name': PROJECT, 'state': 'wellFormed'},
-            'remoteUrl': 'https://%s@dev.azure.com/%s/%s/_git/%s' % (
-                ORGANISATION, ORGANISATION, urllib.parse.quote(PROJECT), name)}
+            'remoteUrl': f'https://{ORGANISATION}@dev.azure.com/{ORGANISATION}/'
+                         f'{urllib.parse.quote(PROJECT)}/_git/{name}'}
         if branches:
             one['defaultBranch'] = 'refs/heads/' + branches[0]
         self.repositories.append(one)
@@ -181,13 +181,13 @@ class AzureDevOps:
         operation, values = self.contract.find(method, path)
         version = query.pop('api-version', None)
         if version != operation.version:
-            raise Refusal(400, 'VssVersionNotSpecifiedException', 'api-version is %r and must be '
-                          '%r.' % (version, operation.version))
+            raise Refusal(400, 'VssVersionNotSpecifiedException', f'api-version is {version!r} '
+                          f'and must be {operation.version!r}.')
         if values.get('project', PROJECT).lower() not in (PROJECT.lower(), self.project_id):
             raise Refusal(404, 'ProjectDoesNotExistWithNameException',
-                          'TF200016: The following project does not exist: %s. Verify that the '
-                          'name of the project is correct and that the project exists on the '
-                          'specified Azure DevOps Server.' % values['project'])
+                          f"TF200016: The following project does not exist: {values['project']}. "
+                          'Verify that the name of the project is correct and that the project '
+                          'exists on the specified Azure DevOps Server.')
         wrong = ['unknown query parameter ' + name for name in set(query) - operation.query]
         wrong += ['missing query parameter ' + name for name in operation.required - set(query)]
         if operation.body:
@@ -259,8 +259,8 @@ def _repositories(service, **_):
 def _refs(service, query, repositoryId, **_):
     if repositoryId not in service.branches:
         raise Refusal(404, 'GitRepositoryNotFoundException', 'TF401019: The Git repository with '
-                      'name or identifier %s does not exist or you do not have permissions for '
-                      'the operation you are attempting.' % repositoryId)
+                      f'name or identifier {repositoryId} does not exist or you do not have '
+                      'permissions for the operation you are attempting.')
     return [{'name': 'refs/heads/' + name, 'objectId': '0' * 40}
             for name in service.branches[repositoryId]
             if ('heads/' + name).startswith(query.get('filter', ''))]
@@ -281,8 +281,8 @@ def _definitions(service, query, **_):
 @route('POST', '/{organization}/{project}/_apis/pipelines')
 def _create_pipeline(service, body, **_):
     if any(one['name'].lower() == body['name'].lower() for one in service.definitions.values()):
-        raise Refusal(409, 'DefinitionExistsException', 'The build pipeline %s already exists in '
-                      'folder %s.' % (body['name'], body['folder']))
+        raise Refusal(409, 'DefinitionExistsException', f"The build pipeline {body['name']} "
+                      f"already exists in folder {body['folder']}.")
     repository = [one for one in service.repositories
                   if one['id'] == body['configuration']['repository']['id']]
     if not repository:
@@ -296,15 +296,15 @@ def _policy_as_kept(service, body):
     """What the service makes of a policy: one word in another spelling, and gaps filled or left."""
     kind = body['type']['id']
     if kind not in SETTINGS:
-        raise Refusal(404, 'PolicyTypeNotFoundException', 'TF402455: There is no policy type %s.'
-                      % kind)
+        raise Refusal(404, 'PolicyTypeNotFoundException',
+                      f'TF402455: There is no policy type {kind}.')
     wrong = service.contract.problems(SETTINGS[kind], body['settings'])
     if wrong:
         raise Refusal(400, 'InvalidPolicyConfigurationException', '; '.join(wrong))
     number = body['settings'].get('buildDefinitionId')
     if number is not None and number not in service.definitions:
-        raise Refusal(400, 'InvalidPolicyConfigurationException', 'There is no build definition '
-                      '%s.' % number)
+        raise Refusal(400, 'InvalidPolicyConfigurationException',
+                      f'There is no build definition {number}.')
     settings = {key: value for key, value in body['settings'].items()
                 if value and key not in service.ignores}
     if kind == REVIEWERS:
@@ -394,8 +394,8 @@ def _group(service, groupId, **_):
 @route('POST', '/{organization}/_apis/distributedtask/variablegroups')
 def _create_group(service, body, **_):
     if any(one['name'].lower() == body['name'].lower() for one in service.groups.values()):
-        raise Refusal(409, 'VariableGroupExistsException', 'Variable group with name %s already '
-                      'exists.' % body['name'])
+        raise Refusal(409, 'VariableGroupExistsException', 'Variable group with name '
+                      f"{body['name']} already exists.")
     return _keep_group(service, service.number(), body)
 
 
@@ -414,8 +414,8 @@ def _environments(service, query, **_):
 @route('POST', '/{organization}/{project}/_apis/distributedtask/environments')
 def _create_environment(service, body, **_):
     if any(one['name'] == body['name'] for one in service.environments.values()):
-        raise Refusal(409, 'EnvironmentExistsException', 'Environment %s already exists.'
-                      % body['name'])
+        raise Refusal(409, 'EnvironmentExistsException',
+                      f"Environment {body['name']} already exists.")
     number = service.number()
     service.environments[number] = dict(body, id=number)
     return service.environments[number]

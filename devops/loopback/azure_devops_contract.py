@@ -116,7 +116,7 @@ class Contract:
 
     @staticmethod
     def _pattern(template):
-        return re.compile('^%s$' % re.sub(r'\\{(\w+)\\}', r'(?P<\1>[^/]+)', re.escape(template)),
+        return re.compile('^' + re.sub(r'\\{(\w+)\\}', r'(?P<\1>[^/]+)', re.escape(template)) + '$',
                           re.IGNORECASE)
 
     def _operation(self, method, template, operation):

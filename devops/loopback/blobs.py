@@ -16,21 +16,14 @@ from .sign_in import LIFETIME
 from .workspaces import account, now
 
 XML = '<?xml version="1.0" encoding="utf-8"?>'
-LIST = ('<EnumerationResults ServiceEndpoint="https://%s/" ContainerName="%s"><Prefix>%s</Prefix>'
-        '<Blobs>%s</Blobs><NextMarker/></EnumerationResults>')
-ENTRY = ('<Blob><Name>%s</Name><Properties><Creation-Time>%s</Creation-Time><Last-Modified>%s'
-         '</Last-Modified><Etag>%s</Etag><Content-Length>%d</Content-Length>'
-         '<Content-Type>application/octet-stream</Content-Type><BlobType>BlockBlob</BlobType>'
-         '</Properties></Blob>')
 VERSION = '2019-02-02'
 
 
 def shared_link(call, container, name):
     """A URL of a blob with a shared access signature."""
     resource = f'{account(call.workspace)}.blob.core.windows.net/{container}/{name}'
-    return 'https://%s?sv=%s&sr=b&sp=rwc&se=%s&sig=%s' % (
-        urllib.parse.quote(resource), VERSION, urllib.parse.quote(now(LIFETIME)),
-        call.cloud.signature(resource))
+    return (f'https://{urllib.parse.quote(resource)}?sv={VERSION}&sr=b&sp=rwc&'
+            f'se={urllib.parse.quote(now(LIFETIME))}&sig={call.cloud.signature(resource)}')
 
 
 def _account(call):
@@ -56,19 +49,28 @@ def _facts(path):
             'Last-Modified': email.utils.formatdate(facts.st_mtime, usegmt=True)}
 
 
+def _entry(blob, path):
+    """A blob in a list."""
+    facts = _facts(path)
+    modified, tag = facts['Last-Modified'], facts['ETag'].strip('"')
+    return (f'<Blob><Name>{escape(blob)}</Name><Properties><Creation-Time>{modified}'
+            f'</Creation-Time><Last-Modified>{modified}</Last-Modified><Etag>{tag}</Etag>'
+            f'<Content-Length>{os.path.getsize(path)}</Content-Length>'
+            '<Content-Type>application/octet-stream</Content-Type><BlobType>BlockBlob</BlobType>'
+            '</Properties></Blob>')
+
+
 @route('GET', BLOB, '/{container}', signed_in=False)
 def list_blobs(call, container):
     name = _account(call)
     if call.query.get('comp') != 'list':
         return Answer(b'', 200, {'ETag': '"0x1"', 'Last-Modified': email.utils.formatdate()})
     prefix = call.query.get('prefix', '')
-    found = []
-    for blob in call.cloud.blobs.names(name, container, prefix):
-        path = call.cloud.blobs.path(name, container, blob)
-        facts = _facts(path)
-        found.append(ENTRY % (escape(blob), facts['Last-Modified'], facts['Last-Modified'],
-                              facts['ETag'].strip('"'), os.path.getsize(path)))
-    text = XML + LIST % (call.host, container, escape(prefix), ''.join(found))
+    found = ''.join(_entry(blob, call.cloud.blobs.path(name, container, blob))
+                    for blob in call.cloud.blobs.names(name, container, prefix))
+    text = (f'{XML}<EnumerationResults ServiceEndpoint="https://{call.host}/" '
+            f'ContainerName="{container}"><Prefix>{escape(prefix)}</Prefix>'
+            f'<Blobs>{found}</Blobs><NextMarker/></EnumerationResults>')
     return Answer(text.encode(), 200, {'Content-Type': 'application/xml'})
 
 
@@ -112,10 +114,10 @@ def put_blob(call, container, name):
     path = blobs.path(_account(call), container, name)
     part = call.query.get('comp')
     if part == 'block':
-        blobs.stage(path, call.query['blockid'], call.body)
+        blobs.stage_block(path, call.query['blockid'], call.body)
         return Answer(b'', 201)
     if part == 'blocklist':
-        blobs.join(path, re.findall(r'<(?:Latest|Uncommitted)>([^<]+)<', call.body.decode()))
+        blobs.join_blocks(path, re.findall(r'<(?:Latest|Uncommitted)>([^<]+)<', call.body.decode()))
     elif part is None:
         blobs.write(path, call.body)
     else:

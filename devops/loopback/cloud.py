@@ -9,9 +9,9 @@ import sys
 import threading
 import time
 
-from . import sign_in, state, transport, workspaces
+from . import resource_manager, sign_in, state, transport, workspaces
 # These bring their routes along when they are imported; the others are used here as well.
-from . import blobs, computes, data, pipelines, services  # noqa: F401
+from . import blobs, computes, data, pipelines, services, resources  # noqa: F401
 from .containers import Containers
 from .faults import Faults
 from .jobs import Jobs
@@ -40,6 +40,8 @@ class Cloud:
         self.tokens = sign_in.Tokens(self.journal)
         self._log_lock = threading.Lock()
         self._log = open(os.path.join(self.folder, 'requests.log'), 'a', encoding='utf-8')
+        resource_manager.assign(self, sign_in.OBJECT, 'Reader',
+                                f'/subscriptions/{resource_manager.SUBSCRIPTION}')
         self._open_proxy()
         self.env = self._client_environment()
         self.jobs = Jobs(self)
@@ -109,10 +111,31 @@ class Cloud:
             os.makedirs(folder, mode=0o700, exist_ok=True)
         secret = self.tokens.new_secret()
         return dict(
-            self.proxy_environment(), SUBSCRIPTION_ID=workspaces.SUBSCRIPTION,
+            self.proxy_environment(), SUBSCRIPTION_ID=resource_manager.SUBSCRIPTION,
             AZUREML_SERVICE_PRINCIPAL_TENANT_ID=sign_in.TENANT, tenantId=sign_in.TENANT,
             AZUREML_SERVICE_PRINCIPAL_ID=sign_in.CLIENT, servicePrincipalId=sign_in.CLIENT,
             AZUREML_SERVICE_PRINCIPAL_PASSWORD=secret, servicePrincipalKey=secret, **homes)
+
+    @property
+    def connection(self):
+        """What a task of Azure Pipelines gets of a service connection, of either kind."""
+        ids = {'TENANT_ID': sign_in.TENANT, 'CLIENT_ID': sign_in.CLIENT,
+               'SERVICE_CONNECTION_ID': sign_in.CONNECTION}
+        return dict({f'AZURESUBSCRIPTION_{name}': value for name, value in ids.items()}, **{
+            name: self.env[name] for name in ('tenantId', 'servicePrincipalId',
+                                              'servicePrincipalKey')})
+
+    def new_job(self, with_connection):
+        """The variables by which a job of Azure Pipelines asks for OIDC tokens.
+
+        with_connection: whether its tasks name the service connection.
+        """
+        return self.tokens.new_job([sign_in.CONNECTION] if with_connection else [])
+
+    def add_group(self, name, location='westeurope', role='Contributor'):
+        """A resource group, as its owner makes it: with a role on it for the service principal."""
+        document = workspaces.create_group(self, name, location)
+        resource_manager.assign(self, sign_in.OBJECT, role, document['id'])
 
     def report(self, text):
         """Note something that the stand-in does not know or does wrong."""
@@ -127,5 +150,5 @@ class Cloud:
     def log(self, text):
         with self._log_lock:
             if not self._log.closed:
-                self._log.write('%s %s\n' % (time.strftime('%H:%M:%S'), text))
+                self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
                 self._log.flush()

@@ -7,8 +7,9 @@ once and has as many nodes as steps run on it; a size is taken only if the regio
 import re
 import uuid
 
+from .resource_manager import PROVIDER, SUBSCRIPTION
 from .routing import API, ARM, WORKSPACE, Answer, problem, route
-from .workspaces import PROVIDER, SUBSCRIPTION, not_found, now
+from .workspaces import not_found, now
 
 REGION = '/subscriptions/{subscription}/providers/' + PROVIDER + '/locations/{location}'
 # Name of a size: (family, cores, memory in GB).
@@ -42,18 +43,18 @@ def put_compute(call, name):
     kind = asked['computeType']
     old = call.table('computes').get(name.lower())
     if old and old['properties']['computeType'] != kind:
-        raise problem(409, 'Conflict', 'Compute \'%s\' exists and is of type %s.' % (
-            name, old['properties']['computeType']))
+        raise problem(409, 'Conflict', f"Compute '{name}' exists and is of type "
+                      f"{old['properties']['computeType']}.")
     if not re.match(r'[a-zA-Z][a-zA-Z0-9-]{0,14}[a-zA-Z0-9]$', name):
         raise problem(
-            400, 'BadRequest', 'Compute name \'%s\' is invalid: 2 to 16 letters, digits or '
-            'hyphens, the first a letter, the last not a hyphen.' % name)
+            400, 'BadRequest', f"Compute name '{name}' is invalid: 2 to 16 letters, digits or "
+            'hyphens, the first a letter, the last not a hyphen.')
     if kind == 'AmlCompute':
         size = asked['properties'].get('vmSize', '')
         if size.lower() not in [known.lower() for known in SIZES]:
             raise problem(
-                400, 'InvalidPropertyValue', 'The specified vmSize \'%s\' is not available in this '
-                'region. The available sizes are: %s' % (size, ', '.join(sorted(SIZES))))
+                400, 'InvalidPropertyValue', f"The specified vmSize '{size}' is not available in "
+                f"this region. The available sizes are: {', '.join(sorted(SIZES))}")
     call.table('computes')[name.lower()] = {
         'id': f"{call.workspace['id']}/computes/{name}", 'name': name,
         'type': PROVIDER + '/workspaces/computes', 'location': call.workspace['location'],
@@ -101,8 +102,8 @@ def _current(call, document):
 
 
 def _operation(call):
-    path = '/subscriptions/%s/providers/%s/locations/%s/computeOperationsStatus/%s' % (
-        SUBSCRIPTION, PROVIDER, call.workspace['location'], uuid.uuid4())
+    path = (f'/subscriptions/{SUBSCRIPTION}/providers/{PROVIDER}/locations/'
+            f"{call.workspace['location']}/computeOperationsStatus/{uuid.uuid4()}")
     return {'Azure-AsyncOperation': f'https://management.azure.com{path}?api-version=2021-01-01'}
 
 

@@ -17,7 +17,7 @@ import urllib.request
 
 from . import processes
 from .artifacts import artifact_path
-from .models import unpack
+from .models import unpack_model
 from .workspaces import now
 
 OPERATION_ENDED = ('Succeeded', 'Failed', 'Cancelled', 'TimedOut')
@@ -25,10 +25,6 @@ SERVER = 'azureml_inference_server_http.amlserver'
 START_SECONDS = 60
 CRASHES = 2
 CRASH = 'raise RuntimeError("loopback: this container crashes on demand")'
-CRASHED = ('Your container application crashed. This may be caused by errors in your scoring '
-           'file\'s init() function.\n1. Please check the logs for your container instance: %s. '
-           'From the AML SDK, you can run print(service.get_logs()) if you have service object to '
-           'fetch the logs.')
 
 
 class Containers:
@@ -70,7 +66,7 @@ class Containers:
                     self.changed.wait_for(lambda: self._stopping or container.told, left)
                     return
 
-    def behind(self, host):
+    def container_behind(self, host):
         """(service, port) of the healthy container of that host name, or None."""
         with self.changed:
             containers = list(self._containers.values())
@@ -161,10 +157,14 @@ class _Container:
             processes.kill(self._process)
             self._process.wait()
             crashes += 1
+        crashed = ('Your container application crashed. This may be caused by errors in your '
+                   "scoring file's init() function.\n1. Please check the logs for your container "
+                   f'instance: {self._name}. From the AML SDK, you can run '
+                   'print(service.get_logs()) if you have service object to fetch the logs.')
         self._report('Failed', {
             'code': 'AciDeploymentFailed', 'statusCode': 400,
-            'message': 'Aci Deployment failed with exception: ' + CRASHED % self._name,
-            'details': [{'code': 'CrashLoopBackOff', 'message': CRASHED % self._name}]})
+            'message': f'Aci Deployment failed with exception: {crashed}',
+            'details': [{'code': 'CrashLoopBackOff', 'message': crashed}]})
 
     def _prepare(self):
         """(command, folder, variables), the folder laid out like /var/azureml-app."""
@@ -184,7 +184,7 @@ class _Container:
                 shutil.copyfile(blob, os.path.join(app, os.path.basename(path)))
         for model in document['models']:
             model_folder = os.path.join(models, model['name'], str(model['version']))
-            unpack(self._cloud, self._workspace, model, model_folder)
+            unpack_model(self._cloud, self._workspace, model, model_folder)
         variables = processes.clean_environ(self._cloud.python, os.path.join(self._folder, 'home'))
         variables.update(self._cloud.proxy_environment())
         variables['AZUREML_ENTRY_SCRIPT'] = request['driverProgram']

@@ -5,10 +5,12 @@ environments, which have no public document, the calls of azureml-sdk 1.55 and 1
 versions are numbered from 1; version `latest` moves.
 """
 import json
+import time
 import uuid
 
-from .routing import API, WORKSPACE, problem, route
-from .workspaces import SUBSCRIPTION, account, now
+from .resource_manager import SUBSCRIPTION
+from .routing import API, WORKSPACE, Answer, problem, route
+from .workspaces import account, need_registry, now
 
 DATASTORES = '/datastore/v1.0' + WORKSPACE
 DATASETS = '/dataset/v1.0' + WORKSPACE
@@ -21,8 +23,8 @@ CONTAINERS = {DEFAULT: 'azureml-blobstore', 'workspaceartifactstore': 'azureml'}
 @route('GET', API, DATASTORES + '/datastores/{name}')
 def get_datastore(call, name=DEFAULT):
     if name not in CONTAINERS:
-        raise problem(404, 'UserError', 'Could not find datastore %s in workspace %s.' % (
-            name, call.workspace['name']))
+        raise problem(404, 'UserError', f'Could not find datastore {name} in workspace '
+                      f"{call.workspace['name']}.")
     key = call.cloud.storage_key(account(call.workspace))
     return {
         'name': name, 'dataStoreType': 'AzureBlob', 'hasBeenValidated': True, 'tags': {},
@@ -151,8 +153,8 @@ def get_environment(call, name, version=None):
     for document in reversed(row['versions']):
         if version in (None, document['version']):
             return document
-    raise problem(404, 'UserError', 'No environment %s, version %s, in workspace %s.' % (
-        name, version or 'any', call.workspace['name']))
+    raise problem(404, 'UserError', f"No environment {name}, version {version or 'any'}, in "
+                  f"workspace {call.workspace['name']}.")
 
 
 @route('GET', API, ENVIRONMENTS)
@@ -160,8 +162,33 @@ def list_environments(call):
     return {'value': [row['versions'][-1] for row in call.table('environments').values()]}
 
 
+IMAGES = '/environment/v2.0' + WORKSPACE + '/environments/{name}/versions/{version}/image'
+
+
+@route('POST', API, IMAGES)
+def build_image(call, name, version):
+    """Start the build, which takes `seconds` of the fault `late-image`, else none."""
+    get_environment(call, name, version)
+    need_registry(call.cloud, call.workspace)
+    fault = call.cloud.faults.take('late-image')
+    call.table('images')[f'{name}:{version}'] = {
+        'ready': time.time() + (fault or {}).get('seconds', 0)}
+    url = f'https://{call.host}{call.path}/operations/{uuid.uuid4()}'
+    return Answer({'location': url}, 202)
+
+
+@route('GET', API, IMAGES + '/operations/{operation}')
+def get_image_build(call, name, version, operation):
+    if call.cloud.faults.take('image-fails'):
+        del call.table('images')[f'{name}:{version}']
+        return {'status': 'Failed', 'logUrl': None}
+    built = call.table('images')[f'{name}:{version}']['ready'] <= time.time()
+    return {'status': 'Succeeded' if built else 'Running', 'logUrl': None}
+
+
 @route('GET', API, ENVIRONMENTS + '/{name}/versions/{version}/image')
 def get_environment_image(call, name, version):
-    """Nothing is built here; every image is said to exist."""
-    return {'imageExistsInRegistry': True,
+    """Nothing is really built here; a run or a deployment finds every image."""
+    row = call.table('images').get(f'{name}:{version}')
+    return {'imageExistsInRegistry': bool(row) and row['ready'] <= time.time(),
             'dockerImage': {'name': 'azureml/' + name, 'registry': None}}

@@ -25,6 +25,9 @@ NAMES = {
     'registration-collides': '409 to the registration of a model',
     'crash-loop': 'a service\'s container crashes at every start',
     'late': 'a service is healthy `seconds` (3) later',
+    'late-resource': 'a resource that is created is ready `seconds` later',
+    'late-image': 'an image is built `seconds` later',
+    'image-fails': 'the build of an image fails',
     'scoring-500': 'a service answers 500 to POST',
 }
 # These strike requests in whose "METHOD https://host/path" the regular expression `path` is found
@@ -49,8 +52,8 @@ class Faults:
         details['fault'] = fault
         strange = sorted(set(details) - set(KEYS))
         if fault not in NAMES or strange:
-            raise ValueError('unknown fault %r or key %s: the names are %s; the keys are %s' % (
-                fault, strange, ', '.join(NAMES), ', '.join(KEYS)))
+            raise ValueError(f'unknown fault {fault!r} or key {strange}: the names are '
+                             f"{', '.join(NAMES)}; the keys are {', '.join(KEYS)}")
         with self._lock:
             self._faults.append(dict({'count': 1, 'skip': 0}, **details))
 
@@ -74,7 +77,7 @@ class Faults:
                 return fault
         return None
 
-    def step(self, name):
+    def take_for_step(self, name):
         """The name of the fault that this step has to suffer, or None."""
         fault = self.take('step-fails', 'step-never-ends', step=name)
         return fault and fault['fault']
@@ -87,14 +90,14 @@ class Faults:
         return [{'error': {'code': 'ClusterCoreQuotaReached', 'message': 'Operation results in '
                            'exceeding quota limits of Core. Maximum allowed: 0.'}}]
 
-    def of(self, call, signed_in):
+    def take_for_request(self, call, signed_in):
         """The fault that this request has to suffer, or None; telemetry suffers none."""
         if re.match(f'{TELEMETRY}$|{METADATA}$', call.host):
             return None
         names = ON_REQUESTS + (ON_SIGNED_IN_REQUESTS if signed_in else ())
         return self.take(*names, path=str(call))
 
-    def strike(self, fault):
+    def raise_fault(self, fault):
         """Raise what the client gets to see."""
         name, seconds = fault['fault'], fault.get('seconds')
         if name == 'throttled':
@@ -108,9 +111,9 @@ class Faults:
             raise expired()
         if name == 'forbidden':
             raise problem(
-                403, 'AuthorizationFailed', 'The client with object id \'%s\' does not have '
+                403, 'AuthorizationFailed', f"The client with object id '{OBJECT}' does not have "
                 'authorization to perform this action over this scope or the scope is invalid. If '
-                'access was recently granted, please refresh your credentials.' % OBJECT)
+                'access was recently granted, please refresh your credentials.')
         if name == 'stalled':
             self.stopping.wait(seconds or STALL_SECONDS)
         raise Dropped

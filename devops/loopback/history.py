@@ -152,22 +152,22 @@ def query_runs(call, experiment=None):
     wanted = call.json.get('filter') or ''
     names = [_experiment(call, experiment)['name']] if experiment else None
     found = [row['dto'] for row in call.table('runs').values()
-             if (names is None or row['experiment'] in names) and _meets(row['dto'], wanted)]
+             if (names is None or row['experiment'] in names) and _matches(row['dto'], wanted)]
     return {'value': found[::-1][:call.json.get('top')], 'continuationToken': None}
 
 
-def _meets(dto, expression):
+def _matches(dto, expression):
     """Whether a run meets `(Tags/BuildId eq 5) and (RunType eq a or Properties/b eq a)` or so."""
     clauses = filter(None, re.split(r'\)?\s+and\s+\(?', expression.strip()))
-    return all(any(_holds(dto, term.strip('() ')) for term in clause.split(' or '))
+    return all(any(_matches_term(dto, term.strip('() ')) for term in clause.split(' or '))
                for clause in clauses)
 
 
-def _holds(dto, term):
-    parsed = re.match(r'(\w+)(?:/(\S+))?\s+(eq|ne|ge|gt)\s+(.*)$', term)
-    if not parsed:
+def _matches_term(dto, term):
+    match = re.match(r'(\w+)(?:/(\S+))?\s+(eq|ne|ge|gt)\s+(.*)$', term)
+    if not match:
         raise problem(501, 'LoopbackUnknownFilter', f'Loopback cannot read the filter {term!r}.')
-    field, key, operator, wanted = parsed.groups()
+    field, key, operator, wanted = match.groups()
     value = dto.get(field[0].lower() + field[1:])
     if key:
         value = (value or {}).get(key)

@@ -11,8 +11,6 @@ from .history import ENDED, set_status
 from .steps import Step, StepFailed
 
 CANCELED = ('Canceled', 'CancelRequested')
-STEPS_FAILED = ('Pipeline has failed child jobs. Failed nodes: /%s. For more details and logs, '
-                'please go to the job detail page and check the child jobs.')
 
 
 class Jobs:
@@ -101,7 +99,10 @@ class Jobs:
             for dto in self._family(runs, run):
                 set_status(runs, dto['runId'], 'Canceled')
         elif failed:
-            set_status(runs, run, 'Failed', error('UserError', STEPS_FAILED % ', /'.join(failed)))
+            nodes = ', /'.join(failed)
+            set_status(runs, run, 'Failed', error(
+                'UserError', f'Pipeline has failed child jobs. Failed nodes: /{nodes}. For more '
+                'details and logs, please go to the job detail page and check the child jobs.'))
         else:
             set_status(runs, run, 'Completed')
 

@@ -111,7 +111,7 @@ def get_model(call, model):
 def patch_model(call, model):
     get_model(call, model)
     with call.table('models').change(model) as document:
-        patch(document, call.json)
+        apply_patch(document, call.json)
         document['modifiedTime'] = now()
     return document
 
@@ -126,7 +126,7 @@ def delete_model(call, model):
     del call.table('models')[model]
 
 
-def patch(document, operations):
+def apply_patch(document, operations):
     """Apply a JSON patch of the operations add, replace and remove (RFC 6902)."""
     for operation in operations:
         *parents, last = [part.replace('~1', '/').replace('~0', '~')
@@ -140,7 +140,7 @@ def patch(document, operations):
             target[last] = operation['value']
 
 
-def unpack(cloud, workspace, model, folder):
+def unpack_model(cloud, workspace, model, folder):
     """Lay a model's files out in `folder`; what was registered, file or folder, keeps its name."""
     asset = cloud.table(workspace, 'assets')[model['url'][len('aml://asset/'):]]
     for artifact in asset['artifacts']:

@@ -81,8 +81,8 @@ def publish_pipeline(call):
     fields = {key: value for key, value in asked.items() if not key.startswith('Graph')}
     document = _entity(dict(fields, GraphId=_keep_graph(call, asked),
                             TotalRunSteps=len(asked['Graph']['ModuleNodes'])))
-    document['Url'] = '%s/pipelines/v1.0%s/PipelineRuns/PipelineSubmit/%s' % (
-        api_root(call.workspace), call.workspace['id'], document['Id'])
+    document['Url'] = (f"{api_root(call.workspace)}/pipelines/v1.0{call.workspace['id']}/"
+                       f"PipelineRuns/PipelineSubmit/{document['Id']}")
     call.table('pipelines')[document['Id']] = document
     return document
 

@@ -5,6 +5,7 @@ import re
 import urllib.parse
 
 SIGN_IN = r'login\.(?:microsoftonline|windows)\.(?:com|net)'
+DEVOPS = r'dev\.azure\.com'
 ARM = r'management\.azure\.com'
 API = r'[\w.-]+\.api\.azureml\.ms'
 BLOB = r'[a-z0-9]+\.blob\.core\.windows\.net'
@@ -42,8 +43,8 @@ def route(method, host, path, signed_in=True):
 
     Upper and lower case are alike, as Azure has it. The first route that fits is taken.
     """
-    expression = re.sub(r'\\\{(\w+)(\\\*)?\\\}', lambda found: '(?P<%s>%s)' % (
-        found.group(1), '.+' if found.group(2) else '[^/]+'), re.escape(path))
+    expression = re.sub(r'\\\{(\w+)\\\*\\\}', r'(?P<\1>.+)', re.escape(path))
+    expression = re.sub(r'\\\{(\w+)\\\}', r'(?P<\1>[^/]+)', expression)
     pattern = re.compile(f'(?P<host>{host}){expression}/?$', re.IGNORECASE)
 
     def register(handler):

@@ -14,7 +14,7 @@ import secrets
 import uuid
 
 from .containers import OPERATION_ENDED
-from .models import MANAGEMENT, patch, refused
+from .models import MANAGEMENT, apply_patch, refused
 from .routing import API, SCORING, Answer, Dropped, route
 from .sign_in import CLIENT, TENANT
 from .workspaces import api_root, need_registry, now
@@ -22,11 +22,8 @@ from .workspaces import api_root, need_registry, now
 SERVICES = MANAGEMENT + '/services'
 HOLD_SECONDS = 4
 MOST_CORES, MOST_GB = 4, 16
-FIXED = ('The updates on container group \'%s\' are invalid. If you are going to update the os '
-         'type, restart policy, network profile, CPU, memory or GPU resources for a container '
-         'group, you must delete it first and then create a new one.')
-EXISTS = ('Service %s with the same name already exists, please use a different service name or '
-          'delete the existing service.')
+EXISTS = ('with the same name already exists, please use a different service name or delete the '
+          'existing service.')
 HOP_BY_HOP = ('connection', 'keep-alive', 'proxy-connection', 'transfer-encoding',
               'content-length', 'host')
 
@@ -51,7 +48,7 @@ def validate(call):
 @route('POST', API, SERVICES + '/validate/name/{name}')
 def validate_name(call, name):
     if name in call.table('services'):
-        return {'error': {'code': 'Conflict', 'message': EXISTS % name}}
+        return {'error': {'code': 'Conflict', 'message': f'Service {name} {EXISTS}'}}
     return {}
 
 
@@ -75,23 +72,26 @@ def create_service(call):
     wanted = asked.get('containerResourceRequirements') or {}
     resources = {'cpu': wanted.get('cpu') or 0.1, 'memoryInGB': wanted.get('memoryInGB') or 0.5}
     if not re.match(r'[a-z]([-a-z0-9]{1,30}[a-z0-9])$', name):
-        raise refused(400, 'BadRequest', 'Service name %s is invalid: 3 to 32 lower case letters, '
-                      'digits or hyphens are wanted.' % name)
+        raise refused(400, 'BadRequest', f'Service name {name} is invalid: 3 to 32 lower case '
+                      'letters, digits or hyphens are wanted.')
     if asked.get('computeType') != 'ACI':
         raise refused(501, 'NotImplemented', 'Loopback knows services on ACI only.')
     if resources['cpu'] > MOST_CORES or resources['memoryInGB'] > MOST_GB:
-        raise refused(400, 'BadRequest', 'ACI gives %d cores and %d GB at most, not %s and %s.' % (
-            MOST_CORES, MOST_GB, resources['cpu'], resources['memoryInGB']))
+        raise refused(400, 'BadRequest', f'ACI gives {MOST_CORES} cores and {MOST_GB} GB at most, '
+                      f"not {resources['cpu']} and {resources['memoryInGB']}.")
     old = call.table('services').get(name)
     if old and not asked.get('overwrite'):
-        raise refused(409, 'Conflict', EXISTS % name)
+        raise refused(409, 'Conflict', f'Service {name} {EXISTS}')
     if old and old['state'] == 'Transitioning':
         raise refused(409, 'Conflict', f'Service {name} has an operation in progress.')
     if old and old['state'] != 'Failed' and old['containerResourceRequirements'] != resources:
+        fixed = (f"The updates on container group '{name}' are invalid. If you are going to update "
+                 'the os type, restart policy, network profile, CPU, memory or GPU resources for '
+                 'a container group, you must delete it first and then create a new one.')
         return _accepted(call, _operation(call, name, 'Failed', {
             'code': 'AciDeploymentFailed', 'statusCode': 400,
-            'message': 'Aci Deployment failed with exception: ' + FIXED % name,
-            'details': [{'code': 'AciDeploymentFailed', 'message': FIXED % name}]}))
+            'message': f'Aci Deployment failed with exception: {fixed}',
+            'details': [{'code': 'AciDeploymentFailed', 'message': fixed}]}))
     return _accepted(call, _deploy(call, _service(call, asked, resources, old)))
 
 
@@ -124,7 +124,7 @@ def _service(call, asked, resources, old):
 def update_service(call, name):
     """Tags, properties and description change in place; all else replaces the container."""
     document = _find(call, name)
-    patch(document, call.json)
+    apply_patch(document, call.json)
     if all(re.match('/(kvTags|properties|description)', one['path']) for one in call.json):
         document['updatedTime'] = now()
         call.table('services')[name] = document
@@ -159,8 +159,8 @@ def _operation(call, name, state, error=None):
 
 
 def _accepted(call, operation):
-    operation_url = '%s/modelmanagement/v1.0%s/operations/%s' % (
-        api_root(call.workspace), call.workspace['id'], operation)
+    operation_url = (f"{api_root(call.workspace)}/modelmanagement/v1.0{call.workspace['id']}/"
+                     f'operations/{operation}')
     return Answer(None, 202, {'Operation-Location': operation_url})
 
 
@@ -208,7 +208,7 @@ def get_logs(call, name):
 @route('OPTIONS', SCORING, '/{path*}', signed_in=False)
 def forward(call, path=''):
     """Hand a request to the container of that host name; while there is none, nobody listens."""
-    found = call.cloud.containers.behind(call.host)
+    found = call.cloud.containers.container_behind(call.host)
     if found is None:
         raise Dropped
     document, port = found

@@ -1,8 +1,10 @@
 """Microsoft Entra ID: sign-in of a service principal, and the tokens that other requests need.
 
 Sources: learn.microsoft.com/entra/identity-platform, the pages v2-oauth2-client-creds-grant-flow
-and reference-error-codes (AADSTS90002, AADSTS700016, AADSTS7000215). The SDK reads `exp` and `tid`
-of a token. Of secrets and tokens only SHA-256 hashes are kept.
+and reference-error-codes (AADSTS90002, AADSTS700016, AADSTS7000215, AADSTS700213, AADSTS700024).
+The SDK reads `exp` and `tid` of a token. Of secrets and tokens only SHA-256 hashes are kept.
+A federated service connection: MicrosoftDocs/vsts-rest-api-specs, distributedTask/7.1, operation
+Oidctoken_Create; that its job must name the connection: dotnet/docker-tools, issue 2012.
 """
 import base64
 import hashlib
@@ -11,12 +13,15 @@ import json
 import secrets
 import time
 
-from .routing import SIGN_IN, Answer, problem, route
+from .routing import DEVOPS, SIGN_IN, Answer, problem, route
 
 TENANT = '11111111-1111-1111-1111-111111111111'
 CLIENT = '33333333-3333-3333-3333-333333333333'
 OBJECT = '44444444-4444-4444-4444-444444444444'
+CONNECTION = '55555555-5555-5555-5555-555555555555'
 LIFETIME = 3600
+OIDC_LIFETIME = 600
+ASSERTION = 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer'
 
 
 class Tokens:
@@ -25,6 +30,8 @@ class Tokens:
     def __init__(self, journal):
         self._secrets = journal.table('secrets')
         self._tokens = journal.table('tokens')
+        self._assertions = journal.table('assertions')
+        self._jobs = journal.table('jobs of Azure DevOps')
         for row in self._tokens.values():
             if row['expires'] < time.time():
                 del self._tokens[row['hash']]
@@ -47,6 +54,44 @@ class Tokens:
         token = '.'.join((_part(head), _part(claims), secrets.token_urlsafe(32)))
         self._tokens[_hash(token)] = {'hash': _hash(token), 'expires': now + LIFETIME}
         return token
+
+    def new_job(self, connections):
+        """The variables by which a job of Azure Pipelines asks for OIDC tokens.
+
+        connections: ids of the service connections that its tasks name; it gets none for others.
+        """
+        job, token = secrets.token_hex(8), secrets.token_urlsafe(40)
+        self._jobs[job] = {'token': _hash(token), 'connections': list(connections)}
+        return {'SYSTEM_ACCESSTOKEN': token, 'SYSTEM_OIDCREQUESTURI':
+                'https://dev.azure.com/rehearsal/rehearsal/_apis/distributedtask/hubs/build/plans/'
+                f'plan/jobs/{job}/oidctoken'}
+
+    def oidc_token(self, job, authorization, connection):
+        """An OIDC token for a job of Azure Pipelines. Raises Answer."""
+        row = self._jobs.get(job)
+        if row is None or _hash((authorization or '').partition(' ')[2]) != row['token']:
+            raise Answer({'$id': '1', 'message': 'TF400813: The user is not authorized to access '
+                          'this resource.', 'typeKey': 'UnauthorizedRequestException'}, 401)
+        if connection not in row['connections']:
+            raise Answer({'count': 151, 'value': 'There is no explicit reference to service '
+                          f'connection {connection} from current stage.'}, 400)
+        now = int(time.time())
+        token = '.'.join((_part({'typ': 'JWT', 'alg': 'RS256'}), _part({
+            'aud': 'api://AzureADTokenExchange', 'sub': f'/eid1/c/sc/{connection}', 'iat': now,
+            'iss': f'https://login.microsoftonline.com/{TENANT}/v2.0',
+            'exp': now + OIDC_LIFETIME}), secrets.token_urlsafe(32)))
+        self._assertions[_hash(token)] = {'expires': now + OIDC_LIFETIME}
+        return token
+
+    def check_assertion(self, assertion):
+        """Raise Answer unless this is an OIDC token from here, not older than ten minutes."""
+        row = self._assertions.get(_hash(assertion))
+        if row is None:
+            raise refused(401, 'invalid_client', 700213, 'No matching federated identity record '
+                          'found for presented assertion subject.')
+        if row['expires'] < time.time():
+            raise refused(401, 'invalid_client', 700024,
+                          'Client assertion is not within its valid time range.')
 
     @staticmethod
     def expiry():
@@ -100,24 +145,34 @@ def token(call, tenant):
         raise refused(400, 'unsupported_grant_type', 70003,
                       'The app requested an unsupported grant type.')
     if not hmac.compare_digest(client, CLIENT):
-        raise refused(400, 'unauthorized_client', 700016, 'Application with identifier \'%s\' was '
-                      'not found in the directory \'Loopback\'.' % client)
-    if not call.cloud.tokens.knows_secret(form.get('client_secret', '')):
+        raise refused(400, 'unauthorized_client', 700016, 'Application with identifier '
+                      f"'{client}' was not found in the directory 'Loopback'.")
+    if form.get('client_assertion_type') == ASSERTION:
+        call.cloud.tokens.check_assertion(form.get('client_assertion', ''))
+    elif not call.cloud.tokens.knows_secret(form.get('client_secret', '')):
         raise refused(
             401, 'invalid_client', 7000215,
             'Invalid client secret provided. Ensure the secret being sent in the request is the '
-            'client secret value, not the client secret ID, for a secret added to app '
-            '\'%s\'.' % client)
+            f"client secret value, not the client secret ID, for a secret added to app '{client}'.")
     audience = form.get('scope', form.get('resource', '')).replace('/.default', '')
     return {'token_type': 'Bearer', 'expires_in': LIFETIME, 'ext_expires_in': LIFETIME,
             'access_token': call.cloud.tokens.issue(audience)}
 
 
+@route('POST', DEVOPS, '/{organisation}/{project}/_apis/distributedtask/hubs/{hub}/plans/{plan}'
+                       '/jobs/{job}/oidctoken', signed_in=False)
+def create_oidc_token(call, job, **_):
+    if call.query.get('api-version') not in ('7.1', '7.1-preview.1'):
+        raise Answer({'$id': '1', 'message': 'No api-version was supplied that this resource has.',
+                      'typeKey': 'VssVersionNotSpecifiedException'}, 400)
+    return {'oidcToken': call.cloud.tokens.oidc_token(
+        job, call.headers.get('Authorization'), call.query.get('serviceConnectionId'))}
+
+
 def check_tenant(tenant):
     if tenant not in (TENANT, 'common', 'organizations'):
-        raise refused(400, 'invalid_request', 90002, 'Tenant \'%s\' not found. Check to make sure '
-                      'you have the correct tenant ID and are signing into the correct cloud.'
-                      % tenant)
+        raise refused(400, 'invalid_request', 90002, f"Tenant '{tenant}' not found. Check to make "
+                      'sure you have the correct tenant ID and are signing into the correct cloud.')
 
 
 def refused(status, error, code, text):

@@ -119,10 +119,10 @@ class Blobs:
             file.write(content)
         os.replace(temporary, path)
 
-    def stage(self, path, block, content):
+    def stage_block(self, path, block, content):
         self.write(os.path.join(self._staged, _flat(path), _flat(block)), content)
 
-    def join(self, path, blocks):
+    def join_blocks(self, path, blocks):
         """Make the blob of its staged blocks, as Put Block List does."""
         staged = os.path.join(self._staged, _flat(path))
         parts = []

@@ -104,7 +104,7 @@ class Step:
             _copy(blob, os.path.join(self._work, name))
         log = self._artifact(USER_LOG)
         os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
-        fault = self._cloud.faults.step(self.name)
+        fault = self._cloud.faults.take_for_step(self.name)
         if fault:
             arguments = ['-c', {'step-fails': FAIL, 'step-never-ends': NEVER_END}[fault]]
         else:
@@ -148,18 +148,18 @@ class Step:
             given = dict(port, **settings.get(port['Name'], {}))
             datastore = given.get('DataStoreName') or DEFAULT
             if given.get('DataStoreMode', 'mount') != 'mount' or datastore not in CONTAINERS:
-                raise StepFailed('loopback only mounts outputs from %s; %s is %s from %s' % (
-                    ' or '.join(CONTAINERS), port['Name'], given.get('DataStoreMode'), datastore))
+                raise StepFailed(f"loopback only mounts outputs from {' or '.join(CONTAINERS)}; "
+                                 f"{port['Name']} is {given.get('DataStoreMode')} from {datastore}")
             rows[port['Name']] = {
                 'datastore': datastore, 'path': f"azureml/{self.run}/{port['Name']}"}
         with self._runs.change(self.run) as row:
             row['outputs'] = rows
-        folders = {name: self._place(row) for name, row in rows.items()}
+        folders = {name: self._path_of(row) for name, row in rows.items()}
         for folder in folders.values():
             os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
         return folders
 
-    def _place(self, row):
+    def _path_of(self, row):
         return self._cloud.blobs.path(
             account(self._workspace), CONTAINERS[row['datastore']], row['path'])
 
@@ -174,14 +174,14 @@ class Step:
             goal, source = edge['DestinationInputPort'], edge['SourceOutputPort']
             if goal.get('NodeId') == self._node['Id'] and goal['PortName'] not in skipped:
                 if source['NodeId'] not in runs:
-                    raise StepFailed('loopback only knows inputs that are pipeline data; %s is not'
-                                     % goal['PortName'])
+                    raise StepFailed('loopback only knows inputs that are pipeline data; '
+                                     f"{goal['PortName']} is not")
                 found[goal['PortName']] = runs[source['NodeId']]['outputs'][source['PortName']]
         return found
 
     def _inputs(self):
         """{input: folder} of pipeline data of earlier steps."""
-        folders = {name: self._place(row) for name, row in self._sources().items()}
+        folders = {name: self._path_of(row) for name, row in self._sources().items()}
         for name, folder in folders.items():
             if not os.path.exists(folder):
                 raise StepFailed(f'The input {name} is missing: the step before wrote nothing.')
@@ -222,11 +222,10 @@ class Step:
             process.wait()
         if code:
             with open(self._artifact(USER_LOG), encoding='utf-8', errors='replace') as log:
-                tail = log.read().strip().split('\n')[-LAST_LINES:]
+                tail = '\n'.join(log.read().strip().split('\n')[-LAST_LINES:])
             raise StepFailed(
-                'Execution failed. User process \'python\' exited with status code %d. Please '
-                'check log file \'%s\' for error details. Error: %s' % (
-                    code, USER_LOG, '\n'.join(tail)))
+                f"Execution failed. User process 'python' exited with status code {code}. Please "
+                f"check log file '{USER_LOG}' for error details. Error: {tail}")
 
     def upload(self):
         """Keep outputs/ and logs/ as artifacts of the run; a name that is taken stays."""

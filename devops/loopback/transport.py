@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import trustme
 
+from . import resource_manager
 from .routing import ROUTES, Answer, Call, Dropped, problem
 from .state import Missing
 from .workspaces import check_subscription, find_workspace
@@ -35,11 +36,13 @@ def dispatch(call):
     values = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items()}
     values.pop('host')
     try:
-        fault = call.cloud.faults.of(call, not candidate.open)
+        fault = call.cloud.faults.take_for_request(call, not candidate.open)
         if fault and not fault.get('after'):
-            call.cloud.faults.strike(fault)
+            call.cloud.faults.raise_fault(fault)
         if not candidate.open:
             call.cloud.tokens.check(call.headers.get('Authorization'))
+        if call.host == 'management.azure.com':
+            resource_manager.check(call)
         if 'subscription' in values:
             check_subscription(values.pop('subscription'))
         if 'workspace' in values:
@@ -47,7 +50,7 @@ def dispatch(call):
                 call.cloud, values.pop('group'), values.pop('workspace'))
         result = candidate.handler(call, **values)
         if fault:
-            call.cloud.faults.strike(fault)
+            call.cloud.faults.raise_fault(fault)
     except Answer as raised:
         return raised
     except Missing as missing:
@@ -96,10 +99,10 @@ class Proxy(ThreadingHTTPServer):
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
-            cut(connection)
+            cut_connection(connection)
 
 
-def cut(connection):
+def cut_connection(connection):
     """Close with a reset, whatever waits to be sent."""
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
@@ -157,7 +160,7 @@ class _Connection(BaseHTTPRequestHandler):
         except Dropped:
             cloud.log(f'cut {call}')
             self.close_connection = True
-            cut(self.connection)
+            cut_connection(self.connection)
             return
         except Exception:
             cloud.report(f'{call}: {traceback.format_exc()}')

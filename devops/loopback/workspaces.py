@@ -1,37 +1,28 @@
-"""Azure Resource Manager: the subscription, resource groups, workspaces and what belongs to them.
+"""The subscription, resource groups, Azure ML workspaces and their registries.
 
-Sources: the calls of azureml-sdk 1.55 and 1.62 (Workspace.create deploys one ARM template, which
-holds storage, key vault, insights and workspace); the REST reference of Microsoft.Resources,
-Microsoft.Authorization and Microsoft.MachineLearningServices; the error codes of ARM's page
-"Troubleshoot common Azure deployment errors". A deployment is done at once.
+Sources: the calls of azureml-sdk 1.55 and 1.62; the REST reference of Microsoft.Resources and
+Microsoft.MachineLearningServices; resource_manager.py for what all resources have in common.
 """
 import re
 import time
 import uuid
 
-from .routing import API, ARM, GROUP, METADATA, TELEMETRY, WORKSPACE, Answer, problem, route
-from .sign_in import TENANT
+from . import resource_manager
+from .resource_manager import PROVIDER, SUBSCRIPTION, arm_id
+from .routing import API, ARM, GROUP, METADATA, TELEMETRY, WORKSPACE, problem, route
+from .sign_in import OBJECT, TENANT
 
-SUBSCRIPTION = '00000000-0000-0000-0000-000000000001'
-PROVIDER = 'Microsoft.MachineLearningServices'
 REGISTRY = 'Microsoft.ContainerRegistry/registries'
-LOCATIONS = ('westeurope', 'northeurope', 'uksouth', 'germanywestcentral', 'eastus', 'eastus2',
-             'westus2', 'southcentralus')
 SERVICES = ('api', 'catalog', 'experimentation', 'gallery', 'history', 'hyperdrive', 'labeling',
             'modelmanagement', 'pipelines', 'inferencing', 'credential')
 DEPLOYMENTS = '/providers/Microsoft.Resources/deployments'
-PERMISSIONS = '/providers/Microsoft.Authorization/permissions'
 
 
 def now(seconds=0):
     """UTC time in ISO form, `seconds` from now."""
     moment = time.time() + seconds
-    return time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(moment)) + '.%06d+00:00' % (
-        moment % 1 * 1e6)
-
-
-def arm_id(group, kind, name):
-    return f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}/providers/{kind}/{name}'
+    second = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(moment))
+    return f'{second}.{int(moment % 1 * 1e6):06}+00:00'
 
 
 def api_root(workspace):
@@ -70,8 +61,8 @@ def find_workspace(cloud, group, name):
 
 def not_found(kind, name, group):
     return problem(
-        404, 'ResourceNotFound', 'The Resource \'%s/%s\' under resource group \'%s\' was not found.'
-        % (kind, name, group))
+        404, 'ResourceNotFound', f"The Resource '{kind}/{name}' under resource group '{group}' "
+        'was not found.')
 
 
 @route('GET', ARM, '/subscriptions')
@@ -100,27 +91,18 @@ def get_endpoints(call):
                      'sqlServerHostname': 'database.windows.net'}}]
 
 
-@route('GET', ARM, '/subscriptions/{subscription}/providers/{provider}')
-def get_provider(call, provider):
-    kinds = [{'resourceType': kind, 'locations': LOCATIONS, 'apiVersions': ['2021-01-01']}
-             for kind in ('workspaces', 'workspaces/computes')]
-    return {'id': f'/subscriptions/{SUBSCRIPTION}/providers/{provider}',
-            'namespace': provider, 'registrationState': 'Registered', 'resourceTypes': kinds}
-
-
 @route('GET', ARM, GROUP)
 def get_group(call, group):
     return find_group(call.cloud, group)
 
 
-@route('PUT', ARM, GROUP)
-def put_group(call, group):
+def create_group(cloud, group, location):
     document = {
         'id': f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}', 'name': group,
-        'type': 'Microsoft.Resources/resourceGroups', 'location': call.json['location'],
-        'tags': call.json.get('tags'), 'properties': {'provisioningState': 'Succeeded'}}
-    call.cloud.journal.table('groups')[group.lower()] = document
-    return Answer(document, 201)
+        'type': 'Microsoft.Resources/resourceGroups', 'location': location,
+        'properties': {'provisioningState': 'Succeeded'}}
+    cloud.journal.table('groups')[group.lower()] = document
+    return document
 
 
 @route('GET', ARM, GROUP + '/resources')
@@ -130,46 +112,17 @@ def list_resources(call, group):
                       for one in found]}
 
 
-@route('GET', ARM, GROUP + PERMISSIONS)
-@route('GET', ARM, WORKSPACE + PERMISSIONS)
-def list_permissions(call, group=None):
-    """What the caller may do: what a Contributor may."""
-    if group:
-        find_group(call.cloud, group)
-    return {'value': [{
-        'actions': ['*'], 'dataActions': [], 'notDataActions': [], 'notActions': [
-            'Microsoft.Authorization/*/Delete', 'Microsoft.Authorization/*/Write']}]}
-
-
 @route('PUT', ARM, GROUP + DEPLOYMENTS + '/{name}')
 def deploy_template(call, group, name):
-    """Of a template's resources only the workspace is really made."""
-    group = find_group(call.cloud, group)
-    operations = []
-    for resource in call.json['properties']['template']['resources']:
-        kind, title = resource['type'], resource['name']
-        if kind.lower() == PROVIDER.lower() + '/workspaces':
-            _create_workspace(call.cloud, group, resource)
-        operations.append({'operationId': str(uuid.uuid4()), 'properties': {
-            'provisioningState': 'Succeeded', 'provisioningOperation': 'Create',
-            'timestamp': now(), 'duration': 'PT0M0.1S', 'statusCode': 'OK', 'targetResource': {
-                'id': arm_id(group['name'], kind, title), 'resourceType': kind,
-                'resourceName': title}}})
-    call.cloud.journal.table('deployments')[name] = {'operations': operations, 'deployment': {
-        'id': arm_id(group['name'], 'Microsoft.Resources/deployments', name), 'name': name,
-        'properties': {'provisioningState': 'Succeeded', 'timestamp': now(),
-                       'mode': 'Incremental', 'correlationId': str(uuid.uuid4())}}}
-    return get_deployment(call, group['name'], name)
+    """The SDK's Workspace.create: its template deploys into a resource group of its own making.
 
-
-@route('GET', ARM, GROUP + DEPLOYMENTS + '/{name}')
-def get_deployment(call, group, name):
-    return call.cloud.journal.table('deployments')[name]['deployment']
-
-
-@route('GET', ARM, GROUP + '/deployments/{name}/operations')
-def list_deployment_operations(call, group, name):
-    return {'value': call.cloud.journal.table('deployments')[name]['operations']}
+    azureml/_workspace/arm_template_builder.py, build_default_resource_group_deployment: that is
+    done with rights on the subscription.
+    """
+    raise problem(403, 'AuthorizationFailed', f"The client with object id '{OBJECT}' does not have "
+                  "authorization to perform action 'Microsoft.Resources/deployments/write' over "
+                  f"scope '/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Resources/deployments'"
+                  ' or the scope is invalid.')
 
 
 @route('GET', ARM, '/subscriptions/{subscription}' + DEPLOYMENTS)
@@ -177,15 +130,23 @@ def list_subscription_deployments(call):
     return {'value': []}
 
 
-def _create_workspace(cloud, group, resource):
-    name, asked = resource['name'], resource['properties']
-    if not re.match(r'[a-zA-Z0-9][\w-]{2,32}$', name):
-        raise problem(400, 'ValidationError', f'Workspace name \'{name}\' is invalid.')
-    identity = str(uuid.uuid4())
-    path = arm_id(group['name'], PROVIDER + '/workspaces', name)
-    cloud.journal.table('workspaces')[path.lower()] = {
+@route('PUT', ARM, GROUP + '/providers/' + PROVIDER + '/workspaces/{name}')
+def put_workspace(call, group, name):
+    """A new workspace, whose identity gets the role Contributor on the group; or the same again."""
+    group = find_group(call.cloud, group)
+    body = resource_manager.validated(call, PROVIDER + '/workspaces', name)
+    asked, path = body['properties'], arm_id(group['name'], PROVIDER + '/workspaces', name)
+    for part in ('storageAccount', 'keyVault', 'applicationInsights'):
+        found = resource_manager.resource(call.cloud, asked[part])
+        if found is None or found['properties']['provisioningState'] != 'Succeeded':
+            raise problem(400, 'BadRequest', f'The {part} {asked[part]} was not found or is not '
+                          'ready.')
+    table = call.cloud.journal.table('workspaces')
+    identity = (table.get(path.lower()) or {}).get('identity', {}).get('principalId') or str(
+        uuid.uuid4())
+    document = {
         'id': path, 'name': name, 'type': PROVIDER + '/workspaces', 'group': group['name'],
-        'location': resource['location'], 'tags': resource.get('tags') or {},
+        'location': body['location'], 'tags': body.get('tags') or {},
         'sku': {'name': 'Basic', 'tier': 'Basic'},
         'identity': {'type': 'SystemAssigned', 'principalId': identity, 'tenantId': TENANT},
         'properties': {
@@ -194,7 +155,11 @@ def _create_workspace(cloud, group, resource):
             'tenantId': TENANT, 'hbiWorkspace': False, 'storageAccount': asked['storageAccount'],
             'keyVault': asked['keyVault'], 'applicationInsights': asked['applicationInsights'],
             'containerRegistry': asked.get('containerRegistry'),
-            'discoveryUrl': f"https://{resource['location']}.api.azureml.ms/discovery"}}
+            'discoveryUrl': f"https://{body['location']}.api.azureml.ms/discovery"}}
+    answer = resource_manager.store(call, document)
+    table[path.lower()] = document
+    resource_manager.assign(call.cloud, identity, 'Contributor', group['id'])
+    return answer
 
 
 def need_registry(cloud, workspace):
@@ -226,7 +191,9 @@ def _public(workspace):
 @route('GET', ARM, WORKSPACE)
 @route('GET', API, '/rp/workspaces' + WORKSPACE)
 def get_workspace(call):
-    return _public(call.workspace)
+    state = resource_manager.resource(call.cloud, call.workspace['id'])['properties']
+    return dict(_public(call.workspace), properties=dict(
+        call.workspace['properties'], provisioningState=state['provisioningState']))
 
 
 @route('GET', ARM, GROUP + '/providers/' + PROVIDER + '/workspaces')

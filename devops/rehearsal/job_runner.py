@@ -22,30 +22,36 @@ import pipeline_yaml
 
 COMMAND = re.compile(r'##vso\[([\w.]+) ?([^\]]*)\](.*)')
 CANCEL_MINUTES = 5
-TERM_SECONDS = 10
+# The agent signals the shell of a step, not what it started (ProcessInvoker.cs of
+# microsoft/azure-pipelines-agent): SIGINT, SIGTERM after 7.5 s, the end after 2.5 more.
+CANCEL_SECONDS = ((0, signal.SIGINT), (7.5, signal.SIGTERM))
+END_SECONDS = 10
 TAIL_LINES = 12
 
 # One run of a pipeline, what its jobs share:
 #   folder         where logs and results go
 #   cache          folder of the saved caches
-#   seed           folder that an empty cache begins with, or None
+#   seed           the .venv that an empty cache begins with, or None
 #   origin         repository that jobs check out
 #   environ        {name: value} of every step's environment
+#   programs       folder of programs that come first on the PATH: docker's stand-in
 #   connection     the same of a task that asks for the service connection
+#   new_job        function from whether the job's tasks name the connection to the variables by
+#                  which it asks for OIDC tokens
 #   proxy_environ  the same that leads to Azure, here to its stand-in, from such a task on
 #   variables      {name: value} of the pipeline, groups included
 #   say            function that prints a line
-#   busy           context manager that shows that a step of this title is under way
+#   show_progress  context manager that shows that a step of this title is under way
 #   minute         seconds that a minute of timeoutInMinutes has
-Run = collections.namedtuple('Run', 'folder cache seed origin environ connection proxy_environ '
-                                    'variables say busy minute')
+Run = collections.namedtuple('Run', 'folder cache seed origin environ programs connection '
+                                    'new_job proxy_environ variables say show_progress minute')
 
 
 class StepError(Exception):
     """Why a step fails."""
 
 
-def yes(value):
+def is_yes(value):
     """Whether an input is true, as YAML or as text."""
     return str(value).lower() == 'true'
 
@@ -53,12 +59,10 @@ def yes(value):
 def link_tree(source, target):
     """Copy a folder by hard links, which takes seconds where copying 700 MB takes a minute.
 
-    The files right in it are copied: make and pip rewrite those in place.
+    Only packages are linked: make and pip rewrite other files in place.
     """
-    depth = len(Path(source).parts) + 1
-
     def link(origin, copy):
-        if len(Path(origin).parts) > depth:
+        if 'site-packages' in Path(origin).parts:
             try:
                 return os.link(origin, copy)
             except OSError:
@@ -71,24 +75,30 @@ def link_tree(source, target):
 class Job:
     """One job, or one hook of a deployment, on a fresh machine: a folder with only a checkout."""
 
-    def __init__(self, run, folder, minutes):
+    def __init__(self, run, folder, minutes, steps):
         self.run, self.folder = run, Path(folder)
         self.sources, self.temp = self.folder / 's', self.folder / 'temp'
         self.sources.mkdir(parents=True)
         self.temp.mkdir()
         self.status, self.outputs, self.produced = 'succeeded', {}, []
-        self.environ, self.path = dict(run.environ), []
+        self.environ, self.path, self.steps = dict(run.environ), [str(run.programs)], steps
         self.masked, self.to_save = set(), []
         self.end = time.monotonic() + int(minutes) * run.minute
         self.plain, self.secret = {}, {}
         for name, value in dict(run.variables, **{
                 'Agent.OS': platform.system(), 'Agent.TempDirectory': self.temp,
+                'Agent.BuildDirectory': self.folder,
                 'Build.SourcesDirectory': self.sources, 'Pipeline.Workspace': self.folder,
                 'System.DefaultWorkingDirectory': self.sources,
                 'System.StageAttempt': 1}).items():
-            self.set(name, value)
+            self.set_variable(name, value)
+        # Which connections a job names is known before it runs, by the inputs of its tasks.
+        found = run.new_job(any('azureSubscription' in (step.get('inputs') or {})
+                                for step in steps))
+        self.set_variable('System.OidcRequestUri', found['SYSTEM_OIDCREQUESTURI'])
+        self.set_variable('System.AccessToken', found['SYSTEM_ACCESSTOKEN'], secret=True)
 
-    def set(self, name, value, secret=False):
+    def set_variable(self, name, value, secret=False):
         (self.secret if secret else self.plain)[name.lower()] = name, str(value)
         if secret:
             self.masked.add(str(value))
@@ -98,39 +108,40 @@ class Job:
         both = list(self.plain.items()) + list(self.secret.items())
         return {key: value for key, (_, value) in both}
 
-    def fill(self, text):
-        return pipeline_yaml.macros(text, self.values())
+    def fill_in_variables(self, text):
+        return pipeline_yaml.fill_in_macros(text, self.values())
 
-    def mask(self, text):
+    def mask_secrets(self, text):
         for value in self.masked - {''}:
             text = text.replace(value, '***')
         return text
 
-    def holds(self, condition):
+    def condition_holds(self, condition):
         """Whether a step's condition is met."""
         status = {'succeeded': self.status == 'succeeded', 'canceled': self.status == 'canceled',
                   'succeededOrFailed': self.status != 'canceled'}
-        tree = pipeline_yaml.parse(condition or 'succeeded()')
-        return pipeline_yaml.true(pipeline_yaml.evaluate(
+        tree = pipeline_yaml.parse_expression(condition or 'succeeded()')
+        return pipeline_yaml.is_true(pipeline_yaml.evaluate(
             tree, lambda words: self.values().get('.'.join(words[1:]).lower(), ''), status.get))
 
-    def go(self, steps):
+    def run_steps(self):
         """Run the steps; returns 'succeeded', 'failed' or 'canceled'."""
-        for number, step in enumerate(steps, 1):
+        for number, step in enumerate(self.steps, 1):
             kind = next(kind for kind in pipeline_yaml.STEPS if kind in step)
-            title = self.mask(self.fill(step.get('displayName', f'{kind} {step[kind]}')))
-            if not self.holds(step.get('condition')):
+            title = step.get('displayName', f'{kind} {step[kind]}')
+            title = self.mask_secrets(self.fill_in_variables(title))
+            if not self.condition_holds(step.get('condition')):
                 continue
             began = time.monotonic()
             name = re.sub(r'\W+', '-', title.lower()).strip('-')[:50]
-            log = self.folder / (f'{int(number):02}-{name}.log')
+            log = self.folder / f'{number:02}-{name}.log'
             result = 'succeeded'
             with open(str(log), 'w', encoding='utf-8', buffering=1) as stream:
                 try:
-                    with self.run.busy(title):
+                    with self.run.show_progress(title):
                         getattr(self, 'step_' + kind)(step, stream)
                 except StepError as error:
-                    stream.write(f'error: {self.mask(str(error))}\n')
+                    stream.write(f'error: {self.mask_secrets(str(error))}\n')
                     result = 'failed'
             if result == 'failed' and time.monotonic() >= self.end:
                 result, self.end = 'canceled', time.monotonic() + CANCEL_MINUTES * self.run.minute
@@ -154,24 +165,24 @@ class Job:
             result[re.sub(r'\W', '_', name).upper()] = value
         result['PATH'] = os.pathsep.join(self.path + [result.get('PATH', os.defpath)])
         for name, value in (step.get('env') or {}).items():
-            result[name] = self.fill(value)
+            result[name] = self.fill_in_variables(value)
         return result
 
-    def shell(self, script, step_environ, step, stream):
+    def run_shell(self, script, step_environ, step, stream):
         """Run a script as the agent does: bash without -e, so its last command's exit code counts.
 
         Whatever it leaves running is ended.
         """
         path = self.temp / 'step.sh'
-        path.write_text(self.fill(script), encoding='utf-8')
+        path.write_text(self.fill_in_variables(script), encoding='utf-8')
         process = subprocess.Popen(
             ['bash', '--noprofile', '--norc', str(path)], cwd=str(self.sources), env=step_environ,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True)
 
-        def end(number=signal.SIGKILL):
+        def end():
             try:
-                os.killpg(process.pid, number)
+                os.killpg(process.pid, signal.SIGKILL)
             except OSError:
                 pass
 
@@ -180,8 +191,9 @@ class Job:
             end()
 
         left = max(0.0, self.end - time.monotonic())
-        timers = [threading.Timer(left, end, [signal.SIGTERM]),
-                  threading.Timer(left + TERM_SECONDS, end)]
+        timers = [threading.Timer(left + seconds, process.send_signal, [number])
+                  for seconds, number in CANCEL_SECONDS]
+        timers.append(threading.Timer(left + END_SECONDS, end))
         reaper = threading.Thread(target=reap)
         for thread in timers + [reaper]:
             thread.start()
@@ -192,10 +204,10 @@ class Job:
                 command = COMMAND.search(line)
                 if command:
                     name, properties, value = command.groups()
-                    if not self.command(name, properties, value, step):
+                    if not self.run_command(name, properties, value, step):
                         unknown.append(name)
                     line = f'##[{name} {properties}]{value}'
-                stream.write(self.mask(line) + '\n')
+                stream.write(self.mask_secrets(line) + '\n')
         finally:
             end()
             for timer in timers:
@@ -210,14 +222,14 @@ class Job:
         if unknown:
             raise StepError(f"logging commands that are not known here: {', '.join(unknown)}")
 
-    def command(self, name, properties, value, step):
+    def run_command(self, name, properties, value, step):
         """Carry out a logging command; False when it is not known."""
         pairs = (item.split('=', 1) for item in properties.split(';') if '=' in item)
         properties = {key.lower(): content for key, content in pairs}
         if name == 'task.setvariable':
-            if yes(properties.get('isoutput')):
+            if is_yes(properties.get('isoutput')):
                 self.outputs[f"{step.get('name', '')}.{properties['variable']}"] = value
-            self.set(properties['variable'], value, yes(properties.get('issecret')))
+            self.set_variable(properties['variable'], value, is_yes(properties.get('issecret')))
         elif name == 'task.prependpath':
             self.path.insert(0, value)
         elif name != 'task.logissue':
@@ -232,14 +244,14 @@ class Job:
                 raise StepError(f'git {command[0]} failed')
 
     def step_script(self, step, stream):
-        self.shell(step['script'], self.step_environ(step), step, stream)
+        self.run_shell(step['script'], self.step_environ(step), step, stream)
 
     def step_download(self, step, stream):
         stream.write('nothing is downloaded by itself\n')
 
     def step_publish(self, step, stream):
-        source = self.sources / self.fill(step['publish'])
-        name = self.fill(step['artifact'])
+        source = self.sources / self.fill_in_variables(step['publish'])
+        name = self.fill_in_variables(step['artifact'])
         target = self.run.folder / 'artifacts' / name
         if not source.is_file():
             raise StepError(f"{step['publish']} does not exist, so there is no artifact {name}")
@@ -251,7 +263,7 @@ class Job:
         self.produced.append(f'artifact {name} ({source.name})')
 
     def step_task(self, step, stream):
-        inputs = {name: self.fill(value) if isinstance(value, str) else value
+        inputs = {name: self.fill_in_variables(value) if isinstance(value, str) else value
                   for name, value in (step.get('inputs') or {}).items()}
         name = step['task'].split('@')[0].lower()
         getattr(self, 'task_' + name)(inputs, step, stream)
@@ -261,10 +273,11 @@ class Job:
             raise StepError(f"there is no service connection {inputs['azureSubscription']}")
         self.environ.update(self.run.proxy_environ)
         step_environ = self.step_environ(step)
-        if yes(inputs.get('addSpnToEnvironment')):
+        if is_yes(inputs.get('addSpnToEnvironment')):
             step_environ.update(self.run.connection)
-            self.masked.add(self.run.connection.get('servicePrincipalKey', ''))
-        self.shell(inputs['inlineScript'], step_environ, step, stream)
+            self.masked |= {self.run.connection.get(name, '')
+                            for name in ('servicePrincipalKey', 'idToken')}
+        self.run_shell(inputs['inlineScript'], step_environ, step, stream)
 
     def task_downloadpipelineartifact(self, inputs, step, stream):
         source = self.run.folder / 'artifacts' / inputs['artifactName']
@@ -295,7 +308,7 @@ class Job:
         if saved.is_dir() or self.run.seed:
             source = saved if saved.is_dir() else self.run.seed
             stream.write(f'restored from {source}\n')
-            link_tree(source, path)
+            link_tree(source, path if saved.is_dir() else path / 'venv')
         else:
             stream.write(f'nothing is saved as {saved.name}\n')
             self.to_save.append((saved, path))
@@ -309,11 +322,11 @@ class Job:
     def task_publishtestresults(self, inputs, step, stream):
         pattern, title = inputs['testResultsFiles'], inputs['testRunTitle']
         files = sorted(glob.glob(str(self.sources / pattern)))
-        if not files and yes(inputs.get('failTaskOnMissingResultsFile')):
+        if not files and is_yes(inputs.get('failTaskOnMissingResultsFile')):
             raise StepError(f'no test results: {pattern} does not exist')
         cases, bad = 0, []
         for path in files:
-            for case in self.root(path).iter('testcase'):
+            for case in self.xml_root(path).iter('testcase'):
                 cases += 1
                 if case.find('failure') is not None or case.find('error') is not None:
                     bad.append(f"{case.get('classname')}.{case.get('name')}")
@@ -321,7 +334,7 @@ class Job:
         said += f', {len(bad)} failed' if bad else ''
         stream.write('\n'.join([said] + bad) + '\n')
         self.produced.append(said)
-        if bad and yes(inputs.get('failTaskOnFailedTests')):
+        if bad and is_yes(inputs.get('failTaskOnFailedTests')):
             raise StepError(f'{len(bad)} of the results are failures')
 
     def task_publishcodecoverageresults(self, inputs, step, stream):
@@ -329,15 +342,15 @@ class Job:
         if not path.is_file():
             raise StepError(f'no coverage: {path} does not exist')
         try:
-            rate = float(self.root(path).get('line-rate'))
+            rate = float(self.xml_root(path).get('line-rate'))
         except (TypeError, ValueError):
             raise StepError(f'{path} is no Cobertura file') from None
-        if not rate and yes(inputs.get('failIfCoverageEmpty')):
+        if not rate and is_yes(inputs.get('failIfCoverageEmpty')):
             raise StepError('the coverage is empty')
         self.produced.append(f'coverage {100 * rate:.0f} %')
         stream.write(f'{100 * rate:.1f} % of the lines\n')
 
-    def root(self, path):
+    def xml_root(self, path):
         """The root element of a result file."""
         try:
             return xml.etree.ElementTree.parse(str(path)).getroot()

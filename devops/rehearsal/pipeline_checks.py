@@ -17,14 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 GROUPS = {'devopsforai-aml-vg': ('AZURE_RM_SVC_CONNECTION', 'SUBSCRIPTION_ID', 'RESOURCE_GROUP',
                                  'WORKSPACE_NAME', 'LOCATION', 'BASE_NAME')}
 PREDEFINED = ('Agent.OS', 'Agent.TempDirectory', 'Build.SourcesDirectory', 'Pipeline.Workspace',
-              'System.DefaultWorkingDirectory', 'System.StageAttempt')
+              'System.AccessToken', 'System.DefaultWorkingDirectory', 'System.StageAttempt')
+# Names of vmImage that Microsoft hosts on 2026-11-27, by actions/runner-images; ubuntu-22.04 goes
+# on 2027-04-17. Docker with Linux images is on those of Ubuntu only.
+HOSTED = ('ubuntu-latest', 'ubuntu-26.04', 'ubuntu-24.04', 'ubuntu-22.04')
 # The YAML schema reference (jobs.deployment) forbids this word as a name.
 RESERVED = ('deploy',)
 NAME = re.compile(r'^[A-Za-z_]\w*$')
-MAKE = re.compile(r'^make ([a-z-]+)((?: [A-Z_]+=[\w./-]+)*)$')
-BOOTSTRAP = 'make --version'
+CONTAINER = 'exec python3 devops/container.py '
+MAKE = re.compile(CONTAINER + r'make ([a-z-]+)((?: [A-Z_]+=[\w./-]+)*)$')
 SET_VARIABLE = re.compile(r'##vso\[task\.setvariable variable=(\w+)([^\]]*)\]')
-ON_THE_HOST = ('AzureCLI', 'PublishTestResults', 'PublishCodeCoverageResults')
 AFTER_FAILURE = 'succeededOrFailed()'
 
 # The schema lacks the branch of the first task, and its copy of 2023 (for Python 3.7) an input of
@@ -56,8 +58,6 @@ def schema(tasks):
         for key, kind in inputs.items():
             branch['properties']['inputs']['properties'].setdefault(key, {'type': kind})
     task['anyOf'] = [branches[name] for name in sorted(branches)]
-    # steps.task has a target in the YAML schema reference.
-    task['properties']['target'] = {'$ref': '#/definitions/stepTarget'}
     # The service turns numbers and booleans into text where it wants text.
     for part in walk(result):
         if part.get('type') == 'string':
@@ -70,10 +70,10 @@ def schema_problems(pipeline):
     import jsonschema
     tasks = frozenset(step['task'] for step in walk(pipeline) if isinstance(step.get('task'), str))
     found = sorted(jsonschema.Draft7Validator(schema(tasks)).iter_errors(pipeline), key=str)
-    return [f'{pipeline.location}: schema: {telling(error)}' for error in found]
+    return [f'{pipeline.location}: schema: {most_telling(error)}' for error in found]
 
 
-def telling(error):
+def most_telling(error):
     """The most telling error below one: that of the branch which is meant, as its keys say."""
     while error.context:
         branches = {}
@@ -130,56 +130,59 @@ class Checks:
         self.known |= {name.lower() for name in pipeline_yaml.variables(pipeline)}
         self.published = {}
 
-    def say(self, location, text, *values):
-        self.problems.append(f'{location}: {text % values}')
+    def report(self, location, text):
+        self.problems.append(f'{location}: {text}')
 
-    def all(self):
-        self.start()
+    def find_problems(self):
+        self.check_start()
         for group in pipeline_yaml.groups(self.pipeline):
             if group not in GROUPS:
-                self.say(self.pipeline.location, 'the variable group %s is not known', group)
+                self.report(self.pipeline.location, f'the variable group {group} is not known')
             self.known |= {name.lower() for name in GROUPS.get(group, ())}
-        self.names(self.stages, 'stage')
+        self.check_names(self.stages, 'stage')
         for stage in self.stages:
-            self.needs(stage)
-            self.condition(stage['condition'], stage['location'], stage)
-            self.names(stage['jobs'], 'job')
+            self.check_needs(stage)
+            self.check_condition(stage['condition'], stage['location'], stage)
+            self.check_names(stage['jobs'], 'job')
             for job in stage['jobs']:
-                self.job(job, stage)
+                self.check_job(job, stage)
         return self.problems
 
-    def start(self):
+    def check_start(self):
         """What starts the pipeline, and where it runs."""
         location, pool = self.pipeline.location, self.pipeline.get('pool')
         if 'trigger' not in self.pipeline:
-            self.say(location, 'without trigger every push to every branch starts it')
+            self.report(location, 'without trigger every push to every branch starts it')
         if self.pipeline.get('pr') != 'none':
-            self.say(location, 'pr: Azure Repos ignores it; say none, a branch policy starts it')
+            self.report(location, 'pr: Azure Repos ignores it; say none, a branch policy starts it')
         if pool == 'server':
-            self.say(location, 'pool: server has no machine to run scripts on')
+            self.report(location, 'pool: server has no machine to run scripts on')
         elif not isinstance(pool, dict) or list(pool) != ['vmImage']:
-            self.say(location, 'pool: it needs vmImage, and anything else is not known here')
+            self.report(location, 'pool: it needs vmImage, and anything else is not known here')
+        elif pool['vmImage'] not in HOSTED:
+            self.report(location,
+                        f"pool: vmImage {pool['vmImage']} is none of {', '.join(HOSTED)}")
 
-    def names(self, items, kind):
+    def check_names(self, items, kind):
         names = [item['name'] for item in items]
         for item in items:
             name = item['name']
             # A file with jobs only has one stage, without a name.
             if not NAME.match(str(name)) and (kind, name) != ('stage', ''):
-                self.say(item['location'], '%s %r: a name has letters, digits and _ only',
-                         kind, name)
+                self.report(item['location'], f'{kind} {name!r}: a name has letters, digits and _ '
+                            'only')
             if item.get('kind') == 'deployment' and name in RESERVED:
-                self.say(item['location'], 'deployment %s: this name is reserved', name)
+                self.report(item['location'], f'deployment {name}: this name is reserved')
             if names.count(name) > 1:
-                self.say(item['location'], 'there are two of %s %s', kind, name)
+                self.report(item['location'], f'there are two of {kind} {name}')
 
-    def needs(self, stage):
+    def check_needs(self, stage):
         for need in stage['needs']:
             if need not in [other['name'] for other in self.stages]:
-                self.say(stage['location'], 'stage %s depends on %s, which does not exist',
-                         stage['name'], need)
+                self.report(stage['location'], f"stage {stage['name']} depends on {need}, which "
+                            'does not exist')
             elif self.reaches(need, stage['name']):
-                self.say(stage['location'], 'stage %s depends on itself', stage['name'])
+                self.report(stage['location'], f"stage {stage['name']} depends on itself")
 
     def reaches(self, start, goal):
         """Whether stage `start` is `goal` or depends on it, directly or not."""
@@ -194,76 +197,74 @@ class Checks:
                             for need in other['needs']]
         return False
 
-    def condition(self, text, location, stage=None, known=()):
+    def check_condition(self, text, location, stage=None, known=()):
         """A condition of a stage, else of a step."""
         if text is None:
             return
         try:
-            tree = pipeline_yaml.parse(str(text))
+            tree = pipeline_yaml.parse_expression(str(text))
         except pipeline_yaml.PipelineError as error:
-            self.say(location, '%s', error)
+            self.report(location, error)
             return
-        called = [call[1] for call in pipeline_yaml.parts(tree, 'call')]
+        called = [call[1] for call in pipeline_yaml.find_parts(tree, 'call')]
         if not set(called) & set(pipeline_yaml.STATUS_FUNCTIONS):
-            self.say(location, 'condition %s drops the succeeded() that holds without one', text)
-        for _, words in pipeline_yaml.parts(tree, 'path'):
+            self.report(location, f'condition {text} drops the succeeded() that holds without one')
+        for _, words in pipeline_yaml.find_parts(tree, 'path'):
             name = '.'.join(words[1:])
             if words[0] == 'dependencies' and stage and words[2:3] == ['outputs'] \
                     and len(words) == 4:
-                self.output(words[1], words[3], stage)
+                self.check_output(words[1], words[3], stage)
             elif words[0] != 'variables' or stage:
-                self.say(location, 'condition names %s, which is not known here', '.'.join(words))
+                self.report(location, f"condition names {'.'.join(words)}, which is not known here")
             elif name.lower() not in known:
-                self.say(location, 'condition names the variable %s, which is not defined', name)
+                self.report(location, f'condition names the variable {name}, which is not defined')
 
-    def output(self, source, path, stage):
+    def check_output(self, source, path, stage):
         """An output variable 'job.step.variable' of stage `source`, read by another stage."""
         location, words = stage['location'], path.split('.')
         if source not in stage['needs']:
-            self.say(location, 'condition reads stage %s, which is not in dependsOn', source)
+            self.report(location, f'condition reads stage {source}, which is not in dependsOn')
         if len(words) != 3:
-            self.say(location, "outputs['%s'] is not of the form job.step.variable", path)
+            self.report(location, f"outputs['{path}'] is not of the form job.step.variable")
             return
         steps = [step for other in self.stages if other['name'] == source
                  for job in other['jobs'] if job['name'] == words[0]
                  for _, steps in job['hooks'] for step in steps if step.get('name') == words[1]]
         if not steps:
-            self.say(location, "outputs['%s']: stage %s has no such job and step", path, source)
+            self.report(location, f"outputs['{path}']: stage {source} has no such job and step")
             return
 
-    def job(self, job, stage):
+    def check_job(self, job, stage):
         location, minutes = job['location'], job['minutes']
         if type(minutes) is not int or minutes < 1:
-            self.say(location, 'timeoutInMinutes %s is no number of minutes', minutes)
+            self.report(location, f'timeoutInMinutes {minutes} is no number of minutes')
         if job['kind'] == 'deployment' and not job['environment']:
-            self.say(location, 'deployment %s: without environment nobody is asked', job['name'])
-        if '/' not in str(job['container']):
-            self.say(location, 'container %s is no image, and there is no such container resource',
-                     job['container'])
+            self.report(location, f"deployment {job['name']}: without environment nobody is asked")
         for hook, steps in job['hooks']:
             if not steps:
-                self.say(location, '%s %s has no steps', job['name'], hook)
+                self.report(location, f"{job['name']} {hook} has no steps")
             if hook == 'deploy' and 'download' not in (steps or [{}])[0]:
-                self.say(location,
-                         'deploy downloads every artifact unless download: none comes first')
-            self.steps(steps, stage)
+                self.report(
+                    location, 'deploy downloads every artifact unless download: none comes first')
+            self.check_steps(steps, stage)
 
-    def steps(self, steps, stage):
+    def check_steps(self, steps, stage):
         """The steps of one job or hook, in order."""
-        known, secrets, names, done = set(self.known), set(), set(), set()
+        known, names, done = set(self.known), set(), set()
+        secrets = {'system.accesstoken'}
         for step in steps:
             location = step.location
             if 'name' in step and (step['name'] in names or not NAME.match(str(step['name']))):
-                self.say(location, 'step name %s is taken or malformed', step['name'])
+                self.report(location, f"step name {step['name']} is taken or malformed")
             names.add(step.get('name'))
-            self.condition(step.get('condition'), location, known=known)
-            self.macros(step, known, secrets)
+            self.check_condition(step.get('condition'), location, known=known)
+            self.check_macros(step, known, secrets)
             if 'script' in step:
-                self.script(step, done, secrets)
+                self.check_script(step, done, secrets)
             if 'publish' in step:
-                self.publish(step, stage, step is steps[-1])
+                self.check_publish(step, stage, step is steps[-1])
             if 'task' in step:
-                self.task(step, stage)
+                self.check_task(step, stage)
                 script = str((step.get('inputs') or {}).get('inlineScript', ''))
                 for name, properties in SET_VARIABLE.findall(script):
                     known.add(name.lower())
@@ -271,69 +272,74 @@ class Checks:
                         secrets.add(name.lower())
             done.add(next(kind for kind in pipeline_yaml.STEPS if kind in step))
 
-    def macros(self, step, known, secrets):
+    def check_macros(self, step, known, secrets):
         for key, value in step.items():
             for text in texts(value):
                 for name in pipeline_yaml.MACRO.findall(text):
                     if name.lower() not in known:
-                        self.say(step.location, '$(%s) is not defined', name)
+                        self.report(step.location, f'$({name}) is not defined')
                     elif name.lower() in secrets and key != 'env':
-                        self.say(step.location, '$(%s) is secret: by env only', name)
+                        self.report(step.location, f'$({name}) is secret: by env only')
                 if '$[' in text:
-                    self.say(step.location, '$[ ] is not known here')
+                    self.report(step.location, '$[ ] is not known here')
 
-    def script(self, step, done, secrets):
+    def check_script(self, step, done, secrets):
         """A script step, after steps of the kinds `done`."""
         text = str(step['script']).strip()
         if 'checkout' not in done:
-            self.say(step.location, 'a script before the checkout')
+            self.report(step.location, 'a script before the checkout')
         match = MAKE.match(text)
-        if not match:
-            if BOOTSTRAP not in text or 'script' in done:
-                self.say(step.location, 'a script is one make target, not: %s', text.split('\n')[0])
+        if text == CONTAINER + '--prepare':
             return
+        if not match:
+            first = text.splitlines()[0] if text else ''
+            self.report(step.location,
+                        f'a script is {CONTAINER}make and one target, not: {first}')
+            return
+        if 'script' not in done:
+            self.report(step.location, f'make without {CONTAINER}--prepare before it')
         target, settings = match.groups()
         env = step.get('env') or {}
-        if 'target' in step:
-            self.say(step.location, 'make runs in the container')
         if 'PYTHON=' in settings or 'PYTHON' in env:
-            self.say(step.location, 'PYTHON is never set: make setup finds the interpreter')
+            self.report(step.location, 'PYTHON is never set: make setup finds the interpreter')
         if target not in self.targets:
-            self.say(step.location, 'make %s: there is no such target', target)
+            self.report(step.location, f'make {target}: there is no such target')
         elif self.targets[target].startswith('Azure ML') or 'SERVICE=aci' in settings:
-            given = [name.lower() for text in texts(env)
-                     for name in pipeline_yaml.MACRO.findall(text)]
-            if not secrets & set(given):
-                self.say(step.location, 'make %s needs the secret of a sign-in, by env', target)
+            given = {name.lower() for text in texts(env)
+                     for name in pipeline_yaml.MACRO.findall(text)}
+            if 'system.accesstoken' not in given or not secrets - {'system.accesstoken'} & given:
+                self.report(step.location,
+                            f'make {target} needs both secrets of a sign-in, by env')
+        elif env:
+            self.report(step.location, f'make {target} needs nothing by env')
 
-    def publish(self, step, stage, last):
+    def check_publish(self, step, stage, last):
         name = step.get('artifact')
         if not name or name in self.published:
-            self.say(step.location, 'the artifact %s has no name or is published twice', name)
+            self.report(step.location, f'the artifact {name} has no name or is published twice')
         if not last:
-            self.say(step.location, 'an artifact comes last: a failed job could not be run again')
+            self.report(step.location,
+                        'an artifact comes last: a failed job could not be run again')
         self.published[name] = stage['name']
 
-    def task(self, step, stage):
+    def check_task(self, step, stage):
         inputs, task = step.get('inputs') or {}, step['task'].split('@')[0]
-        if task in ON_THE_HOST and step.get('target') != 'host':
-            self.say(step.location, '%s runs on the host: the image is too old for it', task)
         if task == 'AzureCLI' and not inputs.get('inlineScript'):
-            self.say(step.location, 'AzureCLI: inlineScript is missing')
+            self.report(step.location, 'AzureCLI: inlineScript is missing')
         if task.startswith('Publish') and step.get('condition') != AFTER_FAILURE:
-            self.say(step.location, '%s: a failure is published too: condition: %s', task,
-                     AFTER_FAILURE)
+            self.report(step.location, f'{task}: a failure is published too: condition: '
+                        f'{AFTER_FAILURE}')
         if task == 'PublishTestResults':
             for name in ('failTaskOnFailedTests', 'failTaskOnMissingResultsFile'):
                 if inputs.get(name) is not True:
-                    self.say(step.location, '%s is not true, so a failure could pass', name)
+                    self.report(step.location, f'{name} is not true, so a failure could pass')
         if task == 'DownloadPipelineArtifact':
             name = inputs.get('artifactName')
             if name not in self.published:
-                self.say(step.location, 'no step before publishes the artifact %s', name)
+                self.report(step.location, f'no step before publishes the artifact {name}')
             elif not self.reaches(stage['name'], self.published[name]):
-                self.say(step.location, 'the artifact %s is of a stage that is not in dependsOn',
-                         name)
+                self.report(step.location, f'the artifact {name} is of a stage that is not in '
+                            'dependsOn')
 
 
 def combinations(declared):
@@ -343,19 +349,19 @@ def combinations(declared):
     return [dict(values) for values in itertools.product(*lists)]
 
 
-def problems(path, root=ROOT, with_schema=True, parameters=None):
+def find_problems(path, root=ROOT, with_schema=True, parameters=None):
     """All problems of one pipeline file, each once.
 
     parameters: {name: value} to check with; else every combination of the listed values.
     """
     found = []
     try:
-        pipeline_yaml.read(path, parameters)
-        declared = pipeline_yaml.load(path).get('parameters', [])
+        pipeline_yaml.read_pipeline(path, parameters)
+        declared = pipeline_yaml.load_file(path).get('parameters', [])
         for values in [parameters] if parameters else combinations(declared):
-            pipeline = pipeline_yaml.read(path, values)
+            pipeline = pipeline_yaml.read_pipeline(path, values)
             found += schema_problems(pipeline) if with_schema else []
-            found += Checks(pipeline, root).all()
+            found += Checks(pipeline, root).find_problems()
     except pipeline_yaml.PipelineError as error:
         found += str(error).split('\n')
     return sorted(set(found))

@@ -15,10 +15,10 @@ FUNCTIONS = {'and': 2, 'eq': 2, 'ne': 2, 'succeeded': 0, 'succeededOrFailed': 0,
 STATUS_FUNCTIONS = ('succeeded', 'succeededOrFailed', 'canceled')
 
 ROOT = {'trigger', 'pr', 'parameters', 'variables', 'pool', 'stages', 'jobs'}
-STAGE = {'stage', 'displayName', 'dependsOn', 'condition', 'jobs'}
-JOB = {'displayName', 'container', 'timeoutInMinutes'}
+STAGE = {'stage', 'displayName', 'dependsOn', 'condition', 'jobs', 'lockBehavior'}
+JOB = {'displayName', 'timeoutInMinutes'}
 HOOKS = ('deploy', 'routeTraffic')
-STEP = {'displayName', 'name', 'condition', 'env', 'target'}
+STEP = {'displayName', 'name', 'condition', 'env'}
 STEPS = {'script': STEP, 'task': STEP | {'inputs'}, 'publish': STEP | {'artifact'},
          'checkout': {'fetchDepth'}, 'download': set()}
 TASKS = {
@@ -56,20 +56,20 @@ class Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         event = self.peek_event()
         if getattr(event, 'anchor', None):
-            raise PipelineError('%s: Azure Pipelines knows no anchors (%s)' % (
-                self.at(event), event.anchor))
+            raise PipelineError(f'{self.location_of(event)}: Azure Pipelines knows no anchors '
+                                f'({event.anchor})')
         return super().compose_node(parent, index)
 
-    def at(self, item):
+    def location_of(self, item):
         return f'{self.name}:{item.start_mark.line + 1}'
 
     def mapping(self, node):
         result = Map()
-        result.location = self.at(node)
+        result.location = self.location_of(node)
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in result:
-                raise PipelineError(f'{self.at(key_node)}: duplicate key {key}')
+                raise PipelineError(f'{self.location_of(key_node)}: duplicate key {key}')
             result[key] = self.construct_object(value_node, deep=True)
         return result
 
@@ -81,7 +81,7 @@ for tag, pattern, first in (('bool', r'^(?:true|false|True|False)$', 'tTfF'),
 Loader.add_constructor('tag:yaml.org,2002:map', Loader.mapping)
 
 
-def load(path):
+def load_file(path):
     """One YAML file as Map, list and scalars, not to be changed. Raises PipelineError."""
     try:
         return parse_yaml(Path(path).name, Path(path).read_text(encoding='utf-8'))
@@ -104,7 +104,7 @@ def parse_yaml(name, text):
     return document
 
 
-def parse(text):
+def parse_expression(text):
     """An expression as nested tuples.
 
     They are ('literal', text), ('call', function, arguments) and ('path', words), as in
@@ -174,15 +174,15 @@ def parse(text):
     return tree
 
 
-def parts(tree, kind):
+def find_parts(tree, kind):
     """All ('call', ...) or ('path', ...) of a parsed expression."""
     found = [tree] if tree[0] == kind else []
     for argument in tree[2] if tree[0] == 'call' else ():
-        found += parts(argument, kind)
+        found += find_parts(argument, kind)
     return found
 
 
-def true(value):
+def is_true(value):
     return value not in (False, '', 'false', None)
 
 
@@ -199,17 +199,17 @@ def evaluate(tree, look_up, status=None):
     name = tree[1]
     if name in STATUS_FUNCTIONS:
         if status is None:
-            raise PipelineError('%s() has no value in ${{ }}' % name)
+            raise PipelineError(f'{name}() has no value in ${{{{ }}}}')
         return status(name)
     values = [evaluate(argument, look_up, status) for argument in tree[2]]
     if name == 'and':
-        return all(map(true, values))
+        return all(map(is_true, values))
     # The service compares without regard to case.
     same = str(values[0]).lower() == str(values[1]).lower()
     return same if name == 'eq' else not same
 
 
-def macros(text, variables):
+def fill_in_macros(text, variables):
     """`text` with each $(name) replaced that `variables`, whose names are in lower case, has."""
     def replace(match):
         return str(variables.get(match.group(1).lower(), match.group(0)))
@@ -217,15 +217,15 @@ def macros(text, variables):
     return MACRO.sub(replace, str(text))
 
 
-def bind(declared, given, location):
+def bind_parameters(declared, given, location):
     """The values of a file's parameters: those `given`, checked, and the defaults."""
     if not all(isinstance(parameter, Map) and 'name' in parameter for parameter in declared):
         raise PipelineError(f'{location}: parameters are a list of name, type and default')
     values, known = {}, [parameter['name'] for parameter in declared]
     for name in given:
         if name not in known:
-            raise PipelineError('%s: parameter %s is not declared (there is %s)' % (
-                location, name, ', '.join(known) or 'none'))
+            raise PipelineError(f'{location}: parameter {name} is not declared (there is '
+                                f"{', '.join(known) or 'none'})")
     for parameter in declared:
         name, kind = parameter['name'], parameter.get('type', 'string')
         value = given.get(name, parameter.get('default'))
@@ -237,8 +237,8 @@ def bind(declared, given, location):
             raise PipelineError(f'{location}: parameter {name} is {value}, which is no number')
         for one in (value, parameter.get('default', value)):
             if one not in parameter.get('values', [one]):
-                raise PipelineError('%s: parameter %s is %s, not one of %s' % (
-                    location, name, one, ', '.join(map(str, parameter['values']))))
+                raise PipelineError(f'{location}: parameter {name} is {one}, not one of '
+                                    f"{', '.join(map(str, parameter['values']))}")
         values[name] = value
     return values
 
@@ -253,14 +253,14 @@ class Expansion:
     def look_up(self, words):
         root, name = words[0], '.'.join(words[1:])
         if root not in self.known:
-            raise PipelineError('%s is not known in ${{ }}' % root)
+            raise PipelineError(f'{root} is not known in ${{{{ }}}}')
         if name not in self.known[root]:
             raise PipelineError(f'{root} has no {name} when templates are read')
         return self.known[root][name]
 
     def value(self, expression, location):
         try:
-            return evaluate(parse(expression), self.look_up)
+            return evaluate(parse_expression(expression), self.look_up)
         except PipelineError as error:
             raise PipelineError(f'{location}: {error}') from None
 
@@ -280,11 +280,11 @@ class Expansion:
             return None
         word, _, condition = match.group(1).partition(' ')
         if word == 'if':
-            return true(self.value(condition, location))
+            return is_true(self.value(condition, location))
         if word != 'else' or condition:
-            raise PipelineError('%s: ${{ %s }} as a key is not known here' % (location, word))
+            raise PipelineError(f'{location}: ${{{{ {word} }}}} as a key is not known here')
         if before is None:
-            raise PipelineError('%s: ${{ else }} without ${{ if }}' % location)
+            raise PipelineError(f'{location}: ${{{{ else }}}} without ${{{{ if }}}}')
         return not before
 
     def expand(self, value, location):
@@ -330,25 +330,25 @@ class Expansion:
         path = self.path.parent / str(item['template'])
         if not path.is_file():
             raise PipelineError(f"{item.location}: the template {item['template']} does not exist")
-        document = load(path)
+        document = load_file(path)
         lists = set(document) - {'parameters'}
         if len(lists) != 1 or not lists <= {'variables', 'jobs', 'steps'}:
-            raise PipelineError('%s: a template holds one list of variables, jobs or steps, not %s'
-                                % (path.name, ', '.join(sorted(map(str, lists)))))
+            raise PipelineError(f'{path.name}: a template holds one list of variables, jobs or '
+                                f"steps, not {', '.join(sorted(map(str, lists)))}")
         given = self.expand(item.get('parameters', Map()), item.location)
-        values = bind(document.get('parameters', []), given, item.location)
+        values = bind_parameters(document.get('parameters', []), given, item.location)
         inner = Expansion(path, values, self.known['variables'])
         return inner.expand(document[lists.pop()], path.name)
 
 
-def read(path, parameters=None):
+def read_pipeline(path, parameters=None):
     """The pipeline of a file as the service expands it: templates and ${{ }} put in; a Map.
 
     parameters: {name: value} that a person gives at a manual run. Raises PipelineError.
     """
     path = Path(path)
-    document = load(path)
-    values = bind(document.get('parameters', []), parameters or {}, path.name)
+    document = load_file(path)
+    values = bind_parameters(document.get('parameters', []), parameters or {}, path.name)
     expansion = Expansion(path, values, {})
     expanded = Map()
     expanded.location = path.name
@@ -374,7 +374,7 @@ def groups(pipeline):
     return [item['group'] for item in pipeline.get('variables', []) if 'group' in item]
 
 
-def only(item, allowed, what, problems):
+def report_unknown_keys(item, allowed, what, problems):
     problems += [f'{item.location}: {what}: {key} is not known here'
                  for key in item if key not in allowed]
 
@@ -382,13 +382,12 @@ def only(item, allowed, what, problems):
 def stages(pipeline):
     """The stages in order: dicts of name, title, needs (names), condition, location and jobs.
 
-    A job has name, title, kind, container, environment, minutes, location and hooks:
-    [(hook, steps)].
-    An ordinary job has the one hook '', a deployment those of its strategy and 'failure'; each is a
+    A job has name, title, kind, environment, minutes, location and hooks: [(hook, steps)]. An
+    ordinary job has the one hook '', a deployment those of its strategy and 'failure'; each is a
     job of its own, on a fresh machine. Raises PipelineError with every construct not known here.
     """
     problems, result, before = [], [], []
-    only(pipeline, ROOT, 'the pipeline', problems)
+    report_unknown_keys(pipeline, ROOT, 'the pipeline', problems)
     if ('stages' in pipeline) == ('jobs' in pipeline):
         problems.append(f'{pipeline.location}: a pipeline has either stages or jobs')
     listed = pipeline.get('stages')
@@ -400,20 +399,20 @@ def stages(pipeline):
             problems.append(f'{pipeline.location}: no stage: {stage}')
             continue
         name = stage['stage']
-        only(stage, STAGE, f'stage {name}', problems)
+        report_unknown_keys(stage, STAGE, f'stage {name}', problems)
         needs = stage.get('dependsOn', before)
         result.append({
             'name': name, 'title': stage.get('displayName', name), 'location': stage.location,
             'needs': [needs] if isinstance(needs, str) else needs,
             'condition': stage.get('condition'),
-            'jobs': [job(item, stage.location, problems) for item in stage.get('jobs') or []]})
+            'jobs': [read_job(item, stage.location, problems) for item in stage.get('jobs') or []]})
         before = [name]
     if problems:
         raise PipelineError('\n'.join(problems))
     return result
 
 
-def job(item, location, problems):
+def read_job(item, location, problems):
     """A job of stages(); constructs that are not known are added to `problems`."""
     if not isinstance(item, Map) or 'job' not in item and 'deployment' not in item:
         problems.append(f'{location}: no job: {item}')
@@ -421,15 +420,15 @@ def job(item, location, problems):
     kind = 'deployment' if 'deployment' in item else 'job'
     what = f'{kind} {item[kind]}'
     own = {'deployment', 'environment', 'strategy'} if kind == 'deployment' else {'job', 'steps'}
-    only(item, JOB | own, what, problems)
+    report_unknown_keys(item, JOB | own, what, problems)
     hooks = [('', item)]
     if kind == 'deployment':
         strategy = Map(item.get('strategy') or {})
         hooks = dict(strategy.get('runOnce') or {})
         handlers = Map(hooks.pop('on', {}))
         strategy.location = handlers.location = item.location
-        only(strategy, {'runOnce'}, what, problems)
-        only(handlers, {'failure'}, what + ': on', problems)
+        report_unknown_keys(strategy, {'runOnce'}, what, problems)
+        report_unknown_keys(handlers, {'failure'}, what + ': on', problems)
         problems += [f'{item.location}: {what}: the hook {hook} is not known here'
                      for hook in hooks if hook not in HOOKS]
         hooks.update(handlers)
@@ -437,32 +436,30 @@ def job(item, location, problems):
     hooks = [(hook, content.get('steps') or []) for hook, content in hooks]
     for _, steps in hooks:
         for one in steps:
-            step(one, item.location, problems)
+            check_step(one, item.location, problems)
     return {'name': item[kind], 'title': item.get('displayName', item[kind]), 'kind': kind,
-            'container': item.get('container'), 'environment': item.get('environment'),
+            'environment': item.get('environment'),
             'minutes': item.get('timeoutInMinutes', 60), 'location': item.location, 'hooks': hooks}
 
 
-def step(item, location, problems):
+def check_step(item, location, problems):
     """Add to `problems` what is not known here of a step."""
     if not isinstance(item, Map):
         problems.append(f'{location}: a step is a mapping, not {item!r}')
         return
     kinds = [kind for kind in STEPS if kind in item]
     if len(kinds) != 1:
-        problems.append('%s: a step is one of %s, not %s' % (
-            item.location, ', '.join(sorted(STEPS)), ' and '.join(kinds or map(str, item))))
+        problems.append(f"{item.location}: a step is one of {', '.join(sorted(STEPS))}, not "
+                        f"{' and '.join(kinds or map(str, item))}")
         return
     kind, value = kinds[0], item[kinds[0]]
-    only(item, STEPS[kind] | {kind}, kind, problems)
+    report_unknown_keys(item, STEPS[kind] | {kind}, kind, problems)
     if kind == 'task':
         if value in TASKS:
             inputs = Map(item.get('inputs') or {})
             inputs.location = item.location
-            only(inputs, TASKS[value], value, problems)
+            report_unknown_keys(inputs, TASKS[value], value, problems)
         else:
             problems.append(f'{item.location}: the task {value} is not known here')
     if value != {'checkout': 'self', 'download': 'none'}.get(kind, value):
         problems.append(f'{item.location}: {kind}: {value} is not known here')
-    if item.get('target', 'host') != 'host':
-        problems.append(f"{item.location}: the target {item['target']} is not known here")

@@ -1,4 +1,4 @@
-"""Rehearse the pipelines of devops/ on this machine: no account, no container, stand-ins for Azure.
+"""Rehearse the pipelines of devops/ on this machine: no account, stand-ins for docker and Azure.
 
     python devops/rehearsal/rehearse.py --pipeline devops/ci.yml --out outputs/rehearsal
 
@@ -31,7 +31,16 @@ KEPT_BEGINNINGS = ('PIP_', 'UV_')
 ROWS = '20000'
 GROUP = {'AZURE_RM_SVC_CONNECTION': 'rehearsal', 'RESOURCE_GROUP': 'rehearsal-RG',
          'WORKSPACE_NAME': 'rehearsal-AML-WS', 'LOCATION': 'westeurope', 'BASE_NAME': 'rehearsal'}
-CONNECTION = ('tenantId', 'servicePrincipalId', 'servicePrincipalKey')
+# What a task that names the service connection gets of it, by the kind of the connection
+# (azureclitask.ts of microsoft/azure-pipelines-tasks).
+CONNECTIONS = {
+    'secret': ('tenantId', 'servicePrincipalId', 'servicePrincipalKey'),
+    'federated': ('tenantId', 'servicePrincipalId', 'AZURESUBSCRIPTION_TENANT_ID',
+                  'AZURESUBSCRIPTION_CLIENT_ID', 'AZURESUBSCRIPTION_SERVICE_CONNECTION_ID'),
+}
+DOCKER = '''#!/bin/sh
+exec {python} {stand_in} "$@"
+'''
 
 # Faults that someone pushes: a commit of {path: its text, or a function from the old text}.
 COMMITS = {
@@ -62,17 +71,17 @@ class RehearsalError(Exception):
     """Why there can be no rehearsal."""
 
 
-def git(*arguments, folder=ROOT):
+def git(*args, folder=ROOT):
     """Output of a git command. Raises RehearsalError."""
     name = ['-c', 'user.name=rehearsal', '-c', 'user.email=rehearsal@localhost']
     try:
-        done = subprocess.run(['git'] + name + list(arguments), cwd=str(folder),
+        done = subprocess.run(['git'] + name + list(args), cwd=str(folder),
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               universal_newlines=True)
     except FileNotFoundError:
         raise RehearsalError('git is missing, and a rehearsal makes fresh checkouts with it')
     if done.returncode:
-        raise RehearsalError(f"git {' '.join(arguments)} failed: {done.stderr.strip()}")
+        raise RehearsalError(f"git {' '.join(args)} failed: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -84,13 +93,13 @@ def snapshot(root, origin, out):
     """
     git('init', '--quiet', '--bare', str(origin))
     git('--git-dir', str(origin), 'symbolic-ref', 'HEAD', 'refs/heads/master')
-    here = ['--git-dir', str(origin), '--work-tree', str(root)]
+    options = ['--git-dir', str(origin), '--work-tree', str(root)]
     if root in out.resolve().parents:
         top = out.resolve().relative_to(root).parts[0]
         (origin / 'info').mkdir(exist_ok=True)
         (origin / 'info' / 'exclude').write_text(f'/{top}/\n')
-    git(*(here + ['add', '--all']), folder=root)
-    git(*(here + ['commit', '--quiet', '--no-verify', '-m', 'Rehearsal']), folder=root)
+    git(*(options + ['add', '--all']), folder=root)
+    git(*(options + ['commit', '--quiet', '--no-verify', '-m', 'Rehearsal']), folder=root)
     if not (root / '.git').exists():
         return []
     return [line[3:] for line in git('status', '--porcelain', folder=root).splitlines()]
@@ -113,7 +122,7 @@ def result_of(results):
     return next((result for result in ('canceled', 'failed') if result in results), 'succeeded')
 
 
-def holds(stage, done, outputs):
+def condition_holds(stage, done, outputs):
     """Whether the condition of a stage is met, after the stages `done`, {name: result}.
 
     Azure Pipelines takes an output variable that no step has set for empty text; here that is an
@@ -131,8 +140,8 @@ def holds(stage, done, outputs):
                                  f"outputs['{name}'] of stage {source}, which set no such variable")
         return outputs[source].get(name, '')
 
-    tree = pipeline_yaml.parse(stage['condition'] or 'succeeded()')
-    return pipeline_yaml.true(pipeline_yaml.evaluate(tree, output, status.get))
+    tree = pipeline_yaml.parse_expression(stage['condition'] or 'succeeded()')
+    return pipeline_yaml.is_true(pipeline_yaml.evaluate(tree, output, status.get))
 
 
 def run_job(run, folder, job, before_failure):
@@ -149,8 +158,8 @@ def run_job(run, folder, job, before_failure):
         if hook == 'failure':
             before_failure()
         run.say(f"  {job['title']}{': ' + hook if hook else ''}")
-        machine = job_runner.Job(run, folder / hook, job['minutes'])
-        status = machine.go(steps)
+        machine = job_runner.Job(run, folder / hook, job['minutes'], steps)
+        status = machine.run_steps()
         found = {f"{job['name']}.{name}": value for name, value in machine.outputs.items()}
         outputs.update(found)
         produced += machine.produced + [f"{name.split('.')[-1]}={value}"
@@ -174,7 +183,7 @@ def run_stages(run, stages, before_failure):
         outputs[name] = {}
         title = stage['title'] or stage['jobs'][0]['title']
         done[name] = 'skipped'
-        if holds(stage, done, outputs):
+        if condition_holds(stage, done, outputs):
             for job in stage['jobs']:
                 folder = run.folder / (f"{number}-{name or job['name']}")
                 if len(stage['jobs']) > 1:
@@ -194,9 +203,9 @@ def table(rows):
     cells += [(pipeline, stage, result, f'{seconds:.1f}', '; '.join(produced) or '-')
               for pipeline, stage, result, seconds, produced in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    return '\n'.join('%-*s  %-*s  %-*s  %*s  %s' % (
-        widths[0], row[0], widths[1], row[1], widths[2], row[2], widths[3], row[3], row[4])
-        for row in cells)
+    return '\n'.join(
+        f'{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:{widths[2]}}  '
+        f'{row[3]:>{widths[3]}}  {row[4]}' for row in cells)
 
 
 def agent_environ(environ):
@@ -207,17 +216,18 @@ def agent_environ(environ):
     if python:
         kept['PYTHON'] = os.path.abspath(python) if '/' in python else python
     kept['ROWS'] = environ.get('ROWS') or ROWS
+    kept['CONTAINER'] = environ.get('CONTAINER', '')
     return kept
 
 
-def take(out):
+def take_folder(out):
     """Make `out` the empty folder of this rehearsal, saved caches kept; its lock, an open file.
 
     Raises RehearsalError when it holds something else or another rehearsal is under way in it.
     """
     if out.is_dir() and not (out / MARK).exists() and any(out.iterdir()):
-        raise RehearsalError('%s holds something else than a rehearsal and is left alone: '
-                             'name another folder' % out)
+        raise RehearsalError(f'{out} holds something else than a rehearsal and is left alone: '
+                             'name another folder')
     out.mkdir(parents=True, exist_ok=True)
     lock = open(str(out / MARK), 'a')
     try:
@@ -243,7 +253,7 @@ class Screen:
         self.log.write(line + '\n')
 
     @contextlib.contextmanager
-    def busy(self, title):
+    def show_progress(self, title):
         if not sys.stdout.isatty():
             yield
             return
@@ -265,10 +275,17 @@ class Screen:
 
 
 class Rehearsal:
-    """The folder, the stand-in and the rows of one rehearsal."""
+    """The folder, the stand-in and the rows of one rehearsal. connection: its kind."""
 
-    def __init__(self, out, azure, screen, environ):
+    def __init__(self, out, azure, screen, environ, connection):
         self.out, self.azure, self.screen, self.environ = out, azure, screen, environ
+        self.connection = connection
+        self.programs = out / 'programs'
+        self.programs.mkdir()
+        docker = self.programs / 'docker'
+        docker.write_text(DOCKER.format(python=sys.executable, stand_in=Path(
+            __file__).with_name('docker_stand_in.py')))
+        docker.chmod(0o755)
         self.rows, self.builds = [], 0
         own = ROOT / '.venv'
         self.seed = own if own.is_dir() and Path(sys.prefix).resolve() == own.resolve() else None
@@ -283,7 +300,7 @@ class Rehearsal:
         self.builds += 1
         origin, clone = self.out / 'origin.git', self.out / 'pipeline-files'
         git('clone', '--quiet', str(origin), str(clone))
-        pipeline = pipeline_yaml.read(clone / 'devops' / name, parameters)
+        pipeline = pipeline_yaml.read_pipeline(clone / 'devops' / name, parameters)
         shutil.rmtree(str(clone))
         stages = [stage for stage in pipeline_yaml.stages(pipeline) if stage['name'] not in without]
         for stage in stages:
@@ -299,11 +316,10 @@ class Rehearsal:
             'System.TeamProject': 'rehearsal'})
         run = job_runner.Run(
             folder=self.out / label, cache=self.out / 'cache', seed=self.seed, origin=origin,
-            agent_environ=agent_environ(self.environ), variables=values, minute=60,
-            connection={key: self.azure.env[key] for key in CONNECTION},
-            proxy_environ={key: value for key, value in self.azure.env.items()
-                           if key not in CONNECTION and 'SERVICE_PRINCIPAL' not in key},
-            say=self.screen.say, busy=self.screen.busy)
+            environ=agent_environ(self.environ), programs=self.programs, variables=values,
+            connection={key: self.azure.connection[key] for key in CONNECTIONS[self.connection]},
+            new_job=self.azure.new_job, minute=60, proxy_environ=self.azure.proxy_environment(),
+            say=self.screen.say, show_progress=self.screen.show_progress)
         if fault:
             self.azure.faults.add(**fault)
         self.screen.say(f'\n{label}, build {self.builds}')
@@ -312,7 +328,7 @@ class Rehearsal:
         self.rows += [(label,) + row for row in rows]
         return result_of([row[1] for row in rows])
 
-    def play(self, name, fault):
+    def run_with_prerequisites(self, name, fault):
         """Run a pipeline file and what has to be run before it; the result of the last."""
         first, label = NEEDED_FIRST.get(name), name[:-len('.yml')]
         if first and self.run(first, first[:-len('.yml')]) != 'succeeded':
@@ -325,23 +341,24 @@ class Rehearsal:
         return self.run(name, label, STRIKES.get(fault))
 
 
-def rehearse(name, fault, out, environ):
+def rehearse(name, fault, out, environ, connection='federated'):
     """Rehearse the pipeline file devops/`name`; whether it succeeded. Raises RehearsalError."""
     import loopback
     screen = Screen(out / 'rehearsal.log')
-    screen.say('REHEARSAL of devops/%s%s on this machine, without the container. Azure ML and '
-               'Azure DevOps are stand-ins.' % (name, ' with FAULT=' + fault if fault else ''))
+    screen.say(f"REHEARSAL of devops/{name}{' with FAULT=' + fault if fault else ''} on this "
+               'machine. Docker, Azure ML and Azure DevOps are stand-ins.')
     changed = snapshot(ROOT, out / 'origin.git', out)
     if changed:
-        screen.say('note: files that are not committed take part, %d of them (%s%s); Azure DevOps '
-                   'sees only what is pushed' % (len(changed), ', '.join(changed[:3]),
-                                                 ', ...' if changed[3:] else ''))
+        screen.say(f'note: files that are not committed take part, {len(changed)} of them '
+                   f"({', '.join(changed[:3])}{', ...' if changed[3:] else ''}); Azure DevOps "
+                   'sees only what is pushed')
     with loopback.start(str(out / 'azure')) as azure:
-        rehearsal = Rehearsal(out, azure, screen, environ)
-        result = rehearsal.play(name, fault)
+        azure.add_group(GROUP['RESOURCE_GROUP'], GROUP['LOCATION'])
+        rehearsal = Rehearsal(out, azure, screen, environ, connection)
+        result = rehearsal.run_with_prerequisites(name, fault)
         unknown = list(azure.unknown)
-    screen.say('\n%s\n\nThis was a rehearsal: %s. Logs and results are in %s' % (
-        table(rehearsal.rows), result, out))
+    screen.say(f'\n{table(rehearsal.rows)}\n\n'
+               f'This was a rehearsal: {result}. Logs and results are in {out}')
     if unknown:
         raise RehearsalError(f"devops/loopback does not know: {'; '.join(unknown[:3])}")
     return result == 'succeeded'
@@ -360,6 +377,8 @@ def main(argv=None):
     parser.add_argument('--out', type=Path, default=Path('outputs/rehearsal'),
                         help='folder for logs and results; an earlier rehearsal in it is replaced')
     parser.add_argument('--fault', choices=FAULTS, help='what is to go wrong')
+    parser.add_argument('--connection', choices=sorted(CONNECTIONS), default='federated',
+                        help='kind of the service connection (default: federated)')
     args = parser.parse_args(argv)
     path = (ROOT / args.pipeline).resolve()
     if path.parent != ROOT / 'devops' or not path.is_file():
@@ -370,18 +389,19 @@ def main(argv=None):
     import pipeline_yaml
     names = [name for name in (NEEDED_FIRST.get(path.name), path.name) if name]
     with_schema = importlib.util.find_spec('check_jsonschema') is not None
-    found = [problem for name in names for problem in pipeline_checks.problems(
+    found = [problem for name in names for problem in pipeline_checks.find_problems(
         path.with_name(name), with_schema=with_schema)]
     if found:
-        print('error: nothing is run, the pipelines have problems:\n  %s' % '\n  '.join(found),
-              file=sys.stderr)
+        listed = '\n  '.join(found)
+        print(f'error: nothing is run, the pipelines have problems:\n  {listed}', file=sys.stderr)
         return 2
     for number in STOPS:
         signal.signal(number, stop)
     try:
         out = args.out.resolve()
-        with take(out):
-            return 0 if rehearse(path.name, args.fault, out, os.environ) else 1
+        with take_folder(out):
+            return 0 if rehearse(path.name, args.fault, out, os.environ,
+                                 args.connection) else 1
     except KeyboardInterrupt:
         print(f'error: stopped; what has ended is in {args.out}', file=sys.stderr)
     except (RehearsalError, pipeline_yaml.PipelineError, OSError) as error:

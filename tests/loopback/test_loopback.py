@@ -76,8 +76,8 @@ class Client:
         self.session.proxies = {'http': azure.env['HTTP_PROXY'], 'https': azure.env['HTTPS_PROXY']}
         self.session.verify = azure.env['REQUESTS_CA_BUNDLE']
         self.base = f"/subscriptions/{azure.env['SUBSCRIPTION_ID']}/resourceGroups/{GROUP}"
-        self.space = '%s/providers/Microsoft.MachineLearningServices/workspaces/%s' % (
-            self.base, WORKSPACE)
+        self.space = (f'{self.base}/providers/Microsoft.MachineLearningServices/workspaces/'
+                      f'{WORKSPACE}')
         self.token = self.sign_in().json()['access_token']
 
     def sign_in(self, tenant=None, client=None, secret=None):
@@ -341,8 +341,8 @@ def test_blobs(client, azure):
 
 def test_the_name_of_an_artifact_is_taken_once_and_its_link_is_good_for_nothing_else(client):
     container = client.upload({'a.txt': 'x', 'b.txt': 'y'})
-    link = client.good('GET', 'artifact/v2.0', '/artifacts/contentinfo/LocalUpload/%s/a.txt'
-                       % container)['contentUri']
+    path = f'/artifacts/contentinfo/LocalUpload/{container}/a.txt'
+    link = client.good('GET', 'artifact/v2.0', path)['contentUri']
     assert client.session.get(link).text == 'x'
     assert client.session.get(link.replace('a.txt', 'b.txt')).status_code == 403
     path = '/artifacts/batch/metadata/LocalUpload/' + container
@@ -360,8 +360,8 @@ def test_steps_run_from_the_snapshot_and_hand_on_their_data(client):
     assert (client.ended(run), client.ended(other)) == ('Completed', 'Completed')
     steps = client.steps(run)
     assert client.log(steps['first']) == 'parameter hello variable blue\n'
-    assert client.log(steps['second']) == 'read hello\nsecrets []\nrun %s\n' % (
-        steps['second']['runId'])
+    number = steps['second']['runId']
+    assert client.log(steps['second']) == f'read hello\nsecrets []\nrun {number}\n'
     assert 'parameter default' in client.log(client.steps(other)['first'])
     path = '/artifacts/ExperimentRun/dcid.' + steps['first']['runId']
     kept = [one['path'] for one in client.good('GET', 'artifact/v2.0', path)['value']]

@@ -1,0 +1,266 @@
+"""Azure Resource Manager: what it refuses before a provider sees a request, and plain resources.
+
+Sources: the REST reference of Microsoft.Resources and Microsoft.Authorization, ARM's page
+"Troubleshoot common Azure deployment errors" (codes and sentences), the built-in roles, and for
+names, versions and bodies the specifications in Azure/azure-rest-api-specs of the types below.
+Versions are those that a client here may send: current ones, and what azureml-sdk 1.55 and 1.62
+send. Microsoft.KeyVault before 2026-02-01 ends on 2027-02-27 and is refused already.
+"""
+import fnmatch
+import re
+import time
+import uuid
+
+from .routing import ARM, GROUP, Answer, problem, route
+from .sign_in import CLIENT, OBJECT
+
+SUBSCRIPTION = '00000000-0000-0000-0000-000000000001'
+PROVIDER = 'Microsoft.MachineLearningServices'
+LOCATIONS = ('westeurope', 'northeurope', 'uksouth', 'germanywestcentral', 'eastus', 'eastus2',
+             'westus2', 'southcentralus')
+# Name of a role: its id, what it may do, what not.
+ROLES = {
+    'Owner': ('8e3af657-a8ff-443c-a75c-2fe8c4bcb635', ['*'], []),
+    'Contributor': ('b24988ac-6180-42a0-ab88-20f7382dd24c', ['*'],
+                    ['Microsoft.Authorization/*/Delete', 'Microsoft.Authorization/*/Write']),
+    'Reader': ('acdd72a7-3385-48ef-bd42-f606fba81ae7', ['*/read'], []),
+    'Azure AI Administrator': ('b78c5d69-af96-48a3-bf8d-a8b4d589de94', [
+        f'{PROVIDER}/workspaces/*', 'Microsoft.ContainerRegistry/registries/*',
+        'Microsoft.KeyVault/*', 'Microsoft.Storage/storageAccounts/*', 'Microsoft.Insights/*',
+        'Microsoft.Resources/deployments/*'], []),
+}
+# Type: its api-versions.
+VERSIONS = {
+    'Microsoft.Resources/subscriptions': ('2022-12-01', '2021-04-01', '2021-01-01', '2019-11-01',
+                                          '2016-06-01'),
+    'Microsoft.Resources/subscriptions/resourceGroups': ('2021-04-01',),
+    'Microsoft.Authorization/permissions': ('2022-04-01',),
+    'Microsoft.Authorization/roleAssignments': ('2022-04-01',),
+    'Microsoft.Storage/storageAccounts': ('2025-06-01', '2024-01-01', '2023-05-01'),
+    'Microsoft.KeyVault/vaults': ('2026-02-01',),
+    'Microsoft.OperationalInsights/workspaces': ('2025-02-01', '2023-09-01'),
+    'Microsoft.Insights/components': ('2020-02-02',),
+    'Microsoft.ContainerRegistry/registries': ('2025-04-01', '2023-07-01'),
+}
+PROVIDERS = (PROVIDER, 'Microsoft.ContainerInstance', 'Microsoft.ContainerRegistry',
+             'Microsoft.Storage', 'Microsoft.KeyVault', 'Microsoft.OperationalInsights',
+             'Microsoft.Insights')
+
+
+def closed(required=(), **properties):
+    """The JSON schema of an object that has these properties and no others."""
+    schema = {'type': 'object', 'additionalProperties': False, 'properties': properties}
+    return dict(schema, required=list(required)) if required else schema
+
+
+TEXT, SWITCH, WHOLE = {'type': 'string'}, {'type': 'boolean'}, {'type': 'integer'}
+ID = {'type': 'string', 'pattern': '^/subscriptions/[^/]+/resource[gG]roups/[^/]+/providers/'}
+AT = {'location': TEXT, 'tags': {'type': 'object'}}
+# Type: (rule of its name, whether that is unique in all of Azure, body). Of the bodies the part
+# that a client may set and that is likely to be; other properties are refused, not passed over.
+TYPES = {
+    'Microsoft.Storage/storageAccounts': ('[a-z0-9]{3,24}', closed(
+        ['sku', 'kind', 'location'], kind={'enum': ['StorageV2', 'BlobStorage', 'FileStorage']},
+        sku=closed(['name'], name={'enum': ['Standard_LRS', 'Standard_GRS', 'Standard_ZRS',
+                                            'Standard_RAGRS', 'Premium_LRS']}),
+        properties=closed(
+            minimumTlsVersion={'enum': ['TLS1_2', 'TLS1_3']}, supportsHttpsTrafficOnly=SWITCH,
+            allowBlobPublicAccess=SWITCH, allowSharedKeyAccess=SWITCH,
+            accessTier={'enum': ['Hot', 'Cool', 'Cold']}, encryption={'type': 'object'},
+            publicNetworkAccess={'enum': ['Enabled', 'Disabled']}, isHnsEnabled=SWITCH), **AT)),
+    'Microsoft.KeyVault/vaults': ('(?=.{3,24}$)[a-zA-Z](-?[a-zA-Z0-9])+', closed(
+        ['location', 'properties'], properties=closed(
+            ['tenantId', 'sku'], tenantId=TEXT, sku=closed(
+                ['family', 'name'], family={'enum': ['A']}, name={'enum': ['standard', 'premium']}),
+            accessPolicies={'type': 'array'}, enableRbacAuthorization=SWITCH,
+            enableSoftDelete={'enum': [True]}, softDeleteRetentionInDays=WHOLE,
+            enablePurgeProtection={'enum': [True]}, createMode={'enum': ['default', 'recover']},
+            publicNetworkAccess=TEXT), **AT)),
+    'Microsoft.OperationalInsights/workspaces': (
+        '[A-Za-z0-9][A-Za-z0-9-]{2,61}[A-Za-z0-9]', closed(
+            ['location'], properties=closed(
+                sku=closed(['name'], name={'enum': ['PerGB2018', 'CapacityReservation']}),
+                retentionInDays={'type': 'integer', 'minimum': 30, 'maximum': 730}), **AT)),
+    'Microsoft.Insights/components': (r'[^%&\\?/]{1,259}[^%&\\?/. ]', closed(
+        ['kind', 'location'], kind=TEXT, properties=closed(
+            ['Application_Type', 'WorkspaceResourceId'],
+            Application_Type={'enum': ['web', 'other']}, WorkspaceResourceId=ID,
+            IngestionMode={'enum': ['LogAnalytics']}, RetentionInDays=WHOLE), **AT)),
+    PROVIDER + '/workspaces': ('[a-zA-Z0-9][a-zA-Z0-9_-]{2,32}', closed(
+        ['location', 'identity', 'properties'],
+        identity=closed(['type'], type={'enum': ['SystemAssigned']}),
+        sku=closed(name={'enum': ['Basic']}, tier={'enum': ['Basic']}), kind={'enum': ['Default']},
+        properties=closed(
+            ['storageAccount', 'keyVault', 'applicationInsights'], friendlyName=TEXT,
+            description=TEXT, storageAccount=ID, keyVault=ID, applicationInsights=ID,
+            containerRegistry=ID, hbiWorkspace=SWITCH, v1LegacyMode=SWITCH,
+            publicNetworkAccess={'enum': ['Enabled', 'Disabled']},
+            systemDatastoresAuthMode={'enum': ['accessKey', 'identity']}), **AT)),
+}
+UNIQUE = {'Microsoft.Storage/storageAccounts': 'StorageAccountAlreadyTaken',
+          'Microsoft.KeyVault/vaults': 'VaultAlreadyExists'}
+TARGET = re.compile(r'/subscriptions/[^/]+(?P<group>/resource[Gg]roups/[^/]+)?'
+                    r'(?:/providers/(?P<provider>[^/]+)(?P<rest>/.*)?)?$', re.I)
+VERBS = {'GET': 'read', 'PUT': 'write', 'PATCH': 'write', 'DELETE': 'delete', 'POST': 'action'}
+
+
+def arm_id(group, kind, name):
+    return f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}/providers/{kind}/{name}'
+
+
+def kind_and_action(call):
+    """(type, action) of a request below a subscription, such as 'Microsoft.X/y', '.../y/read'."""
+    match = TARGET.match(call.path.rstrip('/'))
+    if match is None:
+        return None
+    if match.group('provider') is None:
+        kind = 'Microsoft.Resources/subscriptions' + ('/resourceGroups' if match.group('group')
+                                                      else '')
+        return kind, f'{kind}/{VERBS[call.method]}'
+    parts = (match.group('rest') or '').strip('/').split('/')
+    kind = '/'.join([match.group('provider')] + parts[::2]).rstrip('/')
+    kind = next((known for known in VERSIONS if known.lower() == kind.lower()), kind)
+    if call.method == 'POST':
+        return kind.rpartition('/')[0], f'{kind}/action'
+    return kind, f'{kind}/{VERBS[call.method]}'
+
+
+def allowed(assignments, action, path):
+    """Whether one of {scope: role} that is `path` or above it allows the action."""
+    def fits(patterns):
+        return any(fnmatch.fnmatchcase(action.lower(), one.lower()) for one in patterns)
+
+    return any(fits(ROLES[role][1]) and not fits(ROLES[role][2])
+               for scope, role in assignments if f'{path}/'.lower().startswith(f'{scope}/'.lower()))
+
+
+def check(call):
+    """Refuse a request without a version that its type has, a right or a registered provider."""
+    found = kind_and_action(call)
+    if found is None:
+        return
+    kind, action = found
+    version, known = call.query.get('api-version'), VERSIONS.get(kind)
+    if not version:
+        raise problem(400, 'MissingApiVersionParameter', 'The api-version query parameter '
+                      '(?api-version=) is required for all requests.')
+    if known and version not in known:
+        raise problem(400, 'NoRegisteredProviderFound', 'No registered resource provider found for '
+                      f"location 'westeurope' and API version '{version}' for type "
+                      f"'{kind.split('/', 1)[1]}'. The supported api-versions are "
+                      f"'{', '.join(known)}'.")
+    assignments = [(row['scope'], row['role'])
+                   for row in call.cloud.journal.table('assignments').values()
+                   if row['principal'] == OBJECT]
+    # Whoever has a right in a subscription sees that it exists.
+    seen = kind == 'Microsoft.Resources/subscriptions' and assignments
+    if not seen and not allowed(assignments, action, call.path):
+        scope = call.path.rstrip('/')
+        raise problem(403, 'AuthorizationFailed', f"The client '{CLIENT}' with object id "
+                      f"'{OBJECT}' does not have authorization to perform action '{action}' over "
+                      f"scope '{scope}' or the scope is invalid. If access was recently granted, "
+                      'please refresh your credentials.')
+    namespace = kind.split('/')[0]
+    if call.method == 'PUT' and not registered(call.cloud, namespace):
+        raise problem(409, 'MissingSubscriptionRegistration', 'The subscription is not registered '
+                      f"to use namespace '{namespace}'. See https://aka.ms/rps-not-found for how "
+                      'to register subscriptions.')
+
+
+def registered(cloud, namespace):
+    off = {row['namespace'].lower() for row in cloud.journal.table('unregistered').values()}
+    return namespace.lower() not in off
+
+
+def assign(cloud, principal, role, scope):
+    """Give a principal a role at a scope, or take its role there away when `role` is None."""
+    table, key = cloud.journal.table('assignments'), f'{principal} {scope.lower()}'
+    if role is None:
+        if key in table:
+            del table[key]
+    else:
+        table[key] = {'principal': principal, 'role': role, 'scope': scope, 'id': str(uuid.uuid4())}
+
+
+def validated(call, kind, name):
+    """The body of a PUT of this type. Raises Answer for a name or a body that the type refuses."""
+    import jsonschema
+    rule, schema = TYPES[kind]
+    if not re.fullmatch(rule, name):
+        raise problem(400, 'InvalidResourceName', f"The name '{name}' of a {kind} is invalid.")
+    errors = sorted(jsonschema.Draft4Validator(schema).iter_errors(call.json), key=str)
+    if errors:
+        where = '.'.join(map(str, errors[0].path)) or 'body'
+        raise problem(400, 'InvalidRequestContent', 'The request content was invalid and could not '
+                      f'be deserialized: {where}: {errors[0].message}')
+    if call.json['location'].lower().replace(' ', '') not in LOCATIONS:
+        raise problem(400, 'LocationNotAvailableForResourceType', 'The provided location '
+                      f"'{call.json['location']}' is not available for resource type '{kind}'.")
+    return call.json
+
+
+def resource(cloud, path):
+    """The resource of this id, ready or not, or None."""
+    row = cloud.journal.table('resources').get(path.lower())
+    return row and dict(row['document'], properties=dict(
+        row['document']['properties'],
+        provisioningState='Succeeded' if row['ready'] <= time.time() else 'Creating'))
+
+
+def store(call, document, status=201):
+    """Keep a resource and answer its PUT as the providers do: at once, or 202 and an operation."""
+    fault = call.cloud.faults.take('late-resource') or {}
+    call.cloud.journal.table('resources')[document['id'].lower()] = {
+        'document': document, 'ready': time.time() + fault.get('seconds', 0)}
+    headers = {}
+    if fault:
+        operation = f'/subscriptions/{SUBSCRIPTION}/providers/{document["type"].split("/")[0]}'
+        headers = {'Azure-AsyncOperation': f'https://management.azure.com{operation}/operations/'
+                   f'{document["name"]}?api-version=2024-01-01', 'Retry-After': '1'}
+    return Answer(resource(call.cloud, document['id']), 202 if fault else status, headers)
+
+
+@route('GET', ARM, '/subscriptions/{subscription}/providers/{provider}/operations/{name}')
+def get_operation(call, provider, name):
+    ready = [row['ready'] for row in call.cloud.journal.table('resources').values()
+             if row['document']['name'] == name]
+    return {'status': 'Succeeded' if max(ready) <= time.time() else 'InProgress'}
+
+
+@route('GET', ARM, GROUP + '/providers/Microsoft.Authorization/roleAssignments')
+def list_role_assignments(call, group):
+    """Those at or above the group, of the principal that $filter names."""
+    match = re.match(r"principalId eq '([0-9a-f-]+)'$", call.query.get('$filter', ''))
+    if not match:
+        raise problem(400, 'UnsupportedQuery', 'The filter is not supported.')
+    scope = f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}'
+    return {'value': [{
+        'id': f"{row['scope']}/providers/Microsoft.Authorization/roleAssignments/{row['id']}",
+        'name': row['id'], 'type': 'Microsoft.Authorization/roleAssignments', 'properties': {
+            'scope': row['scope'], 'principalId': row['principal'],
+            'roleDefinitionId': f'/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Authorization/'
+                                f"roleDefinitions/{ROLES[row['role']][0]}"}}
+        for row in call.cloud.journal.table('assignments').values()
+        if row['principal'] == match.group(1)
+        and f'{scope}/'.lower().startswith(f"{row['scope']}/".lower())]}
+
+
+@route('GET', ARM, GROUP + '/providers/Microsoft.Authorization/permissions')
+def list_permissions(call, group):
+    """What the caller may do in the group, role by role."""
+    scope = f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}/'.lower()
+    return {'value': [{'actions': ROLES[row['role']][1], 'notActions': ROLES[row['role']][2],
+                       'dataActions': [], 'notDataActions': []}
+                      for row in call.cloud.journal.table('assignments').values()
+                      if row['principal'] == OBJECT
+                      and scope.startswith(f"{row['scope']}/".lower())]}
+
+
+@route('GET', ARM, '/subscriptions/{subscription}/providers/{provider}')
+def get_provider(call, provider):
+    kinds = [{'resourceType': kind.split('/', 1)[1], 'locations': LOCATIONS,
+              'apiVersions': VERSIONS[kind]} for kind in VERSIONS
+             if kind.split('/')[0].lower() == provider.lower()]
+    return {'id': f'/subscriptions/{SUBSCRIPTION}/providers/{provider}', 'namespace': provider,
+            'registrationState': 'Registered' if registered(call.cloud, provider)
+            else 'NotRegistered', 'resourceTypes': kinds}

@@ -1,0 +1,129 @@
+"""The docker command line of a pipeline's step, and what the rehearsal's stand-in makes of it."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import container
+import docker_stand_in
+import settings
+from conftest import ROOT
+
+USER = f'{os.getuid()}:{os.getgid()}'
+STAND_IN = ROOT / 'devops' / 'rehearsal' / 'docker_stand_in.py'
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """A `docker` on the path that is the stand-in."""
+    command = tmp_path / 'docker'
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv('PATH', f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv('CONTAINER', raising=False)
+    monkeypatch.setattr(container, 'TOOLS', tmp_path / '.container' / 'tools')
+
+
+def run(*words, **environ):
+    """(exit code, output) of container.py with these words."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'devops' / 'container.py')] + list(words),
+        env=dict(os.environ, **environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout.decode()
+
+
+def test_every_setting_is_passed_by_name_and_no_value_is_in_the_command():
+    environ = {row[0]: 's3cret' for row in settings.SETTINGS}
+    environ.update({name: 's3cret' for name in container.PASSED}, OTHER='x')
+    command = container.docker_run('image', ['make', 'test'], environ, USER)
+    flags, image, words = docker_stand_in.parse(command[2:])
+    assert image == 'image' and words[-2:] == ['make', 'test']
+    assert set(environ) - set(flags['env']) == {'OTHER'}
+    assert not any('s3cret' in word for word in command)
+
+
+def test_a_command_sees_the_checkout_its_settings_and_nothing_else(docker):
+    code, text = run('sh', '-c', 'pwd; env; id -u; exit 7', MODEL_NAME='mine', OTHER='theirs',
+                     AZUREML_SERVICE_PRINCIPAL_PASSWORD='s3cret')
+    assert code == 7, text
+    lines = text.splitlines()
+    assert lines[0] == str(ROOT) and lines[-1] == str(os.getuid())
+    assert {'MODEL_NAME=mine', 'VENV=.container/venv', 'USER=container'} <= set(lines)
+    assert 'AZUREML_SERVICE_PRINCIPAL_PASSWORD=s3cret' in lines and 'theirs' not in text
+
+
+def test_the_image_is_that_of_the_variables_unless_the_environment_names_one():
+    text = (ROOT / 'devops' / 'variables.yml').read_text()
+    named = container.image({}, text)
+    assert named and f'value: {named}\n' in text
+    assert container.image({'CONTAINER_IMAGE': 'python:3.11'}, text) == 'python:3.11'
+
+
+def test_an_image_that_cannot_be_pulled_is_one_sentence_with_what_to_set(docker):
+    code, text = run('--prepare', CONTAINER_IMAGE='python:no-such-tag')
+    assert code == 1 and 'error: the image python:no-such-tag cannot be pulled: set ' \
+        'CONTAINER_IMAGE in devops/variables.yml' in text
+
+
+@pytest.mark.parametrize('have, get, said', [(0, 1, None), (1, 0, None), (1, 1, 'has no GNU make')])
+def test_make_and_git_are_fetched_where_the_image_lacks_them(docker, have, get, said):
+    answers = {container.HAVE_TOOLS: have, container.GET_TOOLS: get}
+    problem = container.prepare('image', lambda words: answers[words[2]])
+    assert (said in problem) if said else problem is None
+
+
+@pytest.mark.parametrize('words', [[], ['--prepare', 'make', 'test']])
+def test_wrong_use_exits_with_2(words):
+    assert run(*words)[0] == 2
+
+
+def test_without_docker_one_sentence_says_so(tmp_path):
+    code, text = run('make', 'test', PATH=str(tmp_path))
+    assert code == 1 and 'error: there is no docker here' in text
+
+
+def test_a_cancelled_step_reaches_the_script_behind_make(docker, tmp_path):
+    process = subprocess.Popen(
+        ['bash', '-c', f"exec {sys.executable} {ROOT / 'devops' / 'container.py'} sh -c "
+                       "'trap \"echo cancelled; exit 3\" INT; echo ready; while :; do sleep 0.05; "
+                       "done'"], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b'ready\n'
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == b'cancelled\n' and process.returncode == 3
+
+
+@pytest.mark.parametrize('words, code, said', [
+    (['run', '--nope', 'image'], 125, 'unknown flag: --nope'),
+    (['run', '-z', 'image'], 125, "unknown shorthand flag: 'z' in -z"),
+    (['run', '--user'], 125, 'flag needs an argument: --user'),
+    (['run', '--rm'], 1, "'docker run' requires at least 1 argument"),
+    (['run', '-e', '=x', 'image'], 125, 'invalid environment variable: =x'),
+    (['run', '-w', 'here', 'image'], 125, 'it needs to be an absolute path'),
+    (['run', '--mount', 'type=bind,source=/no/such,target=/no/such', 'image'], 125,
+     'bind source path does not exist: /no/such'),
+    (['run', '--mount', 'type=bind,sauce=/tmp,target=/tmp', 'image'], 125,
+     "unexpected key 'sauce'"),
+    (['run', '-v', '/tmp:/tmp', 'image'], 125, 'does not imitate --volume'),
+    (['run', 'image'], 125, "without the agent's user"),
+    (['run', '-u', USER, 'image:no-such-tag'], 125, 'manifest unknown'),
+    (['run', '-u', USER, 'image', 'sh', '-c', 'exit 9'], 9, ''),
+    (['run', f'-u{USER}', '-eNAME=x', 'image', 'sh', '-c', 'test $NAME = x'], 0, ''),
+    (['pull', 'image:no-such-tag'], 1, 'manifest unknown'),
+    (['build', '.'], 125, 'does not imitate docker build'),
+])
+def test_the_stand_in_refuses_what_docker_refuses(words, code, said):
+    done = subprocess.run([sys.executable, str(STAND_IN)] + words, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, env={'PATH': os.environ['PATH']})
+    assert (done.returncode, said in done.stdout.decode()) == (code, True), done.stdout.decode()
+
+
+def test_what_is_not_mounted_is_missing_in_the_container(tmp_path, monkeypatch, capsys):
+    (tmp_path / 's').mkdir()
+    (tmp_path / 'temp').mkdir()
+    monkeypatch.setenv('AGENT_BUILDDIRECTORY', str(tmp_path))
+    mount = f"type=bind,source={tmp_path / 's'},target={tmp_path / 's'}"
+    words = ['run', '--user', USER, '--mount', mount, '--workdir', str(tmp_path / 's'), 'image']
+    assert docker_stand_in.main(words + ['ls', str(tmp_path / 'temp')]) == 125
+    assert 'temp is not mounted' in capsys.readouterr().err

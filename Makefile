@@ -50,7 +50,7 @@ TABLE        := $(or $(DATA),$(OUT)/data/safe_driver.csv)
 MODEL        := $(OUT)/model/model.txt $(OUT)/model/metrics.json $(OUT)/model/report.html
 DECISION     := $(OUT)/decision.json
 REGISTRATION := $(OUT)/registration.json
-REGISTERED   := $(wildcard $(OUT)/registry/$(MODEL_NAME)/*/model/model.txt)
+REGISTERED   := $(wildcard $(OUT)/registry/$(MODEL_NAME)/[1-9]*/tags.json)
 TESTRESULTS  := $(OUT)/test-results
 COVERAGE      := $(addprefix --cov=,training scoring scripts devops)
 # A core each for the tests, where the interpreter has pytest-xdist. Not simply expanded: $(PY) may not be there yet.
@@ -112,7 +112,7 @@ rollback: $(FULL) ## Put back the model version that the service ran before
 ##@ Azure DevOps
 
 .PHONY: rehearse branch-policy devops-project
-rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT=lint|test|train|worse|deploy|smoke, PIPELINE=
+rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT= (see README), PIPELINE=
 	$(PY) devops/rehearsal/rehearse.py --pipeline $(PIPELINE) --out $(OUT)/rehearsal --connection $(CONNECTION) \
 	  $(if $(FAULT),--fault $(FAULT))
 branch-policy: $(LOCAL) ## Create or update the branch policies; DRY_RUN=1 only shows the difference

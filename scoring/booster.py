@@ -9,7 +9,11 @@ import os
 import threading
 
 FLOAT64, ROW_MAJOR, NORMAL, ALL_TREES = 1, 1, 0, -1
-HEADER_END, LAST_LINE = '\n\n', 'end of trees'
+HEADER_END = '\n\n'
+# LightGBM itself writes this line last (its Python package adds the categories of pandas, its
+# command line does not): a model file without it is cut off, and loading it may end the process.
+# training/evaluate.py keeps to the same rule.
+LAST_LINE = 'end of parameters'
 
 
 class ModelError(RuntimeError):
@@ -39,11 +43,11 @@ def read_header(path):
     with open(path, encoding='utf-8') as file:
         text = file.read()
     header = dict(line.partition('=')[::2] for line in text.partition(HEADER_END)[0].splitlines())
-    if 'feature_names' not in header or LAST_LINE not in text:
+    if 'feature_names' not in header or f'\n{LAST_LINE}\n' not in text:
         raise ModelError(f'{path} is not a whole LightGBM text model')
     if not header.get('objective', '').startswith('binary') or header.get('num_class') != '1':
-        raise ModelError('%s has the objective %r; a binary one is needed'
-                         % (path, header.get('objective')))
+        raise ModelError(f"{path} has the objective {header.get('objective')!r}; a binary one is "
+                         'needed')
     return header
 
 
@@ -64,8 +68,8 @@ class Booster:
                    FLOAT64, ctypes.c_int32(len(self.columns)), b'num_threads=1',
                    ctypes.byref(self.one_row))
 
-    def _call(self, name, *arguments):
-        if getattr(self.library, name)(*arguments) != 0:
+    def _call(self, name, *args):
+        if getattr(self.library, name)(*args) != 0:
             raise ModelError(f'{name}: {self.library.LGBM_GetLastError().decode()}')
 
     def predict(self, values, rows, threads):
@@ -74,8 +78,8 @@ class Booster:
         `values` are rows x columns float64 in native byte order, row after row, as bytes.
         """
         if len(values) != 8 * rows * len(self.columns):
-            raise ValueError('%d bytes are not %d rows of %d columns'
-                             % (len(values), rows, len(self.columns)))
+            raise ValueError(
+                f'{len(values)} bytes are not {rows} rows of {len(self.columns)} columns')
         scores, count = (ctypes.c_double * rows)(), ctypes.c_int64()
         # Should the server's alarm leave the lock held, one row takes the long way; nobody waits.
         if rows == 1 and self.one_row_lock.acquire(False):

@@ -90,8 +90,8 @@ def explain(body, columns, fault):
 def row_problems(rows, columns):
     for number, row in enumerate(rows):
         if not isinstance(row, list):
-            yield (number, None, 'is %s; a row is a list of %d numbers or an object with a number '
-                   'for each column' % (kind(row), len(columns)))
+            yield (number, None, f'is {kind(row)}; a row is a list of {len(columns)} numbers or an '
+                   'object with a number for each column')
         elif isinstance(row, Pairs) != isinstance(rows[0], Pairs):
             yield number, None, f'is {kind(row)}, row 0 is {kind(rows[0])}'
         elif isinstance(row, Pairs):

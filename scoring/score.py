@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shutil
 import time
 
@@ -20,7 +21,7 @@ import rows
 from rows import Refused
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
-DOCUMENTS = ('swagger2.json', 'swagger3.json', 'swagger3.1.json')
+DOCUMENTS = ('swagger2.json', 'swagger3.json')
 ALLOWED = {'Allow': 'OPTIONS, POST'}
 JSON = {'Content-Type': 'application/json'}
 # More objects than the largest request makes lists.
@@ -69,17 +70,26 @@ def threads_wanted(setting, cores):
 
 
 def publish_documents():
-    """Copy the OpenAPI documents to where the server reads them after init().
+    """Write the OpenAPI documents to where the server reads them after init(): AML_APP_ROOT.
 
-    That is AML_APP_ROOT: this folder under `make serve`, the folder above it on ACI.
+    That is the folder above this one on ACI. This one is source and gets no file.
     """
     root = os.environ.get('AML_APP_ROOT', FOLDER)
-    for name in DOCUMENTS:
-        if not os.path.exists(os.path.join(root, name)):
-            try:
-                shutil.copy(os.path.join(FOLDER, name), root)
-            except OSError as error:
-                print(f'the OpenAPI document {name} will not be served: {error}')
+    if os.path.realpath(root) == os.path.realpath(FOLDER):
+        return
+    try:
+        os.makedirs(root, exist_ok=True)
+        for name in DOCUMENTS:
+            shutil.copy(os.path.join(FOLDER, name), root)
+        with open(os.path.join(root, 'swagger3.json'), encoding='utf-8') as file:
+            text = file.read()
+        # All that 3.1 says otherwise is its version and what may be null.
+        text = text.replace('"openapi": "3.0.3"', '"openapi": "3.1.0"')
+        text = re.sub(r'"type": ("\w+"),\s*"nullable": true', r'"type": [\1, "null"]', text)
+        with open(os.path.join(root, 'swagger3.1.json'), 'w', encoding='utf-8') as file:
+            file.write(text)
+    except OSError as error:
+        print(f'the OpenAPI documents will not be served: {error}')
 
 
 def one_line_a_request():

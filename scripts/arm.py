@@ -13,8 +13,10 @@ URL = 'https://management.azure.com'
 ANSWER_SECONDS = 20
 PAUSE_SECONDS = 5
 READY, ENDED = ('succeeded',), ('succeeded', 'failed', 'canceled')
-# Where Azure's own words need a way out.
+# Where Azure's own words, a code or a part of a message, need a way out.
 ADVICE = {
+    'Soft-deleted workspace exists': 'a workspace of this name was deleted in the last 14 days: '
+                                     'choose another WORKSPACE_NAME, or purge it in the portal',
     'MissingSubscriptionRegistration': 'the owner of the subscription registers the provider '
                                        'once: `make preflight` prints the command',
     'RequestDisallowedByPolicy': 'a policy of your organisation forbids it: ask who looks after '
@@ -82,49 +84,43 @@ class Manager:
     def create(self, path, version, body, what, end):
         """PUT the resource and wait until it is ready; the resource. Raises AzureError.
 
-        end: by time.monotonic(). Form of the wait: github.com/microsoft/api-guidelines,
-        azure/ConsiderationsForServiceDesign.md, long-running operations, and ARM's page "Track
-        asynchronous Azure operations": Azure-AsyncOperation first, then the resource's own state.
+        end: by time.monotonic(). The providers answer at once (200, 201) or 202, without a body
+        from Microsoft.Storage; in either case the resource itself says how far it is.
         """
         response = self._ask(what, 'PUT', URL + path, version, body)
-        operation = response.headers.get('Azure-AsyncOperation')
-        if response.status_code >= 400 or not operation:
+        if response.status_code != 202:
             self._object(what, response)
-        # The token goes to Resource Manager only.
-        if operation and operation.startswith(URL + '/'):
-            self._wait(what, end, lambda: self._object(what, self._ask(what, 'GET', operation)),
-                       lambda answer: answer.get('status'))
         return self.wait(path, version, what, end)
 
     def wait(self, path, version, what, end):
         """The resource, when its provisioningState says that it is ready. Raises AzureError."""
-        return self._wait(what, end, lambda: self.get(path, version, what) or {}, state_of)
-
-    def _wait(self, what, end, ask, state):
         while True:
-            answer = ask()
-            now = (state(answer) or 'unknown').lower()
-            if now in READY:
-                return answer
-            if now in ENDED:
-                error = answer.get('error') or {}
-                raise refused(what, error if isinstance(error, dict) else {}, 409, now)
+            found = self.get(path, version, what)
+            state = state_of(found)
+            if state in READY:
+                return found
+            if state in ENDED:
+                raise azure_ml.AzureError(
+                    f'could not {what}: it ended as {state}; the activity log of the resource '
+                    'group says why\nremove it, then run this again', 409)
             if time.monotonic() > end:
-                raise azure_ml.AzureError(f'could not {what} in time: it is {now} and goes on in '
+                raise azure_ml.AzureError(f'could not {what} in time: it is {state} and goes on in '
                                           'Azure; run this again to wait for it')
             time.sleep(PAUSE_SECONDS)
 
 
 def state_of(resource):
-    """The provisioningState of a resource; one without has no steps to wait for."""
-    return (resource.get('properties') or {}).get('provisioningState', 'Succeeded') \
-        if resource else None
+    """The provisioningState of a resource in lower case; one that has none is ready."""
+    if resource is None:
+        return 'not there yet'
+    return str((resource.get('properties') or {}).get('provisioningState') or 'Succeeded').lower()
 
 
-def refused(what, error, status, ended=None):
+def refused(what, error, status):
     """An AzureError in the words of an ARM error, {"code", "message"}, with what to do."""
-    code, message = str(error.get('code', '')), ' '.join(str(error.get('message', '')).split())
-    said = azure_ml.clean(f'{code}: {message}' if message else f'it ended as {ended}')[:400]
-    advice = ADVICE.get(code) or azure_ml.ADVICE.get(status)
+    code, message = str(error.get('code', '')), ' '.join(str(error['message']).split())
+    advice = next((way for words, way in ADVICE.items() if words in (code, message)
+                   or words in message), azure_ml.ADVICE.get(status))
     return azure_ml.AzureError(
-        f'could not {what}: HTTP {status}, {said}' + (f'\n{advice}' if advice else ''), status)
+        f'could not {what}: HTTP {status}, {azure_ml.clean(code + ": " + message)[:400]}'
+        + (f'\n{advice}' if advice else ''), status)

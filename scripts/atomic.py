@@ -4,13 +4,18 @@ import os
 from pathlib import Path
 
 
-def write_json(path, value):
-    """Write a value as JSON so that the file is whole at any moment."""
+def write_bytes(path, content):
+    """Write the content; the file then holds all of it, or what it held before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f'.{path.name}.{os.getpid()}')
-    new.write_text(json.dumps(value, indent=2) + '\n')
+    new.write_bytes(content)
     os.replace(str(new), str(path))
+
+
+def write_json(path, value):
+    """Write a value as JSON."""
+    write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
 
 
 def read_json(path):

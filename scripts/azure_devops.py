@@ -1,7 +1,7 @@
 """Azure DevOps over REST: find it in the environment, call it, say in words what went wrong.
 
     client = azure_devops.Client(azure_devops.read_settings(os.environ))
-    client.pages('{project}/_apis/policy/configurations', 'list the branch policies')
+    client.pages('{project}/_apis/policy/configurations', 'list the branch policies', {'id': int})
 """
 import collections
 import json
@@ -13,6 +13,7 @@ import urllib.parse
 from settings import UNDEFINED_VARIABLE, SettingsError
 
 VERSION = '7.1'
+JSON_NAMES = {dict: 'an object', list: 'a list', str: 'text', int: 'a number'}
 CONNECT_SECONDS = 10
 READ_SECONDS = 30
 # Longest wait for one answer, retries and the service's own Retry-After included.
@@ -22,7 +23,7 @@ TRANSIENT = (429, 500, 502, 503, 504)
 IDENTITIES = '8a3d49b8-91f0-46ef-b33d-dda338c25db3'
 SCOPES = ('Code (read, write), Build (read, execute), Variable Groups (read, create, manage), '
           'Environment (read, manage), Pipeline Resources (use, manage), '
-          'Service Connections (read), Identity (read); for DENY_BYPASS=1 also Security (manage)')
+          'Service Connections (read), Identity (read)')
 
 # What it is, the name for people, the agent's own name, what to set it to.
 SETTINGS = (
@@ -33,10 +34,9 @@ SETTINGS = (
      'the name of the repository in Azure Repos'),
     ('token', 'AZURE_DEVOPS_EXT_PAT', 'SYSTEM_ACCESSTOKEN', 'a personal access token'),
 )
-SWITCHES = ('DRY_RUN', 'DENY_BYPASS')
 ON, OFF = ('1', 'true'), ('', '0', 'false')
-Settings = collections.namedtuple('Place', 'organisation project repository token personal branch '
-                                  'dry_run deny_bypass')
+Settings = collections.namedtuple('Settings', 'organisation project repository token personal '
+                                  'branch dry_run')
 
 
 class AzureDevOpsError(Exception):
@@ -47,7 +47,7 @@ class AzureDevOpsError(Exception):
         self.status = status
 
 
-def given(environ, name):
+def read_value(environ, name):
     """A setting, or '' when it is empty or an undefined variable of Azure Pipelines, $(NAME)."""
     value = environ.get(name, '').strip()
     return '' if UNDEFINED_VARIABLE.fullmatch(value) else value
@@ -67,7 +67,7 @@ def read_settings(environ):
     """Where to work and how, from the environment. Raises SettingsError with all problems."""
     found, problems = {}, []
     for key, name, agents, meaning in SETTINGS:
-        found[key] = given(environ, name) or given(environ, agents)
+        found[key] = read_value(environ, name) or read_value(environ, agents)
         if not found[key]:
             problems.append(f'{name} is not set (in Azure Pipelines: {agents}): {meaning}')
     if found['organisation'] and not is_organisation(found['organisation']):
@@ -76,27 +76,27 @@ def read_settings(environ):
                         'like https://dev.azure.com/contoso, without user, project or repository')
     if found['token'] and not re.fullmatch('[!-~]+', found['token']):
         problems.append('AZURE_DEVOPS_EXT_PAT holds characters that no token has: paste it again')
-    branch = given(environ, 'BRANCH') or 'master'
+    branch = read_value(environ, 'BRANCH') or 'master'
     if branch.startswith('refs/heads/'):
         branch = branch[len('refs/heads/'):]
-    switches = [given(environ, name).lower() for name in SWITCHES]
-    problems += [f'{name} is {value!r}: it must be 1 or 0'
-                 for name, value in zip(SWITCHES, switches) if value not in ON + OFF]
+    dry_run = read_value(environ, 'DRY_RUN').lower()
+    if dry_run not in ON + OFF:
+        problems.append(f'DRY_RUN is {dry_run!r}: it must be 1 or 0')
     if problems:
         plural, listed = 's' * (len(problems) > 1), '\n  '.join(problems)
         raise SettingsError(f'{len(problems)} setting{plural} to correct in the environment:\n'
                             f'  {listed}')
     return Settings(found['organisation'].rstrip('/'), found['project'], found['repository'],
-                    found['token'], bool(given(environ, 'AZURE_DEVOPS_EXT_PAT')), branch,
-                    *[value in ON for value in switches])
+                    found['token'], bool(read_value(environ, 'AZURE_DEVOPS_EXT_PAT')), branch,
+                    dry_run in ON)
 
 
-def web(here, *parts):
+def portal_page(settings, *parts):
     """The address of a page of the portal, inside the project."""
-    return '/'.join([here.organisation, urllib.parse.quote(here.project)] + list(parts))
+    return '/'.join([settings.organisation, urllib.parse.quote(settings.project)] + list(parts))
 
 
-def decoded(response):
+def decode_json(response):
     """The JSON of an answer, None without a body. Raises ValueError when it is something else."""
     if not response.content.strip():
         return None
@@ -104,24 +104,46 @@ def decoded(response):
     return json.loads(response.content.decode('utf-8-sig'))
 
 
-def reason(response):
+def error_words(response):
     """(message, typeKey) of an error answer, each '' when the service says none.
 
     Form, of recorded answers: {"$id", "innerException", "message", "typeName", "typeKey", ...}.
     """
     try:
-        answer = decoded(response)
-        return str(answer['message']).strip(), str(answer.get('typeKey', ''))
+        answer = decode_json(response)
+        return str(answer['message'] or '').strip(), str(answer.get('typeKey', ''))
     except (ValueError, TypeError, KeyError):
         return '', ''
+
+
+def check_answer(answer, fields, doing, path=''):
+    """Raise AzureDevOpsError unless an answer has what the caller counts on.
+
+    fields: a type, [fields of each item] or {name: fields}; 'name?' may be missing or null, and '*'
+    stands for all names. doing: what was asked for. Returns the answer.
+    """
+    kind = fields if isinstance(fields, type) else type(fields)
+    if not isinstance(answer, kind):
+        what = 'is missing' if answer is None else f'is {json.dumps(answer)[:60]}'
+        raise AzureDevOpsError(f'Azure DevOps was asked to {doing}, and its answer cannot be used: '
+                               f"{path or 'all of it'} {what} and must be {JSON_NAMES[kind]}.")
+    if isinstance(fields, list):
+        for number, item in enumerate(answer):
+            check_answer(item, fields[0], doing, f'{path}[{number}]')
+    elif isinstance(fields, dict):
+        for name, inner in fields.items():
+            for key in list(answer) if name == '*' else [name.rstrip('?')]:
+                if answer.get(key) is not None or not name.endswith('?'):
+                    check_answer(answer.get(key), inner, doing, f'{path}.{key}'.lstrip('.'))
+    return answer
 
 
 class Client:
     """Calls to one organisation and project. `{project}` in a path is the project's name."""
 
-    def __init__(self, here):
+    def __init__(self, settings):
         import requests
-        self.here = here
+        self.settings = settings
         self.session = requests.Session()
         self.session.headers.update({'Accept': 'application/json',
                                      # 401 rather than a redirect to the sign-in page
@@ -131,47 +153,46 @@ class Client:
     def _sign(self, request):
         """Basic with an empty user name for a personal token, Bearer for the agent's own."""
         import requests
-        if self.here.personal:
-            return requests.auth.HTTPBasicAuth('', self.here.token)(request)
-        request.headers['Authorization'] = 'Bearer ' + self.here.token
+        if self.settings.personal:
+            return requests.auth.HTTPBasicAuth('', self.settings.token)(request)
+        request.headers['Authorization'] = 'Bearer ' + self.settings.token
         return request
 
-    def pages(self, path, doing, query=None, **more):
-        """All items of a list, over all its pages."""
+    def pages(self, path, doing, fields, query=None, **more):
+        """All items of a list, over all its pages. fields: of an item, see check_answer."""
         query = dict(query or {})
         items, tokens = [], set()
         while True:
             answer, token = self._call('GET', path, doing, None, query, **more)
-            if not isinstance(answer, dict) or not isinstance(answer.get('value'), list):
-                raise AzureDevOpsError(f'Azure DevOps sent no list when asked to {doing}.')
-            items += answer['value']
+            items += check_answer(answer, {'value': [fields]}, doing)['value']
             if not token or token in tokens:
                 return items
             tokens.add(token)
             query['continuationToken'] = token
 
-    def call(self, method, path, doing, body=None, query=None, **more):
+    def call(self, method, path, doing, body=None, query=None, fields=None, **more):
         """One call.
 
-        doing: finishes 'no permission to ...'; needs: the permission to ask for; version: the
-        api-version; base: another service's address. Returns the JSON of the answer. Raises
-        AzureDevOpsError.
+        doing: finishes 'no permission to ...'; fields: what the answer must have, see check_answer,
+        or None when it does not matter; needs: the permission to ask for; version: the api-version;
+        base: another service's address. Returns the JSON of the answer. Raises AzureDevOpsError.
         """
-        return self._call(method, path, doing, body, query, **more)[0]
+        answer, _ = self._call(method, path, doing, body, query, **more)
+        return answer if fields is None else check_answer(answer, fields, doing)
 
     def identities(self, search, doing):
         """Users and groups whose name or mail address is `search`."""
         area = self.call('GET', '_apis/resourceAreas/' + IDENTITIES, doing,
                          version='7.1-preview.1')
         # Azure DevOps Server has no separate host for identities and sends null.
-        base = (area or {}).get('locationUrl') or self.here.organisation
-        return self.pages('_apis/identities', doing, {'searchFilter': 'General',
-                                                      'filterValue': search}, base=base)
+        base = check_answer(area or {}, {'locationUrl?': str}, doing).get('locationUrl')
+        return self.pages('_apis/identities', doing, {'id': str, 'providerDisplayName': str},
+                          {'searchFilter': 'General', 'filterValue': search}, base=base)
 
     def _call(self, method, path, doing, body, query, needs=None, version=VERSION, base=None):
         import requests
-        project = urllib.parse.quote(self.here.project, safe='')
-        url = f"{(base or self.here.organisation).rstrip('/')}/{path}"
+        project = urllib.parse.quote(self.settings.project, safe='')
+        url = f"{(base or self.settings.organisation).rstrip('/')}/{path}"
         url = url.replace('{project}', project)
         query = dict(query or {}, **{'api-version': version})
         started = time.monotonic()
@@ -208,25 +229,25 @@ class Client:
         if response.status_code not in (200, 201, 204):
             raise self._refused(response, doing, needs)
         try:
-            return decoded(response), response.headers.get('x-ms-continuationtoken')
+            return decode_json(response), response.headers.get('x-ms-continuationtoken')
         except ValueError:
             raise AzureDevOpsError(
                 f'The answer to the attempt to {doing} is not JSON but '
                 f"{response.headers.get('Content-Type', 'of no type')}, {len(response.content)} "
-                f'bytes: is there a proxy before {self.here.organisation}?')
+                f'bytes: is there a proxy before {self.settings.organisation}?')
 
     def _signed_out(self, response, page):
         how = str(response.status_code)
         if response.status_code != 401:
             how += ', a sign-in page' if page and response.status_code < 300 else (
                 ', a redirect to sign in')
-        words = reason(response)[0]
+        words = error_words(response)[0]
         if words:
             how += ', ' + words
-        if self.here.personal:
+        if self.settings.personal:
             text = (f'AZURE_DEVOPS_EXT_PAT is not accepted ({how}): the token is wrong, expired, '
                     'of another organisation or lacks a scope. Make one at '
-                    f'{self.here.organisation}/_usersSettings/tokens with the scopes {SCOPES}.')
+                    f'{self.settings.organisation}/_usersSettings/tokens with the scopes {SCOPES}.')
         else:
             text = (f'SYSTEM_ACCESSTOKEN is not accepted ({how}). It ends with its job, and the '
                     'step must ask for it: env: SYSTEM_ACCESSTOKEN: $(System.AccessToken).')
@@ -234,7 +255,7 @@ class Client:
 
     def _unreachable(self, error, doing):
         import requests
-        host = urllib.parse.urlsplit(self.here.organisation).netloc
+        host = urllib.parse.urlsplit(self.settings.organisation).netloc
         if isinstance(error, requests.exceptions.SSLError):
             return AzureDevOpsError(f'The certificate of {host} is not trusted. Behind a proxy '
                                     'that reads TLS, put its authority in REQUESTS_CA_BUNDLE.')
@@ -248,12 +269,13 @@ class Client:
     def _refused(self, response, doing, needs):
         """The sentence for an error status, with the service's own words where it has any."""
         status = response.status_code
-        words, kind = reason(response)
+        words, kind = error_words(response)
         if status == 404 and not words:
-            text = f'There is no organisation at {self.here.organisation} (HTTP 404).'
+            text = f'There is no organisation at {self.settings.organisation} (HTTP 404).'
         elif kind.startswith('ProjectDoesNotExist'):
-            text = (f'There is no project {self.here.project!r} in {self.here.organisation}, or '
-                    f"the owner of the token may not see it ({words.split(':')[0]}).")
+            text = (f'There is no project {self.settings.project!r} in '
+                    f'{self.settings.organisation}, or the owner of the token may not see it '
+                    f"({words.split(':')[0]}).")
         elif status == 403:
             text = f"No permission to {doing}: {words or 'HTTP 403.'}"
             if needs:

@@ -124,14 +124,13 @@ def explain(what, error):
         host = re.search(r"host='([^']+)'", reason)
         reason = f'no connection to {host.group(1)}' if host else 'no connection: ' + reason
         advice = CONNECTION
-    return AzureError('could not %s: %s%s' % (what, reason, '\n' + advice if advice else ''),
-                      status)
+    return AzureError('\n'.join(filter(None, [f'could not {what}: {reason}', advice])), status)
 
 
 def give_up(what, seconds):
     """End the process: the SDK's threads and native code cannot be stopped in another way."""
-    sys.__stderr__.write('error: could not %s: no answer within %g s\nrun this again; nothing is '
-                         'done twice\n' % (what, seconds))
+    sys.__stderr__.write(f'error: could not {what}: no answer within {seconds:g} s\n'
+                         'run this again; nothing is done twice\n')
     sys.__stderr__.flush()
     os._exit(1)
 

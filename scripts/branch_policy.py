@@ -4,10 +4,8 @@
 
 Settings: AZURE_DEVOPS_ORG_URL, AZURE_DEVOPS_PROJECT, AZURE_DEVOPS_REPOSITORY, AZURE_DEVOPS_EXT_PAT
 (in Azure Pipelines the agent's own), BRANCH (default master). DRY_RUN=1 only shows what differs.
-DENY_BYPASS=1 also denies to the contributors and to the build identity what gets round the
-policies: force pushes and the two permissions to bypass.
-Ids, fields and permission bits: learn.microsoft.com/rest/api/azure/devops/policy/configurations
-and .../azure/devops/organizations/security/namespace-reference (Git Repositories).
+What gets round them, 'Bypass policies', nobody has whom it was not granted.
+Ids and fields: learn.microsoft.com/rest/api/azure/devops/policy/configurations
 """
 import argparse
 import collections
@@ -24,20 +22,22 @@ BUILD_POLICY = 'Lint and unit tests'
 REVIEWERS = 'fa4e907d-c16b-4a4c-9dfa-4906e5d171dd'
 BUILD = '0609b952-1397-4640-95ec-e00a01b2c241'
 COMMENTS = 'c6a1889d-b943-4856-b76f-9e46bb6b0df2'
-GIT_REPOSITORIES = '2e9eb7ed-3c0a-47d4-87c1-0ffdd275fd87'
-# Force push 8, bypass policies when pushing 128, bypass them when completing a pull request 32768.
-BYPASS = 8 | 128 | 32768
+READ = "'Read' on the repository"
 EDIT_POLICIES = ("'Edit policies' on the repository (Project settings > Repositories > the "
                  "repository > Security)")
-MANAGE_PERMISSIONS = ("'Manage permissions' on the repository (Project settings > Repositories > "
-                      "the repository > Security) and the token's scope Security (manage)")
 POLICIES = '{project}/_apis/policy/configurations'
+# What is counted on in answers of the service: azure_devops.check_answer.
+REPOSITORY = {'id': str, 'name': str, 'project': {'id': str, 'name': str}}
+PIPELINE = {'id': int, 'name': str, 'process?': {'yamlFilename?': str}}
+POLICY = {'id': int, 'type': {'id': str}, 'createdBy?': {}, 'settings?': {
+    'minimumApproverCount?': int,
+    'scope?': [{'repositoryId?': str, 'refName?': str, 'matchKind?': str}]}}
 
 # One thing that should be so. verb: ok, create or update; what differs as lines.
 Change = collections.namedtuple('Change', 'verb name differences body id')
 
 
-def desired(definition_id, scope):
+def desired_policies(definition_id, scope):
     """The policies as they are sent: (name for people, body). definition_id: of the PR pipeline."""
     settings = (
         ('at least one reviewer, who is not the author', REVIEWERS, {
@@ -70,7 +70,7 @@ def scope_of(repository, branch):
              'matchKind': 'exact'}]
 
 
-def place_of(scope):
+def comparable_scope(scope):
     """A scope in a form to compare: the service answers 'Exact' to 'exact'."""
     return [(entry.get('repositoryId'), entry.get('refName'),
              (entry.get('matchKind') or 'exact').lower()) for entry in scope or []]
@@ -84,17 +84,18 @@ def is_same(existing, body, definitions):
     """
     fields, wanted = existing.get('settings') or {}, body['settings']
     if (existing['type']['id'].lower() != body['type']['id']
-            or place_of(fields.get('scope')) != place_of(wanted['scope'])):
+            or comparable_scope(fields.get('scope')) != comparable_scope(wanted['scope'])):
         return False
     return body['type']['id'] != BUILD or (
         fields.get('buildDefinitionId') in definitions
         or fields.get('displayName') == wanted['displayName'])
 
 
-def applies(existing, repository, branch):
+def applies_to(existing, repository, branch):
     """Whether a policy bears on the branch, by its own scope or a wider one."""
     ref = 'refs/heads/' + branch
-    for repository_id, name, kind in place_of((existing.get('settings') or {}).get('scope')):
+    scope = (existing.get('settings') or {}).get('scope')
+    for repository_id, name, kind in comparable_scope(scope):
         if repository_id in (None, repository['id']) and (
                 kind == 'defaultbranch' and repository.get('defaultBranch') == ref
                 or kind == 'prefix' and ref.startswith(name or '')
@@ -108,7 +109,7 @@ def is_equal(have, want):
     return (have or None) == (want or None)
 
 
-def merged(existing, body):
+def merge_into(existing, body):
     """The body to send: what is there, our fields put right. More reviewers than asked stay."""
     settings = dict(existing['settings'], **body['settings'])
     if 'minimumApproverCount' in settings:
@@ -132,7 +133,7 @@ def differences(existing, body):
     return lines
 
 
-def plan(existing, wanted, definitions):
+def plan_policies(existing, wanted, definitions):
     """What to do about the wanted policies, and remarks about duplicates of them."""
     changes, remarks = [], []
     for name, body in wanted:
@@ -141,7 +142,7 @@ def plan(existing, wanted, definitions):
         if not same:
             changes.append(Change('create', name, differences(None, body), body, None))
             continue
-        full = merged(same[0], body)
+        full = merge_into(same[0], body)
         owned = dict(full, settings={key: full['settings'][key] for key in body['settings']})
         lines = differences(same[0], owned)
         changes.append(Change('update' if lines else 'ok', name, lines, full, same[0]['id']))
@@ -151,7 +152,7 @@ def plan(existing, wanted, definitions):
     return changes, remarks
 
 
-def describe(policy):
+def describe_policy(policy):
     """A policy that is not ours, in a line."""
     fields = policy.get('settings') or {}
     label = fields.get('displayName') or policy['type'].get('displayName') or policy['type']['id']
@@ -163,37 +164,38 @@ def describe(policy):
 
 def find_repository(client):
     """The repository of the settings. Raises AzureDevOpsError with the names that there are."""
-    here = client.here
-    known = client.pages('{project}/_apis/git/repositories', 'list the repositories',
-                         needs="'Read' on the repository")
+    settings = client.settings
+    known = client.pages('{project}/_apis/git/repositories', 'list the repositories', REPOSITORY,
+                         needs=READ)
     for repository in known:
-        if here.repository.lower() in (repository['name'].lower(), repository['id']):
+        if settings.repository.lower() in (repository['name'].lower(), repository['id']):
             return repository
-    raise AzureDevOpsError(f'There is no repository {here.repository!r} in project '
-                           f'{here.project!r}, or the owner of the token may not read it. There '
-                           f"is: {', '.join(sorted(one['name'] for one in known)) or 'none'}.")
+    names = ', '.join(sorted(one['name'] for one in known)) or 'none'
+    raise AzureDevOpsError(f'There is no repository {settings.repository!r} in project '
+                           f'{settings.project!r}, or the owner of the token may not read it. '
+                           f'There is: {names}.')
 
 
 def find_branches(client, repository):
     """The names of the repository's branches."""
     refs = client.pages(f"{{project}}/_apis/git/repositories/{repository['id']}/refs",
-                        'list the branches', {'filter': 'heads/'}, needs="'Read' on the repository")
+                        'list the branches', {'name': str}, {'filter': 'heads/'}, needs=READ)
     return [ref['name'][len('refs/heads/'):] for ref in refs]
 
 
 def absent_branch(client, repository, branches):
     """The sentence about a branch that does not exist."""
-    return (f'Branch {client.here.branch!r} does not exist yet in repository '
+    return (f'Branch {client.settings.branch!r} does not exist yet in repository '
             f"{repository['name']!r} (there is: {', '.join(sorted(branches)[:10]) or 'none'}). "
             f"Push it first: git push {repository.get('remoteUrl', 'REMOTE')} "
-            f'HEAD:refs/heads/{client.here.branch}')
+            f'HEAD:refs/heads/{client.settings.branch}')
 
 
 def find_pipelines(client, repository):
     """The pipelines of the repository: {path of the YAML file: [definition, ...]}, oldest first."""
     found = collections.defaultdict(list)
     for definition in client.pages(
-            '{project}/_apis/build/definitions', 'list the pipelines',
+            '{project}/_apis/build/definitions', 'list the pipelines', PIPELINE,
             {'repositoryId': repository['id'], 'repositoryType': 'TfsGit',
              'includeAllProperties': 'true', 'includeLatestBuilds': 'true'},
             needs="'View build pipeline'"):
@@ -202,66 +204,14 @@ def find_pipelines(client, repository):
     return {path: sorted(group, key=lambda one: one['id']) for path, group in found.items()}
 
 
-def branch_token(project_id, repository_id, branch):
-    """The branch's token in the security namespace: names in hexadecimal UTF-16, little endian."""
-    names = [name.encode('utf-16-le').hex() for name in branch.split('/')]
-    return '/'.join(['repoV2', project_id, repository_id, 'refs/heads'] + names)
-
-
-def bypass_identities(client, repository):
-    """{name: descriptor} of the contributors and of the project's build identity."""
-    project = repository['project']
-    organisation = client.here.organisation.rsplit('/', 1)[-1]
-    group = f"[{project['name']}]\\Contributors"
-    build = f"{project['name']} Build Service ({organisation})"
-    found = {}
-    for name, is_it in (
-            (group, lambda one: one.get('providerDisplayName', '').lower() == group.lower()),
-            (build, lambda one: one['descriptor'].endswith(':Build:' + project['id']))):
-        doing = f'find the identity {name}'
-        matches = [one for one in client.identities(name, doing) if is_it(one)]
-        if not matches:
-            raise AzureDevOpsError(
-                f'Azure DevOps knows no identity {name!r}. The build identity comes into being '
-                'with the first run of a pipeline: run one, then repeat this with DENY_BYPASS=1.')
-        found[name] = matches[0]['descriptor']
-    return found
-
-
-def plan_bypass(client, repository):
-    """What to do so that neither contributors nor the build identity get round the policies."""
-    token = branch_token(repository['project']['id'], repository['id'], client.here.branch)
-    identities = bypass_identities(client, repository)
-    lists = client.pages('_apis/accesscontrollists/' + GIT_REPOSITORIES, 'read the permissions',
-                         {'token': token, 'recurse': 'false'}, needs=MANAGE_PERMISSIONS)
-    entries = {}
-    for one in lists:
-        if one['token'].lower() == token.lower():
-            entries = one['acesDictionary']
-    changes = []
-    for name, descriptor in identities.items():
-        denied = (entries.get(descriptor) or {}).get('deny', 0)
-        verb = 'ok' if denied & BYPASS == BYPASS else 'update'
-        lines = [] if verb == 'ok' else [f'deny: {denied} -> {denied | BYPASS}']
-        changes.append(Change(verb, 'bypass denied to ' + name, lines, {
-            'token': token, 'merge': True, 'accessControlEntries': [
-                {'descriptor': descriptor, 'allow': 0, 'deny': BYPASS}]}, None))
-    return changes
-
-
-def send(client, change):
+def send_change(client, change):
     """Do one change. Raises AzureDevOpsError also when the service kept something else."""
     doing = f'{change.verb} the policy "{change.name}"'
-    if 'token' in change.body:
-        kept = client.call('POST', '_apis/accesscontrolentries/' + GIT_REPOSITORIES,
-                           'have ' + change.name, change.body, needs=MANAGE_PERMISSIONS)
-        if any(entry['deny'] & BYPASS != BYPASS for entry in kept['value']):
-            raise AzureDevOpsError(f'Azure DevOps took the denial but did not keep it: {kept}')
-        return
     if change.id is None:
-        kept = client.call('POST', POLICIES, doing, change.body, needs=EDIT_POLICIES)
+        kept = client.call('POST', POLICIES, doing, change.body, fields=POLICY,
+                           needs=EDIT_POLICIES)
     else:
-        kept = client.call('PUT', f'{POLICIES}/{change.id}', doing, change.body,
+        kept = client.call('PUT', f'{POLICIES}/{change.id}', doing, change.body, fields=POLICY,
                            needs=EDIT_POLICIES)
     lost = differences(kept, change.body)
     if lost:
@@ -269,7 +219,7 @@ def send(client, change):
                                f"all: {'; '.join(lost)}")
 
 
-def show(change):
+def show_change(change):
     """A change, its differences below it."""
     label = f'  {change.verb:8}{change.name}'
     print(label + (f' (id {change.id})' if change.id else ''))
@@ -277,7 +227,7 @@ def show(change):
         print('            ' + line)
 
 
-def apply(client, repository, pipelines):
+def apply_policies(client, repository, pipelines):
     """Bring the policies of the branch to what they should be, and print what is done.
 
     pipelines: as find_pipelines gives them. Returns the number of changes.
@@ -287,28 +237,26 @@ def apply(client, repository, pipelines):
         raise AzureDevOpsError(f"No pipeline of repository {repository['name']!r} runs "
                                f'{PULL_REQUEST_YAML} yet: `make devops-project` creates it.')
     ids = [definition['id'] for definition in definitions]
-    scope = scope_of(repository, client.here.branch)
+    scope = scope_of(repository, client.settings.branch)
     # All of the project: a filter that the service misread would look like 'no policy yet'.
-    existing = [policy for policy in client.pages(POLICIES, 'list the branch policies',
-                                                  needs="'Read' on the repository")
-                if not policy.get('isDeleted') and applies(policy, repository, client.here.branch)]
+    listed = client.pages(POLICIES, 'list the branch policies', POLICY, needs=READ)
+    existing = [policy for policy in listed if not policy.get('isDeleted')
+                and applies_to(policy, repository, client.settings.branch)]
     in_use = [policy['settings']['buildDefinitionId'] for policy in existing
               if policy['settings'].get('buildDefinitionId') in ids]
-    wanted = desired((in_use or ids)[0], scope)
-    changes, remarks = plan(existing, wanted, ids)
-    remarks += [describe(policy) for policy in existing
+    wanted = desired_policies((in_use or ids)[0], scope)
+    changes, remarks = plan_policies(existing, wanted, ids)
+    remarks += [describe_policy(policy) for policy in existing
                 if not any(is_same(policy, body, ids) for _, body in wanted)]
     remarks += [f"pipeline {one['id']}, {one['name']}, is {one['queueStatus']}: no pull request "
                 'can pass until it is enabled' for one in definitions
                 if one['id'] == wanted[1][1]['settings']['buildDefinitionId']
                 and one.get('queueStatus', 'enabled') != 'enabled']
-    if client.here.deny_bypass:
-        changes += plan_bypass(client, repository)
-    print(f"Branch policies of {client.here.branch} in {repository['name']}")
+    print(f"Branch policies of {client.settings.branch} in {repository['name']}")
     for change in changes:
-        if change.verb != 'ok' and not client.here.dry_run:
-            send(client, change)
-        show(change)
+        if change.verb != 'ok' and not client.settings.dry_run:
+            send_change(client, change)
+        show_change(change)
     for remark in remarks:
         print('  ' + remark)
     return sum(change.verb != 'ok' for change in changes)
@@ -329,21 +277,21 @@ def main(argv=None):
         argparse.RawDescriptionHelpFormatter))
     parser.parse_args(argv)
     try:
-        here = azure_devops.read_settings(os.environ)
+        settings = azure_devops.read_settings(os.environ)
     except SettingsError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     try:
-        client = azure_devops.Client(here)
+        client = azure_devops.Client(settings)
         repository = find_repository(client)
         branches = find_branches(client, repository)
-        if here.branch not in branches:
+        if settings.branch not in branches:
             raise AzureDevOpsError(absent_branch(client, repository, branches))
-        count = apply(client, repository, find_pipelines(client, repository))
+        count = apply_policies(client, repository, find_pipelines(client, repository))
     except AzureDevOpsError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    print(summary(count, here.dry_run))
+    print(summary(count, settings.dry_run))
     return 0
 
 

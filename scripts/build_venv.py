@@ -19,12 +19,12 @@ CONTAINER_PINS = Path(__file__).resolve().parent.parent / 'devops' / 'openhack_r
 SDK_PYTHONS = ('3.7', '3.10', '3.11')
 SDK_PACKAGES = ('azureml-sdk', 'azureml-defaults', 'azureml-dataprep')
 PROBE = 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])'
-NO_PYTHON = '''no suitable Python found.
-Python {versions} will do (the pins are for {first}). Ways to get one:
+NO_PYTHON = f'''no suitable Python found.
+Python {', '.join(SUPPORTED)} will do (the pins are for {SUPPORTED[0]}). Ways to get one:
   any system      install uv (pip install uv or brew install uv); it fetches Python by itself
   Debian, Ubuntu  sudo apt-get install python3 python3-venv
-  macOS           brew install python@{first}
-  pyenv           pyenv install {first}
+  macOS           brew install python@{SUPPORTED[0]}
+  pyenv           pyenv install {SUPPORTED[0]}
 or name an interpreter that has the packages: make PYTHON=/path/to/python ...'''
 
 # What a given interpreter may lack: module, what is lost then, and whether that is everything.
@@ -49,7 +49,7 @@ def lacks(find=importlib.util.find_spec):
     """(essential, others): lists of 'module (what is lost)' that this interpreter cannot import."""
     missing = [(name, use, essential) for name, use, essential in MODULES if find(name) is None]
     return ([name for name, _, essential in missing if essential],
-            ['%s (%s)' % (name, use) for name, use, essential in missing if not essential])
+            [f'{name} ({use})' for name, use, essential in missing if not essential])
 
 
 def version_of(python):
@@ -73,7 +73,7 @@ def find_python(uv):
             return found, CONTAINER
     for version in SUPPORTED:
         names = ['python' + version, 'python3', 'python', sys.executable]
-        names += glob.glob(os.path.expanduser('~/.pyenv/versions/%s.*/bin/python' % version))
+        names += glob.glob(os.path.expanduser(f'~/.pyenv/versions/{version}.*/bin/python'))
         for name in names:
             if shutil.which(name) and version_of(name) == version:
                 return shutil.which(name), version
@@ -96,15 +96,15 @@ def build(venv, part, uv):
     python = venv / 'bin' / 'python'
     base, version = find_python(uv)
     if base is None:
-        raise RuntimeError(NO_PYTHON.format(versions=', '.join(SUPPORTED), first=SUPPORTED[0]))
-    stamp = venv / ('.' + part)
+        raise RuntimeError(NO_PYTHON)
+    stamp = venv / f'.{part}'
     whole = any((venv / other).exists() for other in ('.local', '.full'))
     if not whole or version_of(python) != version:
-        print('Making %s with Python %s (%s)' % (venv, version, base), flush=True)
+        print(f'Making {venv} with Python {version} ({base})', flush=True)
         make = [uv, 'venv', '-q', '--clear', '--seed', '--python', base, str(venv)]
         subprocess.run(make if uv else [base, '-m', 'venv', '--clear', str(venv)], check=True)
     lines = pins(part, version)
-    listed = venv / ('requirements-%s.txt' % part)
+    listed = venv / f'requirements-{part}.txt'
     wanted = '\n'.join(lines) + '\n'
     # A restored cache is older than a fresh checkout, and yet complete.
     if stamp.exists() and listed.exists() and listed.read_text() == wanted:
@@ -114,7 +114,7 @@ def build(venv, part, uv):
         stamp.unlink()
     listed.write_text(wanted)
     note = ', the Azure SDK among them (700 MB, some minutes)' if part == 'full' else ''
-    print('Installing %d pinned packages into %s%s' % (len(lines), venv, note), flush=True)
+    print(f'Installing {len(lines)} pinned packages into {venv}{note}', flush=True)
     install = [uv, 'pip', 'install', '--python', str(python)] if uv else [
         str(python), '-m', 'pip', 'install', '--disable-pip-version-check']
     install += [] if sys.stdout.isatty() else ['-q']
@@ -124,8 +124,8 @@ def build(venv, part, uv):
         subprocess.run(install + own, check=True)
     subprocess.run(install + ['-r', str(listed)], check=True)
     if part == 'full' and version not in SDK_PYTHONS:
-        print('warning: azureml-sdk needs Python 3.10 or 3.11, this is %s: the Azure ML targets '
-              'will not work and their tests are skipped' % version, file=sys.stderr)
+        print(f'warning: azureml-sdk needs Python 3.10 or 3.11, this is {version}: the Azure ML '
+              'targets will not work and their tests are skipped', file=sys.stderr)
     stamp.write_text(version + '\n')
 
 
@@ -133,10 +133,10 @@ def check(stamp):
     """Print what this interpreter lacks; write `stamp` unless that makes everything impossible."""
     essential, others = lacks()
     if others:
-        print('note: %s lacks %s' % (sys.executable, ', '.join(others)), file=sys.stderr)
+        print(f"note: {sys.executable} lacks {', '.join(others)}", file=sys.stderr)
     if essential:
-        print('error: %s lacks %s, which everything needs; install it there or leave PYTHON= out'
-              % (sys.executable, ', '.join(essential)), file=sys.stderr)
+        print(f"error: {sys.executable} lacks {', '.join(essential)}, which everything needs; "
+              'install it there or leave PYTHON= out', file=sys.stderr)
         return 1
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(sys.executable + '\n')
@@ -156,11 +156,12 @@ def main(argv=None):
     try:
         build(args.venv, args.part, shutil.which('uv'))
     except subprocess.CalledProcessError as error:
-        print('error: "%s" failed with exit code %d; its output is above. Is the package index '
-              'reachable?' % (' '.join(map(str, error.cmd)), error.returncode), file=sys.stderr)
+        command = ' '.join(map(str, error.cmd))
+        print(f'error: "{command}" failed with exit code {error.returncode}; its output is above. '
+              'Is the package index reachable?', file=sys.stderr)
         return 1
     except (RuntimeError, OSError, ValueError) as error:
-        print('error: %s' % error, file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr)
         return 1
     return 0
 

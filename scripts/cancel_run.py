@@ -13,7 +13,7 @@ import settings
 import workspace
 
 
-def cancel(config):
+def cancel_runs(config):
     """Cancel every run of the build that is under way; their ids. Raises AzureError."""
     space = workspace.connect(config)
     found = [one for one, state in run.runs_of(space, config, config.build_buildid)
@@ -30,12 +30,13 @@ def main(argv=None):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
         config = settings.read(os.environ, needs=settings.WORKSPACE + ('BUILD_BUILDID',))
-        cancelled = cancel(config)
+        cancelled = cancel_runs(config)
     except (settings.SettingsError, azure_ml.AzureError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
-    print('build %s: %s' % (config.build_buildid, 'cancelled run ' + ', '.join(cancelled)
-                            if cancelled else 'no run is under way, nothing to cancel'))
+        return 2 if isinstance(error, settings.SettingsError) else 1
+    done = f"cancelled run {', '.join(cancelled)}" if cancelled else \
+        'no run is under way, nothing to cancel'
+    print(f'build {config.build_buildid}: {done}')
     return 0
 
 

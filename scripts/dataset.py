@@ -27,7 +27,7 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def latest(space, name):
+def latest_version(space, name):
     """The newest version of the registered dataset, or None."""
     from azureml.core import Dataset
     try:
@@ -38,11 +38,11 @@ def latest(space, name):
         raise
 
 
-def register(space, config, path):
+def register_table(space, config, path):
     """(registered dataset, whether its version is new)."""
     digest, name = sha256(path), config.dataset_name
     with azure_ml.asking(f'look for the dataset {name}', config.call_timeout_seconds):
-        found = latest(space, name)
+        found = latest_version(space, name)
     if found is not None and (found.tags or {}).get('sha256') == digest:
         return found, False
     store = workspace.datastore(space, config)
@@ -67,12 +67,12 @@ def main(argv=None):
         config = settings.read(os.environ, needs=settings.WORKSPACE)
         if subprocess.call([sys.executable, str(CHECKER), '--data', args.data]):
             raise azure_ml.AzureError(f'{args.data} was not uploaded')
-        found, new = register(workspace.connect(config), config, args.data)
+        found, new = register_table(workspace.connect(config), config, args.data)
     except (settings.SettingsError, azure_ml.AzureError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
-    print('dataset %s, version %s: %s' % (
-        found.name, found.version, 'registered' if new else 'holds this table already'))
+        return 2 if isinstance(error, settings.SettingsError) else 1
+    done = 'registered' if new else 'holds this table already'
+    print(f'dataset {found.name}, version {found.version}: {done}')
     return 0
 
 

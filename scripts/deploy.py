@@ -64,8 +64,8 @@ def find_service(space, config):
                 raise
             return None
     if service.compute_type != 'ACI':
-        raise azure_ml.AzureError('the service %s runs on %s, not on ACI: choose another '
-                                  'ACI_DEPLOYMENT_NAME' % (name, service.compute_type))
+        raise azure_ml.AzureError(f'the service {name} runs on {service.compute_type}, not on ACI: '
+                                  'choose another ACI_DEPLOYMENT_NAME')
     return service
 
 
@@ -91,15 +91,15 @@ def resources(service, wanted, config):
         return has.cpu, has.memory_in_gb, False
     if not config.aci_replace:
         raise azure_ml.AzureError(
-            'the service %s has cpu_cores %g and memory_gb %g, scoring/%s wants %g and %g: an '
-            'update cannot change them\nset ACI_REPLACE=true to delete and create it (it does not '
-            'answer meanwhile, and gets a new address and new keys), or put the old values back' % (
-                service.name, has.cpu, has.memory_in_gb, SETTINGS, wanted['cpu_cores'],
-                wanted['memory_gb']))
+            f'the service {service.name} has cpu_cores {has.cpu:g} and memory_gb '
+            f"{has.memory_in_gb:g}, scoring/{SETTINGS} wants {wanted['cpu_cores']:g} and "
+            f"{wanted['memory_gb']:g}: an update cannot change them\n"
+            'set ACI_REPLACE=true to delete and create it (it does not answer meanwhile, and gets '
+            'a new address and new keys), or put the old values back')
     return wanted['cpu_cores'], wanted['memory_gb'], True
 
 
-def put(space, config, service, source, environment, parts, tags, size):
+def create_or_update(space, config, service, source, environment, parts, tags, size):
     """Create or update the service and wait until it answers. Raises AzureError with the reason.
 
     source: the folder of score.py; parts: what the service is to run; size: (cores, GB).
@@ -133,15 +133,15 @@ def put(space, config, service, source, environment, parts, tags, size):
                 raise
         service = find_service(space, config)
         if service:
-            settle(service, config)
-            if runs(service, parts):
+            wait_until_idle(service, config)
+            if runs_parts(service, parts):
                 return service
         time.sleep(PAUSE_SECONDS)
-    wait(service, config, end)
+    wait_until_healthy(service, config, end)
     return service
 
 
-def wait(service, config, end):
+def wait_until_healthy(service, config, end):
     """Wait until the deployment under way ends. Raises AzureError unless the service is healthy."""
     start = time.monotonic()
     while True:
@@ -156,40 +156,40 @@ def wait(service, config, end):
                 raise
         if left <= 0:
             raise azure_ml.AzureError(
-                'the service %s is not ready after %g minutes; the deployment goes on in Azure: '
-                'run this again to wait for it' % (service.name, config.deploy_timeout_minutes))
-        print('%s still deploying, %d s; a first image takes 10 to 20 minutes' % (
-            time.strftime('%H:%M:%S'), time.monotonic() - start), flush=True)
+                f'the service {service.name} is not ready after {config.deploy_timeout_minutes:g} '
+                'minutes; the deployment goes on in Azure: run this again to wait for it')
+        print(f"{time.strftime('%H:%M:%S')} still deploying, {time.monotonic() - start:.0f} s; "
+              'a first image takes 10 to 20 minutes', flush=True)
     if service.state != 'Healthy':
         raise azure_ml.AzureError(f'the service {service.name} is {service.state}')
 
 
-def runs(service, parts):
+def runs_parts(service, parts):
     """Whether the service runs these parts and is healthy."""
     tags = service.tags or {}
     return service.state == 'Healthy' and {name: tags.get(name) for name in PARTS} == parts
 
 
-def deployed_by(config):
+def build_tags(config):
     """The tags that say which build, which attempt of its stage and which code deployed."""
     return {'BuildId': config.build_buildid or 'none',
             'Attempt': str(config.system_stageattempt), 'CodeCommit': publish.code_commit(config)}
 
 
-def same_attempt(service, config):
+def by_this_attempt(service, config):
     """Whether this attempt of this build deployed what the service runs."""
     tags = service.tags or {}
     return (tags.get('BuildId'), tags.get('Attempt')) == (
         config.build_buildid, str(config.system_stageattempt))
 
 
-def repeated(service, config):
+def by_other_attempt(service, config):
     """Whether another attempt of this build deployed what the service runs."""
-    return (service.tags or {}).get('BuildId') == config.build_buildid and not same_attempt(
+    return (service.tags or {}).get('BuildId') == config.build_buildid and not by_this_attempt(
         service, config)
 
 
-def settle(service, config):
+def wait_until_idle(service, config):
     """Wait until no deployment is under way, for an update would be refused. Raises AzureError."""
     end = time.monotonic() + 60 * config.deploy_timeout_minutes
     if service.state == 'Transitioning':
@@ -197,8 +197,8 @@ def settle(service, config):
     while service.state == 'Transitioning':
         if time.monotonic() > end:
             raise azure_ml.AzureError(
-                'the service %s is still busy with an earlier deployment after %g minutes' % (
-                    service.name, config.deploy_timeout_minutes))
+                f'the service {service.name} is still busy with an earlier deployment after '
+                f'{config.deploy_timeout_minutes:g} minutes')
         time.sleep(PAUSE_SECONDS)
         with azure_ml.asking('ask for the state of the service', config.call_timeout_seconds):
             service.update_deployment_state()
@@ -217,7 +217,7 @@ def show_logs(space, config):
     print('\n'.join('  ' + line for line in lines), flush=True)
 
 
-def deploy(config, name, version):
+def deploy_model(config, name, version):
     """Have the service run this model version; the content of service.json. Raises AzureError."""
     space = workspace.connect(config)
     environment = workspace.environment(space, config, 'scoring')
@@ -225,20 +225,20 @@ def deploy(config, name, version):
              'scoring': fingerprint(SOURCE)}
     service = find_service(space, config)
     if service:
-        settle(service, config)
+        wait_until_idle(service, config)
     cores, memory, replace = resources(service, atomic.read_json(SOURCE / SETTINGS), config)
     # A stage that is run again deploys again, so that its failure hook may roll back.
-    if service and runs(service, parts) and not replace and not repeated(service, config):
+    if service and runs_parts(service, parts) and not replace and not by_other_attempt(
+            service, config):
         print(f'the service {service.name} runs version {version} already')
-        return described(service)
+        return service_facts(service)
     tags = previous_tags(service, parts)
-    tags.update(deployed_by(config))
+    tags.update(build_tags(config))
     if replace:
         with azure_ml.asking(f'delete the service {service.name}', config.call_timeout_seconds):
             service.delete()
-    print('service %s: %s version %s of %s' % (
-        config.aci_deployment_name, 'update to' if service and not replace else 'create with',
-        version, name), flush=True)
+    done = 'update to' if service and not replace else 'create with'
+    print(f'service {config.aci_deployment_name}: {done} version {version} of {name}', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / SOURCE.name
         shutil.copytree(str(SOURCE), str(source), ignore=shutil.ignore_patterns(*NOT_UPLOADED))
@@ -247,17 +247,17 @@ def deploy(config, name, version):
             store.upload(str(source), target_path='scoring/' + parts['scoring'], overwrite=True,
                          show_progress=False)
         try:
-            return described(put(
+            return service_facts(create_or_update(
                 space, config, service, source, environment, parts, tags, (cores, memory)))
         except azure_ml.AzureError:
             show_logs(space, config)
             if tags.get('previous_version'):
-                print('it ran version %s before: `make rollback` puts it back'
-                      % tags['previous_version'], flush=True)
+                print(f"it ran version {tags['previous_version']} before: `make rollback` puts it "
+                      'back', flush=True)
             raise
 
 
-def described(service):
+def service_facts(service):
     """The content of service.json."""
     tags = service.tags or {}
     previous = tags.get('previous_version')
@@ -276,13 +276,13 @@ def main(argv=None):
         if version is None:
             print('nothing to deploy: the run kept the registered version')
             return 0
-        result = deploy(config, name, version)
+        result = deploy_model(config, name, version)
     except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, settings.SettingsError) else 1
     atomic.write_json(Path(args.out) / 'service.json', result)
-    print('service %s runs version %s of %s: %s' % (
-        result['name'], result['version'], result['model'], result['scoring_uri']))
+    print(f"service {result['name']} runs version {result['version']} of {result['model']}: "
+          f"{result['scoring_uri']}")
     return 0
 
 

@@ -20,7 +20,7 @@ import azure_devops
 import branch_policy
 import settings
 from azure_devops import AzureDevOpsError
-from branch_policy import Change, show
+from branch_policy import Change, show_change
 from settings import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,9 +48,18 @@ ENDPOINT = "the role 'Administrator' on the service connection (Project settings
 KINDS = {'variablegroup': ('variable group', LIBRARY), 'environment': ('environment', ENVIRONMENT),
          'endpoint': ('service connection', ENDPOINT)}
 
+# What is counted on in answers of the service: azure_devops.check_answer.
+TOKEN_OWNER = {'authenticatedUser': {'id': str, 'descriptor': str, 'providerDisplayName': str}}
+GROUP = {'id': int, 'type': str, 'variables?': {'*': {'value?': str}},
+         'variableGroupProjectReferences?': [{}]}
+CHECK = {'id': int, 'type': {'id': str}, 'resource': {}, 'settings?': {
+    'approvers?': [{'id': str}]}}
+CONNECTION_FIELDS = {'id': str, 'authorization?': {'scheme?': str}}
+USERS = {'allPipelines?': {}, 'pipelines?': [{'id': int}]}
+
 
 @functools.lru_cache(maxsize=None)
-def uses(path):
+def used_resources(path):
     """What a pipeline file and its templates need leave for: {(kind, name), ...}.
 
     The kinds are those of the permission service: variablegroup, environment, endpoint. The name
@@ -66,7 +75,7 @@ def uses(path):
         elif isinstance(node, dict):
             for key, value in node.items():
                 if key == 'template':
-                    found.update(uses(path.parent / value))
+                    found.update(used_resources(path.parent / value))
                 elif key == 'group':
                     found.add(('variablegroup', value))
                 elif key == 'environment' and 'deployment' in node:
@@ -79,7 +88,7 @@ def uses(path):
     return frozenset(found)
 
 
-def values_of(environ, group):
+def group_values(environ, group):
     """The values that the variable group is to have: the environment's, else what is there.
 
     group: the existing one or None. Raises SettingsError with all that is missing or malformed.
@@ -88,7 +97,7 @@ def values_of(environ, group):
         (group or {}).get('variables') or {}).items()}
     known = {}
     for name in WANTED + ('BASE_NAME', CONNECTION):
-        value = azure_devops.given(environ, name) or there.get(name)
+        value = azure_devops.read_value(environ, name) or there.get(name)
         if value:
             known[name] = value
     connection = known.setdefault(CONNECTION, DEFAULT_CONNECTION)
@@ -174,11 +183,11 @@ def find_approver(client, wanted):
     """{'id', 'name'} of the user or group of APPROVER, or of the token's owner when it is ''."""
     if not wanted:
         me = client.call('GET', '_apis/connectionData', 'find out whose token this is',
-                         version=PREVIEW)['authenticatedUser']
-        if 'ServiceIdentity' in me.get('descriptor', ''):
+                         fields=TOKEN_OWNER, version=PREVIEW)['authenticatedUser']
+        if 'ServiceIdentity' in me['descriptor']:
             raise AzureDevOpsError("The token is a build identity's, which cannot approve: set "
                                    'APPROVER to the mail address of a person or the name of a '
-                                   f'group, such as [{client.here.project}]\\Contributors.')
+                                   f'group, such as [{client.settings.project}]\\Contributors.')
         return {'id': me['id'], 'name': me.get('customDisplayName') or me['providerDisplayName']}
     found = client.identities(wanted, 'find the approver')
     if len(found) != 1:
@@ -191,11 +200,11 @@ def find_approver(client, wanted):
 
 def find_group(client, name):
     """The variable group with its project references, or None."""
-    for group in client.pages(GROUPS, 'list the variable groups', {'groupName': name},
-                              needs=LIBRARY):
+    for group in client.pages(GROUPS, 'list the variable groups', {'id': int, 'name': str},
+                              {'groupName': name}, needs=LIBRARY):
         if group['name'].lower() == name.lower():
             group = client.call('GET', f"{GROUPS}/{group['id']}", 'read the variable group',
-                                needs=LIBRARY)
+                                fields=GROUP, needs=LIBRARY)
             if group['type'] != 'Vsts':
                 raise AzureDevOpsError(f'Variable group {name} takes its values from a key vault '
                                        f"(type {group['type']}): put them there.")
@@ -204,7 +213,7 @@ def find_group(client, name):
 
 
 class Work:
-    """The way through the set-up: does or, in a dry run, only shows; counts; keeps what is left."""
+    """The set-up: makes changes or, in a dry run, only shows them; counts; keeps what is left."""
 
     def __init__(self, client):
         self.client = client
@@ -212,61 +221,66 @@ class Work:
         self.by_hand = []
         self.complete = True
 
-    def do(self, change, method, path, needs, version=azure_devops.VERSION):
+    def make_change(self, change, method, path, needs, fields=None, version=azure_devops.VERSION):
         """One change by one call. Returns the answer, or None when there was nothing to send."""
         answer = None
         if change.verb != 'ok':
             self.changes += 1
-            if not self.client.here.dry_run:
+            if not self.client.settings.dry_run:
                 answer = self.client.call(method, path, f'{change.verb} the {change.name}',
-                                          change.body, needs=needs, version=version)
-        show(change)
+                                          change.body, fields=fields, needs=needs,
+                                          version=version)
+        show_change(change)
         return answer
 
-    def left(self, text):
+    def leave_to_person(self, text):
         """Something that only a person can do and that the set-up is not complete without."""
         self.by_hand.append(text)
         self.complete = False
 
-    def group(self, name, project, environ):
+    def set_up_group(self, name, project, environ):
         """The variable group's id (None in a dry run that would create it) and its values."""
         group = find_group(self.client, name)
-        values = values_of(environ, group)
+        values = group_values(environ, group)
         change = plan_group(name, group, values, project)
         path = '_apis/distributedtask/variablegroups' + ('' if group is None
                                                          else f"/{group['id']}")
-        answer = self.do(change, 'POST' if group is None else 'PUT', path, LIBRARY)
+        answer = self.make_change(change, 'POST' if group is None else 'PUT', path, LIBRARY,
+                                  {'id': int})
         return (answer or group or {}).get('id'), values
 
-    def environment(self, name, wanted):
+    def set_up_environment(self, name, wanted):
         """The environment and its approval; its id."""
-        there = [one for one in self.client.pages(ENVIRONMENTS, 'list the environments',
-                                                  {'name': name}, needs=ENVIRONMENT)
-                 if one['name'].lower() == name.lower()]
+        fields = {'id': int, 'name': str}
+        listed = self.client.pages(ENVIRONMENTS, 'list the environments', fields, {'name': name},
+                                   needs=ENVIRONMENT)
+        there = [one for one in listed if one['name'].lower() == name.lower()]
         change = Change('ok' if there else 'create', 'environment ' + name, [],
                         {'name': name, 'description': 'The service of the safe driver model'}, None)
-        environment = self.do(change, 'POST', ENVIRONMENTS, ENVIRONMENT) or (there or [None])[0]
+        made = self.make_change(change, 'POST', ENVIRONMENTS, ENVIRONMENT, fields)
+        environment = made or (there or [None])[0]
         checks = environment and self.client.pages(
-            CHECKS, 'read the checks of the environment', {
+            CHECKS, 'read the checks of the environment', CHECK, {
                 'resourceType': 'environment', 'resourceId': environment['id'],
                 '$expand': 'settings'}, needs=ENVIRONMENT, version=PREVIEW)
         change = plan_approval(environment or {'id': None, 'name': name}, checks or [],
                                find_approver(self.client, wanted), bool(wanted))
         if change.id is None:
-            self.do(change, 'POST', CHECKS, ENVIRONMENT, PREVIEW)
+            self.make_change(change, 'POST', CHECKS, ENVIRONMENT, version=PREVIEW)
         else:
-            self.do(change, 'PATCH', f'{CHECKS}/{change.id}', ENVIRONMENT, PREVIEW)
+            self.make_change(change, 'PATCH', f'{CHECKS}/{change.id}', ENVIRONMENT,
+                             version=PREVIEW)
         return environment and environment['id']
 
-    def connection(self, name, subscription, group):
+    def find_connection(self, name, subscription, group):
         """The id of the service connection, or None, and then what a person must do."""
-        here = self.client.here
-        page = azure_devops.web(here, '_settings', 'adminservices')
+        page = azure_devops.portal_page(self.client.settings, '_settings', 'adminservices')
         there = self.client.pages('{project}/_apis/serviceendpoint/endpoints',
-                                  'list the service connections', {'endpointNames': name},
+                                  'list the service connections', CONNECTION_FIELDS,
+                                  {'endpointNames': name},
                                   needs="the role 'Reader' on the service connections")
         if not there:
-            self.left(
+            self.leave_to_person(
                 f'Create the service connection {name}, with a secret, which azureml-sdk v1 '
                 'needs. Its service principal:\n'
                 'az ad sp create-for-rbac --name safe-driver --role Contributor '
@@ -278,11 +292,11 @@ class Work:
                 'Secret')
             return None
         if (there[0].get('authorization') or {}).get('scheme') == 'WorkloadIdentityFederation':
-            self.left(f'Service connection {name} is federated; azureml-sdk v1 cannot use its '
-                      f'token. Make it again with a secret:\n{page}')
+            self.leave_to_person(f'Service connection {name} is federated; azureml-sdk v1 cannot '
+                                 f'use its token. Make it again with a secret:\n{page}')
         return there[0]['id']
 
-    def pipelines(self, repository, known):
+    def create_pipelines(self, repository, known):
         """Create the pipelines that are missing, and add them to what find_pipelines found."""
         for name, path in PIPELINES:
             there = known.get(path, [None])[0]
@@ -291,15 +305,15 @@ class Work:
                     'id': repository['id'], 'name': repository['name'], 'type': 'azureReposGit'}}}
             label = f"pipeline {there['name'] if there else name}, {path}"
             change = Change('ok' if there else 'create', label, [], body, None)
-            answer = self.do(change, 'POST', '{project}/_apis/pipelines',
-                             "'Create build pipeline'")
+            answer = self.make_change(change, 'POST', '{project}/_apis/pipelines',
+                                      "'Create build pipeline'", {'id': int, 'name': str})
             if not there:
                 known[path] = [answer or {'id': 'that of ' + name, 'name': name}]
             if path in FIRST_RUN and not known[path][0].get('latestBuild'):
                 self.by_hand.append(f"Run {known[path][0]['name']} once: {FIRST_RUN[path]}:\n"
-                                    f"{azure_devops.web(self.client.here, '_build')}")
+                                    f"{azure_devops.portal_page(self.client.settings, '_build')}")
 
-    def permissions(self, resources, needed, known):
+    def permit_pipelines(self, resources, needed, known):
         """resources: {(kind, name): id}, None in a dry run; needed: {path: uses}."""
         for (kind, name), number in sorted(resources.items()):
             users = {known[path][0]['name']: known[path][0]['id'] for path in needed
@@ -308,50 +322,53 @@ class Work:
                 continue
             path = f'{PERMISSIONS}/{kind}/{number}'
             granted = number is not None and self.client.call(
-                'GET', path, 'read who may use the ' + KINDS[kind][0], version=PREVIEW)
-            self.do(plan_permission(kind, name, granted or None, users), 'PATCH', path,
-                    KINDS[kind][1], PREVIEW)
+                'GET', path, 'read who may use the ' + KINDS[kind][0], fields=USERS,
+                version=PREVIEW)
+            self.make_change(plan_permission(kind, name, granted or None, users), 'PATCH', path,
+                             KINDS[kind][1], version=PREVIEW)
 
 
 def set_up(work, environ):
     """All of it, in the order in which things need each other."""
-    client, here = work.client, work.client.here
+    client, config = work.client, work.client.settings
     repository = branch_policy.find_repository(client)
-    needed = {path: uses(ROOT / path) for _, path in PIPELINES}
+    needed = {path: used_resources(ROOT / path) for _, path in PIPELINES}
     everything = set().union(*needed.values())
     groups = [name for kind, name in everything if kind == 'variablegroup']
     environments = [name for kind, name in everything if kind == 'environment']
-    print(f'Project {here.project} in {here.organisation}')
+    print(f'Project {config.project} in {config.organisation}')
     resources, values = {}, {}
     for name in sorted(groups):
-        resources['variablegroup', name], more = work.group(name, repository['project'], environ)
+        resources['variablegroup', name], more = work.set_up_group(
+            name, repository['project'], environ)
         values.update(more)
     for name in sorted(environments):
-        resources['environment', name] = work.environment(
-            name, azure_devops.given(environ, 'APPROVER'))
+        resources['environment', name] = work.set_up_environment(
+            name, azure_devops.read_value(environ, 'APPROVER'))
     # The files name the connection by a variable of the group.
     needed = {path: {(kind, re.sub(r'\$\((\w+)\)', lambda found: values.get(found.group(1), ''),
                                    name)) for kind, name in found}
               for path, found in needed.items()}
     for kind, name in sorted(set().union(*needed.values())):
         if kind == 'endpoint':
-            number = work.connection(
+            number = work.find_connection(
                 name, values.get('SUBSCRIPTION_ID', 'ID'), values.get('RESOURCE_GROUP', 'GROUP'))
             if number:
                 resources[kind, name] = number
     branches = branch_policy.find_branches(client, repository)
-    if here.branch not in branches:
+    if config.branch not in branches:
         print('  later   pipelines, permissions and policies: the code is not in Azure Repos yet')
-        work.left(branch_policy.absent_branch(client, repository, branches))
+        work.leave_to_person(branch_policy.absent_branch(client, repository, branches))
         return
-    if repository.get('defaultBranch') != 'refs/heads/' + here.branch:
-        work.left(f'Make {here.branch} the default branch, where pipelines look for their YAML:\n'
-                  f"{azure_devops.web(here, '_git', repository['name'], 'branches')} > "
-                  f'{here.branch} > More options > Set as default branch')
+    if repository.get('defaultBranch') != 'refs/heads/' + config.branch:
+        page = azure_devops.portal_page(config, '_git', repository['name'], 'branches')
+        work.leave_to_person(
+            f'Make {config.branch} the default branch, where pipelines look for their YAML:\n'
+            f'{page} > {config.branch} > More options > Set as default branch')
     known = branch_policy.find_pipelines(client, repository)
-    work.pipelines(repository, known)
-    work.permissions(resources, needed, known)
-    work.changes += branch_policy.apply(client, repository, known)
+    work.create_pipelines(repository, known)
+    work.permit_pipelines(resources, needed, known)
+    work.changes += branch_policy.apply_policies(client, repository, known)
 
 
 def main(argv=None):
@@ -359,21 +376,21 @@ def main(argv=None):
         argparse.RawDescriptionHelpFormatter))
     parser.parse_args(argv)
     try:
-        here = azure_devops.read_settings(os.environ)
+        config = azure_devops.read_settings(os.environ)
     except SettingsError as error:
         print(f'error: {error}', file=sys.stderr)
         try:
-            values_of(os.environ, None)
+            group_values(os.environ, None)
         except SettingsError as more:
             print(f'And, unless they are in the variable group already, {more}', file=sys.stderr)
         return 2
-    work = Work(azure_devops.Client(here))
+    work = Work(azure_devops.Client(config))
     try:
         set_up(work, os.environ)
     except (SettingsError, AzureDevOpsError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
-    print(branch_policy.summary(work.changes, here.dry_run))
+    print(branch_policy.summary(work.changes, config.dry_run))
     if work.by_hand:
         print('\nLeft for you:')
         for number, text in enumerate(work.by_hand, 1):
@@ -381,7 +398,7 @@ def main(argv=None):
             print(f'{number}. {indented}')
     if not work.complete:
         print('Not complete: then run `make devops-project` again.')
-    return 0 if work.complete or here.dry_run else 1
+    return 0 if work.complete or config.dry_run else 1
 
 
 if __name__ == '__main__':

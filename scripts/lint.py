@@ -8,6 +8,8 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import atomic
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ('training', 'scoring', 'scripts', 'devops', 'tests')
 MAX_LINE_LENGTH = 100
@@ -33,7 +35,7 @@ def findings(files):
 
 
 def junit(found):
-    """The findings as a JUnit tree: one test case a file, failed if it has findings."""
+    """The findings as JUnit (bytes): one test case a file, failed if it has findings."""
     suite = ElementTree.Element('testsuite', name='lint', tests=str(len(found)), errors='0',
                                 failures=str(sum(1 for lines in found.values() if lines)))
     for path, lines in found.items():
@@ -43,7 +45,7 @@ def junit(found):
             failure.text = '\n'.join(f'{path}:{line}' for line in lines)
     suites = ElementTree.Element('testsuites')
     suites.append(suite)
-    return ElementTree.ElementTree(suites)
+    return ElementTree.tostring(suites, 'utf-8')
 
 
 def main(argv=None):
@@ -62,10 +64,7 @@ def main(argv=None):
             print(f'{path}:{line}')
     count = sum(map(len, found.values()))
     print(f'{len(found)} files, {count} findings')
-    args.junit.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.junit.with_name(args.junit.name + '.tmp')
-    junit(found).write(str(temporary), encoding='utf-8', xml_declaration=True)
-    os.replace(str(temporary), str(args.junit))
+    atomic.write_bytes(args.junit, junit(found))
     return 1 if count else 0
 
 

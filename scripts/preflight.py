@@ -69,8 +69,9 @@ class Azure:
 
 
 def check_subscription(azure, config):
-    found = azure.get(azure.subscription, '2022-12-01', 'there is no subscription %s, or it is '
-                      'not shared with you: correct SUBSCRIPTION_ID' % config.subscription_id)
+    found = azure.get(azure.subscription, '2022-12-01',
+                      f'there is no subscription {config.subscription_id}, or it is not shared '
+                      'with you: correct SUBSCRIPTION_ID')
     if found.get('state') != 'Enabled':
         raise Missing(f"the subscription is {found.get('state')}: ask its owner")
     return found.get('displayName')
@@ -87,10 +88,10 @@ def check_providers(azure, config):
 
 
 def check_group(azure, config):
-    found = azure.get(azure.group, '2021-04-01', 'there is no resource group %s: correct '
-                      'RESOURCE_GROUP, or create it: az group create --name %s --location %s' % (
-                          config.resource_group, config.resource_group,
-                          config.location or 'westeurope'))
+    name, location = config.resource_group, config.location or 'westeurope'
+    found = azure.get(azure.group, '2021-04-01',
+                      f'there is no resource group {name}: correct RESOURCE_GROUP, or create it: '
+                      f'az group create --name {name} --location {location}')
     return f"{found['name']} in {found['location']}"
 
 
@@ -108,8 +109,8 @@ def check_permission(azure, config):
                       '2022-04-01', 'the permissions cannot be read').get('value', [])
     refused = [action for action in WRITES if not allowed(action, found)]
     if refused:
-        raise Missing('not allowed: %s\ngive the service principal the role Contributor on the '
-                      'resource group %s' % (', '.join(refused), config.resource_group))
+        raise Missing(f"not allowed: {', '.join(refused)}\ngive the service principal the role "
+                      f'Contributor on the resource group {config.resource_group}')
     return 'may write in the resource group'
 
 
@@ -126,11 +127,11 @@ def check_registry(azure, config):
     if not registry:
         return 'Azure ML makes it with the first environment'
     name = registry.rsplit('/', 1)[-1]
-    answer = azure.get(registry, '2023-07-01', 'the container registry %s of the workspace is '
-                       'gone: the workspace needs a new one' % name)
+    answer = azure.get(registry, '2023-07-01', f'the container registry {name} of the workspace is '
+                       'gone: the workspace needs a new one')
     if not answer['properties'].get('adminUserEnabled'):
         raise Missing('its admin user is off, so ACI cannot fetch the image: az acr update '
-                      '--name %s --admin-enabled true' % name)
+                      f'--name {name} --admin-enabled true')
     return name
 
 
@@ -158,13 +159,13 @@ def check_compute(azure, config):
                       f'there is no compute cluster {name}: `make workspace` creates it')
     kind = found['properties']['computeType']
     if kind != 'AmlCompute':
-        raise Missing('%s is of the kind %s, not AmlCompute: choose another '
-                      'AML_COMPUTE_CLUSTER_NAME' % (name, kind))
+        raise Missing(f'{name} is of the kind {kind}, not AmlCompute: choose another '
+                      'AML_COMPUTE_CLUSTER_NAME')
     return name
 
 
 def check_size(azure, config):
-    """Size and quota: the names of usages are what `az ml compute list-usage` prints."""
+    """Size and quota, by the type and the name of a usage (Azure ML REST, Usages - List)."""
     if not config.location:
         raise Missing('LOCATION is not set, so size and quota cannot be checked')
     location = f'{azure.subscription}/providers/{PROVIDERS[0]}/locations/{config.location}/'
@@ -173,25 +174,25 @@ def check_size(azure, config):
     answer = azure.get(location + 'vmSizes', workspace.WORKSPACE_VERSION, advice)
     known = {one['name'].lower(): one for one in answer.get('value') or answer.get('amlCompute')}
     if size.lower() not in known:
-        raise Missing('machines of size %s are not offered in %s: set AML_COMPUTE_CLUSTER_CPU_SKU '
-                      'to another, such as %s' % (size, config.location, ', '.join(
-                          sorted(one['name'] for one in known.values()
-                                 if one.get('vCPUs') in (2, 4))[:5])))
+        small = sorted(one['name'] for one in known.values() if one.get('vCPUs') in (2, 4))
+        raise Missing(f'machines of size {size} are not offered in {config.location}: set '
+                      f"AML_COMPUTE_CLUSTER_CPU_SKU to another, such as {', '.join(small[:5])}")
     wanted = known[size.lower()]
-    kind = 'dedicated' if config.aml_cluster_priority == 'dedicated' else 'lowpriority'
+    low = config.aml_cluster_priority != 'dedicated'
+    kinds = {f"total{'lowpriority' if low else 'dedicated'}cores": '',
+             f"vmfamily/{'lowpriority' if low else 'dedicated'}cores": wanted['family'].lower()}
     usages = azure.get(location + 'usages', workspace.WORKSPACE_VERSION, advice)
     for usage in usages.get('value', []):
-        name = usage['name']['value'].lower().replace(' ', '')
-        # Others are of one workspace or one cluster. A limit of -1 is none, and cores that are in
-        # use now come free again: a run waits for them.
-        if not ('/workspaces/' not in usage['id'] and kind in name and (
-                name.startswith('totalcluster') or name.startswith(wanted['family'].lower()))):
-            continue
-        if 0 <= usage['limit'] < wanted['vCPUs']:
-            raise Missing('the quota "%s" is %d cores, one machine needs %d: ask for more in the '
-                          'portal, or choose another size or region' % (
-                              usage['name']['localizedValue'], usage['limit'], wanted['vCPUs']))
-    return f"{wanted['name']} in {config.location}"
+        kind = usage['type'].lower().partition('/')[2].rpartition('/usages')[0]
+        # A limit of -1 is none, and cores that are in use now come free again: a run waits.
+        if usage['name']['value'].lower().endswith(kinds.get(kind, '?')) and (
+                0 <= usage['limit'] < wanted['vCPUs']):
+            raise Missing(f"the quota \"{usage['name']['localizedValue']}\" is {usage['limit']} "
+                          f"cores, one machine needs {wanted['vCPUs']}: ask for more in the "
+                          'portal, or choose another size or region')
+    warning = ('; low priority is Spot since 2026-03-31: its price varies, and Azure takes '
+               'machines away, whose steps begin again' if low else '')
+    return f"{wanted['name']} in {config.location}{warning}"
 
 
 def check_dataset(azure, config):
@@ -205,8 +206,8 @@ def check_dataset(azure, config):
                 raise
             found = None
     if found is None:
-        raise Missing('there is no dataset %s, version %s: make dataset DATA=train.csv' % (
-            config.dataset_name, config.dataset_version))
+        raise Missing(f'there is no dataset {config.dataset_name}, version '
+                      f'{config.dataset_version}: make dataset DATA=train.csv')
     return f'{found.name}, version {found.version}'
 
 
@@ -225,33 +226,34 @@ CHECKS = (
 )
 
 
-def report(title, state, text):
-    print('%-16s %-8s %s' % (title, state, text.replace('\n', '\n' + ' ' * 26)), flush=True)
+def print_line(title, state, text):
+    indented = text.replace('\n', '\n' + ' ' * 26)
+    print(f'{title:16} {state:8} {indented}', flush=True)
 
 
-def examine(config, environ, checks):
+def run_checks(config, environ, checks):
     """Print a line per check; the number of those that found something missing."""
     try:
         with azure_ml.asking('sign in', LONGEST_SECONDS):
             azure = Azure(config, environ)
     except (azure_ml.AzureError, settings.SettingsError) as error:
-        report('sign-in', 'MISSING', str(error))
+        print_line('sign-in', 'MISSING', str(error))
         return 1
-    report('sign-in', 'ok', type(azure.authentication).__name__.replace('Authentication', ''))
+    print_line('sign-in', 'ok', type(azure.authentication).__name__.replace('Authentication', ''))
     bad = []
     for title, check, needs in checks:
         lacking = [name for name in needs if name in bad]
         if lacking:
             bad.append(title)
-            report(title, 'unknown', f'not checked without the {lacking[0]}')
+            print_line(title, 'unknown', f'not checked without the {lacking[0]}')
             continue
         try:
-            report(title, 'ok', str(check(azure, config)))
+            print_line(title, 'ok', str(check(azure, config)))
         except Unseen as error:
-            report(title, 'unknown', str(error))
+            print_line(title, 'unknown', str(error))
         except (Missing, azure_ml.AzureError) as error:
             bad.append(title)
-            report(title, 'MISSING', str(error))
+            print_line(title, 'MISSING', str(error))
     return len(bad)
 
 
@@ -263,13 +265,13 @@ def main(argv=None):
     try:
         config = settings.read(os.environ, needs=settings.WORKSPACE)
     except settings.SettingsError as error:
-        report('settings', 'MISSING', str(error))
+        print_line('settings', 'MISSING', str(error))
         return 2
-    report('settings', 'ok', 'well-formed')
+    print_line('settings', 'ok', 'well-formed')
     titles = [title for title, _, _ in CHECKS]
     checks = CHECKS[:titles.index('workspace')] if args.before_workspace else CHECKS
     with azure_ml.deadline('check everything', LONGEST_SECONDS):
-        bad = examine(config, os.environ, checks)
+        bad = run_checks(config, os.environ, checks)
     if bad:
         print(f'error: {bad} of {len(checks) + 2} checks found something missing',
               file=sys.stderr)

@@ -19,22 +19,26 @@ SOURCE = 'training'
 
 
 def code_commit(config):
-    """The git commit of the code, or 'none' where neither the build nor git knows it."""
+    """The commit of the build; else git's, with -dirty where files differ from it, or 'none'."""
+    def git(*words):
+        return subprocess.check_output(('git',) + words, cwd=str(ROOT), stderr=subprocess.DEVNULL,
+                                       timeout=10).decode().strip()
     if config.build_sourceversion:
         return config.build_sourceversion
     try:
-        head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=str(ROOT), stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        changed = git('status', '--porcelain', '--untracked-files=no')
+        return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
+    except (OSError, subprocess.SubprocessError):
         return 'none'
-    return head.stdout.decode().strip() or 'none'
 
 
 def parameters(config, build_id):
     """The run-time parameters of the pipeline; `none` stands for what is not given."""
-    return {'dataset_version': config.dataset_version, 'data_file_path': config.data_file_path,
-            'model_name': config.model_name,
-            'run_evaluation': str(config.run_evaluation).lower(), 'build_id': build_id,
+    return {'dataset_name': config.dataset_name, 'dataset_version': config.dataset_version,
+            'data_file_path': config.data_file_path,
+            'datastore_name': config.datastore_name or 'none', 'model_name': config.model_name,
+            'run_evaluation': str(config.run_evaluation).lower(),
+            'allow_run_cancel': str(config.allow_run_cancel).lower(), 'build_id': build_id,
             'build_uri': config.build_uri or 'none', 'caller_run_id': config.caller_run_id,
             'code_commit': code_commit(config)}
 
@@ -66,18 +70,15 @@ def build_graph(space, config, build_id):
     decision = PipelineData('decision', datastore=store)
     return Pipeline(space, [
         step('train', [], [model], '--parameters', 'parameters.json', '--out', model,
-             '--dataset-name', config.dataset_name,
-             '--datastore-name', config.datastore_name or 'none',
-             *passed('dataset_version', 'data_file_path', 'build_id', 'build_uri',
-                     'caller_run_id', 'code_commit')),
+             *passed('dataset_name', 'dataset_version', 'data_file_path', 'datastore_name',
+                     'build_id', 'build_uri', 'caller_run_id', 'code_commit')),
         step('evaluate', [model], [decision], '--parameters', 'parameters.json', '--model', model,
-             '--allow-run-cancel', str(config.allow_run_cancel).lower(), '--out', decision,
-             *passed('model_name', 'run_evaluation')),
+             '--out', decision, *passed('model_name', 'run_evaluation', 'allow_run_cancel')),
         step('register', [model, decision], [], '--model', model, '--decision', decision,
              '--out', 'outputs/registration.json', *passed('model_name', 'build_id'))])
 
 
-def find(space, config, build_id):
+def find_published(space, config, build_id):
     """The published pipeline of this build, or None. Of several, one stays active."""
     from azureml.pipeline.core import PublishedPipeline
     found = sorted((one for one in PublishedPipeline.list(space)
@@ -89,10 +90,10 @@ def find(space, config, build_id):
     return found[0] if found else None
 
 
-def publish(space, config, build_id):
+def publish_pipeline(space, config, build_id):
     """(published pipeline of this build, whether it is new)."""
     def publish_once():
-        found = find(space, config, build_id)
+        found = find_published(space, config, build_id)
         if found:
             return found
         # run.py tells the newest by this time: the SDK hides the service's own.
@@ -100,11 +101,11 @@ def publish(space, config, build_id):
         published = graph.publish(
             name=name, version=build_id, continue_on_step_failure=False,
             description=f'{now} train, evaluate and register {config.model_name}')
-        return find(space, config, build_id) or published
+        return find_published(space, config, build_id) or published
 
     name, seconds = config.training_pipeline_name, config.call_timeout_seconds
     with azure_ml.asking(f'look for the published pipeline {name}', seconds):
-        found = find(space, config, build_id)
+        found = find_published(space, config, build_id)
     if found:
         return found, False
     with azure_ml.asking(f'build the pipeline {name}', 2 * seconds):
@@ -121,14 +122,14 @@ def main(argv=None):
         config = settings.read(os.environ, needs=settings.WORKSPACE)
         build_id = config.build_buildid or settings.local_build()
         space = workspace.connect(config)
-        published, new = publish(space, config, build_id)
+        published, new = publish_pipeline(space, config, build_id)
     except (settings.SettingsError, azure_ml.AzureError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, settings.SettingsError) else 1
     atomic.write_json(Path(args.out) / 'pipeline.json', {
         'id': published.id, 'name': published.name, 'build_id': build_id})
-    print('pipeline %s, version %s: %s, id %s' % (
-        published.name, build_id, 'published' if new else 'published already', published.id))
+    done = 'published' if new else 'published already'
+    print(f'pipeline {published.name}, version {build_id}: {done}, id {published.id}')
     return 0
 
 

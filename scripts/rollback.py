@@ -4,7 +4,6 @@
 """
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,9 +12,8 @@ import atomic
 import azure_ml
 import deploy
 import settings
+import smoke_test
 import workspace
-
-SMOKE_TEST = Path(__file__).resolve().parent / 'smoke_test.py'
 
 
 def roll_back(config):
@@ -29,20 +27,20 @@ def roll_back(config):
     if service is None:
         raise azure_ml.AzureError(f'there is no service {config.aci_deployment_name} to roll back: '
                                   'MODEL_VERSION=n make deploy creates it')
-    tags = dict(service.tags or {})
-    if config.build_buildid and not deploy.same_attempt(service, config):
-        print('nothing to roll back: the service %s runs version %s, deployed by build %s, attempt '
-              '%s; build %s, attempt %s did not touch it' % (
-                  service.name, tags.get('version', 'unknown'), tags.get('BuildId'),
-                  tags.get('Attempt'), config.build_buildid, config.system_stageattempt))
+    tags = service.tags or {}
+    version = tags.get('version', 'unknown')
+    if config.build_buildid and not deploy.by_this_attempt(service, config):
+        print(f'nothing to roll back: the service {service.name} runs version {version}, deployed '
+              f"by build {tags.get('BuildId')}, attempt {tags.get('Attempt')}; build "
+              f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')
         return None
     parts = {name: tags.get('previous_' + name) for name in deploy.PARTS}
     if not all(parts.values()):
         raise azure_ml.AzureError(
-            'the service %s runs version %s and names none before it; MODEL_VERSION=n make deploy '
-            'deploys version n' % (service.name, tags.get('version', 'unknown')))
-    print('service %s: back from version %s to version %s' % (
-        service.name, tags.get('version'), parts['version']), flush=True)
+            f'the service {service.name} runs version {version} and names none before it; '
+            'MODEL_VERSION=n make deploy deploys version n')
+    print(f"service {service.name}: back from version {version} to version {parts['version']}",
+          flush=True)
     store = workspace.datastore(space, config)
     with tempfile.TemporaryDirectory() as folder:
         with azure_ml.asking(f"fetch the scoring files of version {parts['version']}",
@@ -60,13 +58,13 @@ def roll_back(config):
         size = service.container_resource_requirements
         try:
             # No previous_ tags: what was just left is not to be put back by another rollback.
-            service = deploy.put(
-                space, config, service, source, environment, parts, deploy.deployed_by(config),
+            service = deploy.create_or_update(
+                space, config, service, source, environment, parts, deploy.build_tags(config),
                 (size.cpu, size.memory_in_gb))
         except azure_ml.AzureError:
             deploy.show_logs(space, config)
             raise
-    return deploy.described(service)
+    return deploy.service_facts(service)
 
 
 def main(argv=None):
@@ -78,14 +76,13 @@ def main(argv=None):
         result = roll_back(config)
     except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, settings.SettingsError) else 1
     if result is None:
         return 0
     atomic.write_json(Path(args.out) / 'service.json', result)
-    print('service %s runs version %s of %s again; testing it' % (
-        result['name'], result['version'], result['model']), flush=True)
-    return 1 if subprocess.call([sys.executable, str(SMOKE_TEST), '--service', 'aci', '--out',
-                                 args.out, '--model-name', result['model']]) else 0
+    print(f"service {result['name']} runs version {result['version']} of {result['model']} again; "
+          'testing it', flush=True)
+    return smoke_test.main(['--service', 'aci', '--out', args.out])
 
 
 if __name__ == '__main__':

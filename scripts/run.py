@@ -47,11 +47,11 @@ def pipeline_to_run(space, config, out):
             raise
         found = None
     if known and not config.build_buildid:
-        print('the pipeline is that of %s; without this file it is the newest published'
-              % (Path(out) / 'pipeline.json'), flush=True)
+        print(f"the pipeline is that of {Path(out) / 'pipeline.json'}; without this file it is the "
+              'newest published', flush=True)
     if found is None:
-        raise azure_ml.AzureError('the pipeline %s is not published in the workspace %s: '
-                                  '`make publish` first' % (name, config.workspace_name))
+        raise azure_ml.AzureError(f'the pipeline {name} is not published in the workspace '
+                                  f'{config.workspace_name}: `make publish` first')
     return found
 
 
@@ -74,7 +74,7 @@ def run_to_attach_to(space, config, build_id):
     return None
 
 
-def submit(space, config, published, build_id):
+def submit_pipeline(space, config, published, build_id):
     """Submit the published pipeline once, and return its run.
 
     By REST (https://learn.microsoft.com/azure/machine-learning/v1/how-to-deploy-pipelines), so
@@ -112,7 +112,7 @@ def states_of(run):
     return [(step, step.get_status()) for step in run.get_steps()]
 
 
-def watch(run, config, cluster):
+def watch_run(run, config, cluster):
     """Print a line per change until the run ends; (its last state, []).
 
     At the deadline: (None, [what is unfinished, ...]).
@@ -144,7 +144,8 @@ def watch(run, config, cluster):
         if status and status not in UNDER_WAY:
             return status, []
         if time.monotonic() > end:
-            return None, ['%s: %s' % item for item in shown.items() if item[1] not in DONE]
+            return None, [f'{name}: {state}' for name, state in shown.items()
+                          if state not in DONE]
         time.sleep(min(pause, max(0, end - time.monotonic()) + 0.1))
         pause = min(1.5 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -189,15 +190,15 @@ def result_of(run):
 
 
 def how_to_go_on(build_id):
-    return ('the run goes on in Azure; attach to it again: BUILD_BUILDID=%s make run\n'
-            'cancel it: BUILD_BUILDID=%s make cancel-run' % (build_id, build_id))
+    return (f'the run goes on in Azure; attach to it again: BUILD_BUILDID={build_id} make run\n'
+            f'cancel it: BUILD_BUILDID={build_id} make cancel-run')
 
 
-def stop(signum, frame):
+def raise_stopped(signum, frame):
     raise Stopped()
 
 
-def train(config, out, build_id):
+def run_pipeline(config, out, build_id):
     """Run the pipeline, or attach to this build's run; its result. Raises AzureError."""
     space = workspace.connect(config)
     run = run_to_attach_to(space, config, build_id) if config.build_buildid else None
@@ -205,20 +206,21 @@ def train(config, out, build_id):
         print(f'run {run.id} of build {build_id}: attached', flush=True)
     else:
         published = pipeline_to_run(space, config, out)
-        run = submit(space, config, published, build_id)
-        print('run %s: submitted, pipeline %s, version %s' % (
-            run.id, published.name, published.version), flush=True)
+        run = submit_pipeline(space, config, published, build_id)
+        print(f'run {run.id}: submitted, pipeline {published.name}, version {published.version}',
+              flush=True)
     with azure_ml.asking('link the run', config.call_timeout_seconds):
         link = run.get_portal_url()
         cluster = space.compute_targets.get(config.aml_compute_cluster_name)
     print(link, flush=True)
     try:
-        status, unfinished = watch(run, config, cluster)
+        status, unfinished = watch_run(run, config, cluster)
     except azure_ml.AzureError as error:
         raise azure_ml.AzureError(f'{error}\n{how_to_go_on(build_id)}', error.status)
     if status is None:
-        raise azure_ml.AzureError('the run %s took longer than %g minutes; %s\n%s' % (
-            run.id, config.run_timeout_minutes, '; '.join(unfinished), how_to_go_on(build_id)))
+        raise azure_ml.AzureError(
+            f'the run {run.id} took longer than {config.run_timeout_minutes:g} minutes; '
+            f"{'; '.join(unfinished)}\n{how_to_go_on(build_id)}")
     if status not in DONE:
         with azure_ml.asking('fetch the log of the failed step', config.call_timeout_seconds):
             lines = list(failure_of(run, config.call_timeout_seconds / 3))
@@ -234,15 +236,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='outputs', help='folder of pipeline.json and run.json')
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, raise_stopped)
     build_id = None
     try:
         config = settings.read(os.environ, needs=settings.WORKSPACE)
         build_id = config.build_buildid or settings.local_build()
-        result = train(config, args.out, build_id)
+        result = run_pipeline(config, args.out, build_id)
     except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, settings.SettingsError) else 1
     except (Stopped, KeyboardInterrupt):
         print(f'error: stopped; if it was submitted, {how_to_go_on(build_id)}',
               file=sys.stderr)

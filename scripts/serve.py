@@ -6,21 +6,26 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
 
 SCORING = Path(__file__).resolve().parent.parent / 'scoring'
 SERVER = 'azureml_inference_server_http'
+VERSION = re.compile('[1-9][0-9]*$')
 
 
 def newest_version(registry, name):
-    """The folder of the highest whole version of a model. Raises LookupError if there is none."""
+    """The folder of the highest whole version of a model. Raises LookupError if there is none.
+
+    The rule is that of training/tracking.py: a number, and tags.json, which is written last.
+    """
     versions = [folder for folder in (registry / name).glob('*')
-                if folder.name.isdigit() and (folder / 'model' / 'model.txt').is_file()]
+                if VERSION.match(folder.name) and (folder / 'tags.json').is_file()]
     if not versions:
-        raise LookupError('no version of the model %s in %s; `make retrain` registers one'
-                          % (name, registry))
+        raise LookupError(f'no version of the model {name} in {registry}; `make retrain` registers '
+                          'one')
     return max(versions, key=lambda folder: int(folder.name)).resolve()
 
 
@@ -36,9 +41,13 @@ def port_is_free(port):
 
 
 def server_environ(version, environ):
-    """The environment of the server: as on ACI, but `environ` (a dict) wins."""
+    """The environment of the server: as on ACI, but `environ` (a dict) wins.
+
+    score.py writes the OpenAPI documents to AML_APP_ROOT, from where the server reads them.
+    """
     wanted = json.loads((SCORING / 'deployment.json').read_text())['environment']
-    wanted.update(environ, AZUREML_MODEL_DIR=str(version), AML_APP_ROOT=str(SCORING))
+    wanted.update(environ, AZUREML_MODEL_DIR=str(version), AZUREML_SOURCE_DIRECTORY=str(SCORING),
+                  AML_APP_ROOT=str(version.parent / '.openapi'))
     return wanted
 
 
@@ -50,8 +59,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     problem = None
     if importlib.util.find_spec(SERVER) is None:
-        problem = ('%s lacks azureml-inference-server-http: install it there, or leave PYTHON= '
-                   'out so that make uses .venv' % sys.executable)
+        problem = (f'{sys.executable} lacks azureml-inference-server-http: install it there, or '
+                   'leave PYTHON= out so that make uses .venv')
     elif not 1 <= args.port <= 65535:
         problem = f'port {args.port} is not between 1 and 65535'
     elif not port_is_free(args.port):
@@ -63,9 +72,10 @@ def main(argv=None):
     if problem:
         print(f'error: {problem}', file=sys.stderr)
         return 1
-    print('Serving %s version %s at http://127.0.0.1:%d/score, its description at /swagger.json\n'
+    print(f'Serving {args.model_name} version {version.name} at '
+          f'http://127.0.0.1:{args.port}/score, its description at /swagger.json\n'
           'The server listens on all addresses of this machine and asks for no key. '
-          'Ctrl-C stops it.' % (args.model_name, version.name, args.port), flush=True)
+          'Ctrl-C stops it.', flush=True)
     # The server takes this process over, so that signals reach it.
     os.execve(sys.executable, [sys.executable, '-m', SERVER, '--entry_script',
                                str(SCORING / 'score.py'), '--port', str(args.port)],

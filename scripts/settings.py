@@ -87,19 +87,20 @@ SETTINGS = (
      text('latest|[1-9][0-9]{0,8}', "must be 'latest' or a whole number"),
      'its version to train on'),
     ('DATA_FILE_PATH', 'none', anything,
-     'a path in the datastore to train on instead of the dataset'),
+     'a table in the datastore, such as data/train.csv, to train on instead of the dataset'),
     ('DATASTORE_NAME', '', azure_name, "the datastore; default: the workspace's own"),
     ('TRAINING_PIPELINE_NAME', 'safe-driver-training', azure_name, 'the published pipeline'),
     ('AML_COMPUTE_CLUSTER_NAME', 'train-cluster',
      text('[A-Za-z][A-Za-z0-9-]{1,22}[A-Za-z0-9]',
           'must be 3 to 24 letters, digits or -, a letter first'),
-     'the compute cluster'),
-    ('AML_COMPUTE_CLUSTER_CPU_SKU', 'STANDARD_DS2_V2',
-     text(r'\w+', 'must be a size such as STANDARD_DS2_V2'), 'its size of machine'),
+     'the compute cluster; a published pipeline stays on that of its publication'),
+    ('AML_COMPUTE_CLUSTER_CPU_SKU', 'STANDARD_D2DS_V5',
+     text(r'\w+', 'must be a size such as STANDARD_D2DS_V5'),
+     'its size of machine, one with a disk of its own'),
     ('AML_CLUSTER_MIN_NODES', 0, integer(0, 100), 'its least number of machines; 0 costs nothing'),
     ('AML_CLUSTER_MAX_NODES', 2, integer(1, 100), 'its greatest number of machines'),
     ('AML_CLUSTER_PRIORITY', 'dedicated', choice('dedicated', 'lowpriority'),
-     'dedicated machines, or cheap ones that may be taken away'),
+     'dedicated machines, or Spot ones: of varying price, and taken away when Azure needs them'),
     ('AML_ENV_NAME', 'safe-driver',
      text('[A-Za-z0-9][A-Za-z0-9._-]{0,200}', 'must be letters, digits, . _ or -'),
      "the first part of the environments' names"),
@@ -120,7 +121,7 @@ SETTINGS = (
     ('BUILD_SOURCEVERSION', '', text('[0-9a-f]{0,40}', 'must be a git commit'),
      'the commit; default: what git says'),
     ('CALLER_RUN_ID', 'none', text('[A-Za-z0-9._:-]+', 'must be letters, digits, . _ : or -'),
-     'the run that asked for this one'),
+     "the run that asked for this one, where another pipeline does; a tag of the model's"),
     ('CALL_TIMEOUT_SECONDS', 180, integer(1, 3600), 'the longest wait for one answer of Azure'),
     # A hosted agent ends a job after 60 minutes and says nothing; this comes first and says how
     # to go on.
@@ -131,17 +132,17 @@ SETTINGS = (
 Settings = collections.namedtuple('Settings', [name.lower() for name, _, _, _ in SETTINGS])
 
 
-def derive(values):
+def derived_values(values):
     """The values that follow from others when they are not given, as MLOpsPython composes them."""
     derived = {}
     if values.get('BASE_NAME'):
         derived = {'RESOURCE_GROUP': values['BASE_NAME'] + '-RG',
                    'WORKSPACE_NAME': values['BASE_NAME'] + '-AML-WS'}
-    agent = [values.get(name) for name in
-             ('SYSTEM_COLLECTIONURI', 'SYSTEM_TEAMPROJECT', 'BUILD_BUILDID')]
-    if all(agent):
-        derived['BUILD_URI'] = '%s%s/_build/results?buildId=%s' % (
-            agent[0], urllib.parse.quote(agent[1]), agent[2])
+    collection, project, build = [values.get(name) for name in (
+        'SYSTEM_COLLECTIONURI', 'SYSTEM_TEAMPROJECT', 'BUILD_BUILDID')]
+    if collection and project and build:
+        project = urllib.parse.quote(project)
+        derived['BUILD_URI'] = f'{collection}{project}/_build/results?buildId={build}'
     return derived
 
 
@@ -154,7 +155,7 @@ def read(environ, needs=()):
     # Azure Pipelines leaves a reference to an undefined variable as it is: $(NAME).
     given = {name: value.strip() for name, value in environ.items()
              if value.strip() and not UNDEFINED_VARIABLE.fullmatch(value.strip())}
-    given = dict(derive(given), **given)
+    given = dict(derived_values(given), **given)
     values, problems = {}, []
     for name, default, parse, meaning in SETTINGS:
         values[name] = default
@@ -165,11 +166,12 @@ def read(environ, needs=()):
                 problems.append(f'{name} is {given[name]!r}: it {error}')
         elif name in needs:
             passed = environ.get(name, '').strip()
-            problems.append('%s is not set%s: %s' % (
-                name, ' (%s is passed, an undefined variable)' % passed if passed else '', meaning))
+            note = f' ({passed} is passed, an undefined variable)' if passed else ''
+            problems.append(f'{name} is not set{note}: {meaning}')
     if problems:
-        raise SettingsError('%d setting%s to correct in the environment:\n  %s' % (
-            len(problems), 's' * (len(problems) > 1), '\n  '.join(problems)))
+        plural = 's' * (len(problems) > 1)
+        raise SettingsError('\n  '.join(
+            [f'{len(problems)} setting{plural} to correct in the environment:'] + problems))
     return Settings(**{name.lower(): value for name, value in values.items()})
 
 

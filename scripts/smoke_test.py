@@ -6,20 +6,20 @@ SERVICE local is what `make serve` runs; aci is the service that OUT/service.jso
 is changed. The rows are made from the ranges that the model file states for its columns.
 """
 import argparse
-import http.client
 import json
 import math
 import os
 import random
 import sys
 import tempfile
+import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import atomic
+import azure_ml
 import serve
+import settings
 
 CANDIDATES = 500
 ROWS = 8
@@ -54,33 +54,57 @@ def known_rows(model):
     scores = model.predict(numpy.array(rows)).tolist()
     ranked = sorted(range(CANDIDATES), key=scores.__getitem__)
     if scores[ranked[0]] == scores[ranked[-1]]:
-        raise Failed('the registered model gives each of %d different rows the score %r'
-                     % (CANDIDATES, scores[0]))
+        raise Failed(f'the registered model gives each of {CANDIDATES} different rows the score '
+                     f'{scores[0]!r}')
     step = (CANDIDATES - 1) / (ROWS - 1)
-    config = [ranked[round(number * step)] for number in range(ROWS)]
-    return [rows[index] for index in config], [scores[index] for index in config]
+    picked = [ranked[round(number * step)] for number in range(ROWS)]
+    return [rows[index] for index in picked], [scores[index] for index in picked]
 
 
-def post(uri, headers, data, open_url, deadline, timeout):
-    """The answer to {"data": data}, as text. Raises Failed.
+def post_once(session, uri, headers, data, seconds):
+    """The answer to {"data": data}, a requests.Response. Raises RequestException.
+
+    It is there within so many seconds, however slowly the service sends: requests by itself only
+    limits the time between two bytes.
+    """
+    import requests
+    answers = []
+
+    def post():
+        try:
+            answers.append(session.post(uri, json={'data': data}, headers=headers,
+                                        timeout=seconds, allow_redirects=False))
+        except requests.RequestException as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=post, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answers:
+        raise requests.Timeout('timed out')
+    if isinstance(answers[0], requests.RequestException):
+        raise answers[0]
+    return answers[0]
+
+
+def post_rows(session, uri, headers, data, deadline, timeout):
+    """The text that answers {"data": data}. Raises Failed.
 
     Connection errors, timeouts and RETRIED statuses are tried again until `deadline`
     (time.monotonic()); a try takes at most `timeout` seconds.
     """
-    body = json.dumps({'data': data}).encode()
-    request = urllib.request.Request(uri, body, dict(headers, **{
-        'Content-Type': 'application/json'}))
+    import requests
     while True:
         left = deadline - time.monotonic()
         try:
-            with open_url(request, timeout=max(0.1, min(timeout, left))) as answer:
-                return answer.read().decode('utf-8', 'replace')
-        except urllib.error.HTTPError as error:
-            text = error.read().decode('utf-8', 'replace')[:BODY_SHOWN]
-            reason = f'status {error.code} {error.reason}\n{text}'
-            again = error.code in RETRIED
-        except (OSError, http.client.HTTPException) as error:
-            reason = f"no answer from {uri}: {getattr(error, 'reason', error)}"
+            answer = post_once(session, uri, headers, data, max(0.1, min(timeout, left)))
+            text = answer.content.decode('utf-8', 'replace')
+            if answer.status_code == 200:
+                return text
+            reason = f'status {answer.status_code} {answer.reason}\n{text[:BODY_SHOWN]}'
+            again = answer.status_code in RETRIED
+        except requests.RequestException as error:
+            reason = f'no answer from {uri}: {azure_ml.chain(error)[-1]}'
             again = True
         if not again:
             raise Failed(reason)
@@ -90,14 +114,14 @@ def post(uri, headers, data, open_url, deadline, timeout):
         time.sleep(PAUSE_SECONDS)
 
 
-def check(text, expected):
+def check_scores(text, expected):
     """Raise Failed unless the answer holds exactly the expected scores, as probabilities."""
     shown = 'status 200\n' + text[:BODY_SHOWN]
     try:
         scores = json.loads(text)['result']
         numbers = [float(score) for score in scores]
     except (ValueError, TypeError, KeyError):
-        raise Failed('the answer is not {"result": [number, ...]}; %s' % shown)
+        raise Failed('the answer is not {"result": [number, ...]}; ' + shown)
     if len(numbers) != len(expected):
         raise Failed(f'{len(numbers)} scores for {len(expected)} rows; {shown}')
     if not all(0 <= score <= 1 for score in numbers):
@@ -106,8 +130,8 @@ def check(text, expected):
         raise Failed(f'different rows have the same score; {shown}')
     far = max(math.fabs(score - known) for score, known in zip(numbers, expected))
     if far > TOLERANCE:
-        raise Failed('the scores differ from the registered model by up to %g; is another version '
-                     'served? %s' % (far, shown))
+        raise Failed(f'the scores differ from the registered model by up to {far:g}; is another '
+                     f'version served? {shown}')
 
 
 def local_service(args):
@@ -119,14 +143,12 @@ def local_service(args):
 
 def aci_service(args, folder):
     """(uri, headers, path of model.txt, what it is) of OUT/service.json; fetches key and model."""
-    import azure_ml
-    import settings
     import workspace
     known = atomic.read_json(args.out / 'service.json')
     if known is None:
         raise Failed(f"there is no {args.out / 'service.json'}; `make deploy` writes it")
+    config = settings.read(os.environ, needs=settings.WORKSPACE)
     try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE)
         space = workspace.connect(config)
         with azure_ml.asking('fetch the keys of the service and its model',
                              config.call_timeout_seconds):
@@ -135,7 +157,7 @@ def aci_service(args, folder):
             key = Webservice(space, known['name']).get_keys()[0]
             Model(space, known['model'], version=int(known['version'])).download(
                 target_dir=folder, exist_ok=True)
-    except (settings.SettingsError, azure_ml.AzureError) as error:
+    except azure_ml.AzureError as error:
         raise Failed(str(error))
     found = sorted(Path(folder).rglob('model.txt'))
     if not found:
@@ -158,9 +180,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     seconds = args.deadline or (30 if args.service == 'local' else 600)
     deadline = time.monotonic() + seconds
+    import requests
+    session = requests.Session()
     # A proxy for the way to Azure must not catch requests to this machine.
-    open_url = (urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-                if args.service == 'local' else urllib.request.urlopen)
+    session.trust_env = args.service != 'local'
     headers = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +194,11 @@ def main(argv=None):
         rows, expected = known_rows(model)
         as_objects = [dict(reversed(list(zip(model.feature_name(), row)))) for row in rows]
         for data in (rows, as_objects):
-            check(post(uri, headers, data, open_url, deadline, args.timeout), expected)
+            text = post_rows(session, uri, headers, data, deadline, args.timeout)
+            check_scores(text, expected)
+    except settings.SettingsError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
     except (Failed, LookupError, ValueError) as error:
         # A service that repeats the request in its answer must not put the key into a log.
         key = headers.get('Authorization', 'Bearer ').partition(' ')[2]
@@ -179,8 +206,8 @@ def main(argv=None):
         print(f'error: the smoke test of the service {args.service} failed: {text}',
               file=sys.stderr)
         return 1
-    print('%s answers as %s does: %d rows as lists and as objects, scores from %.4f to %.4f'
-          % (uri, what, len(rows), min(expected), max(expected)))
+    print(f'{uri} answers as {what} does: {len(rows)} rows as lists and as objects, scores from '
+          f'{min(expected):.4f} to {max(expected):.4f}')
     return 0
 
 

@@ -28,7 +28,7 @@ REPORT_SECONDS = 60
 LOG_LINES = 40
 BUILDING = ('Running', 'GettingOrProvisioningACR', 'Queued')
 WORKSPACES = 'Microsoft.MachineLearningServices/workspaces'
-WORKSPACE_VERSION = '2024-10-01'
+WORKSPACE_VERSION = '2025-09-01'
 
 
 def resources(config, tenant):
@@ -45,7 +45,7 @@ def resources(config, tenant):
     unique = short + hashlib.sha256(whole.encode()).hexdigest()[:10]
     name, at = config.workspace_name, {'location': config.location}
     return [
-        ('storage account', 'Microsoft.Storage/storageAccounts', 'st' + unique, '2024-01-01', dict(
+        ('storage account', 'Microsoft.Storage/storageAccounts', 'st' + unique, '2025-06-01', dict(
             at, kind='StorageV2', sku={'name': 'Standard_LRS'}, properties={
                 'minimumTlsVersion': 'TLS1_2', 'supportsHttpsTrafficOnly': True,
                 'allowBlobPublicAccess': False,
@@ -64,8 +64,11 @@ def resources(config, tenant):
              'Application_Type': 'web',
              'WorkspaceResourceId': '{Microsoft.OperationalInsights/workspaces}'})),
         ('workspace', WORKSPACES, name, WORKSPACE_VERSION, dict(
-            at, identity={'type': 'SystemAssigned'}, properties={
-                'friendlyName': name, 'storageAccount': '{Microsoft.Storage/storageAccounts}',
+            at, kind='Default', identity={'type': 'SystemAssigned'},
+            sku={'name': 'Basic', 'tier': 'Basic'}, properties={
+                'friendlyName': name, 'publicNetworkAccess': 'Enabled',
+                'systemDatastoresAuthMode': 'AccessKey', 'v1LegacyMode': False,
+                'storageAccount': '{Microsoft.Storage/storageAccounts}',
                 'keyVault': '{Microsoft.KeyVault/vaults}',
                 'applicationInsights': '{Microsoft.Insights/components}'})),
     ]
@@ -94,7 +97,7 @@ def create_resources(manager, config):
                               for key, value in body['properties'].items()}
         what, began = f'create the {title} {name}', time.monotonic()
         found = manager.get(ids[kind], version, f'look for the {title} {name}')
-        state = (arm.state_of(found) or '').lower()
+        state = arm.state_of(found)
         if state in arm.READY:
             print(f'{title} {name}: there already', flush=True)
         elif found and state not in arm.ENDED:
@@ -127,14 +130,14 @@ def compute(workspace, config):
             f'there is no compute cluster {name}: `make workspace` creates it', status=404)
     if target.type != 'AmlCompute':
         raise azure_ml.AzureError(
-            'the compute target %s is of the kind %s, not AmlCompute: choose another '
-            'AML_COMPUTE_CLUSTER_NAME' % (name, target.type), status=409)
+            f'the compute target {name} is of the kind {target.type}, not AmlCompute: choose '
+            'another AML_COMPUTE_CLUSTER_NAME', status=409)
     return target
 
 
 def datastore(workspace, config):
     """The datastore that the settings name, or the workspace's own."""
-    with azure_ml.asking('find the datastore %s' % (config.datastore_name or 'of the workspace'),
+    with azure_ml.asking(f"find the datastore {config.datastore_name or 'of the workspace'}",
                          config.call_timeout_seconds):
         from azureml.core import Datastore
         if config.datastore_name:
@@ -195,8 +198,9 @@ def create_compute(workspace, config):
                 done = 'updated'
         target.wait_for_completion(show_output=False, timeout_in_minutes=CREATE_SECONDS // 60)
         if target.provisioning_state != 'Succeeded':
-            raise azure_ml.AzureError('the compute cluster %s is %s: %s' % (
-                name, target.provisioning_state, azure_ml.clean(str(target.provisioning_errors))))
+            raise azure_ml.AzureError(
+                f'the compute cluster {name} is {target.provisioning_state}: '
+                f'{azure_ml.clean(str(target.provisioning_errors))}')
     if target.vm_size.lower() != config.aml_compute_cluster_cpu_sku.lower():
         done += f', with machines of size {target.vm_size}; to change the size, delete it first'
     return done
@@ -245,13 +249,13 @@ def main(argv=None):
         create_resources(arm.Manager(sign_in.authentication(os.environ),
                                      config.call_timeout_seconds), config)
         workspace = connect(config)
-        print('compute cluster %s: %s' % (
-            config.aml_compute_cluster_name, create_compute(workspace, config)), flush=True)
+        done = create_compute(workspace, config)
+        print(f'compute cluster {config.aml_compute_cluster_name}: {done}', flush=True)
         for tag in ('training', 'scoring'):
             build_image(workspace, environment(workspace, config, tag), config)
     except (settings.SettingsError, azure_ml.AzureError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, settings.SettingsError) else 1
     return 0
 
 

@@ -1,10 +1,28 @@
+"""What all tests share: the path to the project's modules, and files of parameters."""
+import json
 import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ('training', 'scoring', 'scripts', 'devops', 'devops/rehearsal')
+DEFAULT = ROOT / 'training' / 'parameters.json'
+CHALLENGE = ROOT / 'training' / 'parameters_challenge.json'
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
 # Tests run beside each other, and LightGBM's threads wait for each other by spinning.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+@pytest.fixture
+def parameters(tmp_path):
+    """A function that writes a file of parameters, the default's with these changed."""
+    def write(training=None, path=DEFAULT, **changes):
+        content = dict(json.loads(path.read_text()), **changes)
+        content['training'].update(training or {})
+        file = tmp_path / 'parameters.json'
+        file.write_text(json.dumps(content))
+        return str(file)
+    return write

@@ -1,4 +1,5 @@
 """A small registered model and the service that scores with it, for the tests of scoring."""
+import functools
 import http.client
 import json
 import os
@@ -25,19 +26,27 @@ def make_rows(count, seed):
              for index in range(len(COLUMNS))] for _ in range(count)]
 
 
-def register(registry, version, seed=1, rounds=20):
-    """Train a small model into registry/NAME/VERSION/model; the lightgbm.Booster."""
+@functools.lru_cache(maxsize=None)
+def model_text(seed, rounds):
+    """A small model of two columns with an effect, in LightGBM's text format."""
     lightgbm, numpy = pytest.importorskip('lightgbm'), pytest.importorskip('numpy')
     rows = numpy.array(make_rows(600, seed), dtype=float)
     label = (rows[:, 0] + 4 * rows[:, 4] + rows[:, 7] > 10).astype(int)
     data = lightgbm.Dataset(rows, label, feature_name=COLUMNS)
     parameters = {'objective': 'binary', 'num_leaves': 15, 'min_data': 5, 'verbose': -1,
                   'num_threads': 1, 'seed': seed}
+    return lightgbm.train(parameters, data, rounds).model_to_string()
+
+
+def register(registry, version, seed=1, rounds=20):
+    """Put a small model into registry/NAME/VERSION; the lightgbm.Booster."""
+    text = model_text(seed, rounds)
     folder = registry / NAME / str(version) / 'model'
     folder.mkdir(parents=True)
-    lightgbm.train(parameters, data, rounds).save_model(str(folder / 'model.txt'))
+    (folder / 'model.txt').write_text(text)
     (folder / 'metrics.json').write_text(json.dumps({'auc': 0.64}))
-    return lightgbm.Booster(model_file=str(folder / 'model.txt'))
+    (folder.parent / 'tags.json').write_text('{}')
+    return sys.modules['lightgbm'].Booster(model_str=text)
 
 
 def scores(booster, rows):

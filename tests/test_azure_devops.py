@@ -138,14 +138,14 @@ def test_misspelt_settings_of_a_policy_are_refused(service):
     assert 'buildDefinitionID' in answer.content.decode()
 
 
-def test_place_takes_the_agents_own_settings():
-    here = azure_devops.read_settings({
+def test_the_agents_own_settings_do():
+    settings = azure_devops.read_settings({
         'SYSTEM_COLLECTIONURI': 'https://dev.azure.com/contoso/', 'SYSTEM_TEAMPROJECT': 'P',
         'BUILD_REPOSITORY_NAME': 'R', 'SYSTEM_ACCESSTOKEN': 'token', 'BRANCH': 'refs/heads/main'})
-    assert here[:6] == ('https://dev.azure.com/contoso', 'P', 'R', 'token', False, 'main')
+    assert settings[:6] == ('https://dev.azure.com/contoso', 'P', 'R', 'token', False, 'main')
 
 
-def test_place_says_everything_that_is_missing_at_once():
+def test_settings_say_everything_that_is_missing_at_once():
     with pytest.raises(SettingsError) as caught:
         azure_devops.read_settings({'AZURE_DEVOPS_PROJECT': ' ', 'DRY_RUN': 'perhaps',
                                     'SYSTEM_ACCESSTOKEN': '$(System.AccessToken)'})
@@ -158,7 +158,7 @@ def test_place_says_everything_that_is_missing_at_once():
     'contoso', 'http://dev.azure.com/contoso', 'https://pat123@dev.azure.com/contoso',
     'https://dev.azure.com', 'https://dev.azure.com/contoso/Safe%20Driver',
     'https://server/tfs/Default/P/_git/R'])
-def test_place_refuses_what_is_no_organisation_and_does_not_repeat_it(service, address):
+def test_what_is_no_organisation_is_refused_and_not_repeated(service, address):
     with pytest.raises(SettingsError) as caught:
         azure_devops.read_settings(dict(service.env, AZURE_DEVOPS_ORG_URL=address))
     assert 'AZURE_DEVOPS_ORG_URL' in str(caught.value)
@@ -167,7 +167,7 @@ def test_place_refuses_what_is_no_organisation_and_does_not_repeat_it(service, a
 
 @pytest.mark.parametrize('address', ['https://contoso.visualstudio.com',
                                      'https://server:8443/tfs/DefaultCollection'])
-def test_place_takes_other_forms_of_organisation(service, address):
+def test_other_forms_of_organisation_are_taken(service, address):
     settings = dict(service.env, AZURE_DEVOPS_ORG_URL=address + '/')
     assert azure_devops.read_settings(settings).organisation == address
 
@@ -182,16 +182,17 @@ def test_a_token_with_a_line_break_is_refused_without_showing_it(service):
 def test_both_kinds_of_token_sign_in_whatever_netrc_says(service, tmp_path, monkeypatch):
     (tmp_path / 'netrc').write_text('machine 127.0.0.1 login me password wrong\n')
     monkeypatch.setenv('NETRC', str(tmp_path / 'netrc'))
-    assert client_of(service).pages(REPOSITORIES, 'x')
+    assert client_of(service).pages(REPOSITORIES, 'x', {})
     agents = client_of(service, AZURE_DEVOPS_EXT_PAT='', SYSTEM_ACCESSTOKEN=service.system_token)
-    assert agents.pages(REPOSITORIES, 'x')
+    assert agents.pages(REPOSITORIES, 'x', {})
 
 
 def test_all_pages_are_read(service):
     for number in range(5):
         service.add_pipeline(f'p{number}', 'x.yml')
     service.page_size = 2
-    found = client_of(service).pages('{project}/_apis/build/definitions', 'list the pipelines')
+    found = client_of(service).pages('{project}/_apis/build/definitions', 'list the pipelines',
+                                      {'name': str})
     assert [one['name'] for one in found] == ['p0', 'p1', 'p2', 'p3', 'p4']
     assert len(service.requests) == 3
 
@@ -199,7 +200,7 @@ def test_all_pages_are_read(service):
 @pytest.mark.parametrize('fault', ['broken', 'stopped', 'busy'])
 def test_passing_faults_are_ridden_out(service, waits, fault):
     service.misbehave(fault, times=2)
-    assert client_of(service).pages(REPOSITORIES, 'x')
+    assert client_of(service).pages(REPOSITORIES, 'x', {})
     assert len(waits) == 2
 
 
@@ -215,7 +216,7 @@ def test_a_post_is_sent_again_only_when_it_was_turned_away(service, waits, fault
 def test_a_pause_longer_than_the_deadline_is_not_waited_for(service, waits):
     service.misbehave('busy for long', times=9)
     with pytest.raises(azure_devops.AzureDevOpsError) as caught:
-        client_of(service).pages(REPOSITORIES, 'x')
+        client_of(service).pages(REPOSITORIES, 'x', {})
     assert '900 s' in str(caught.value)
     assert waits == []
 
@@ -233,7 +234,7 @@ def test_no_server_is_a_sentence(service, waits):
     client = client_of(service)
     service.stop()
     with pytest.raises(azure_devops.AzureDevOpsError) as caught:
-        client.pages(REPOSITORIES, 'list the repositories')
+        client.pages(REPOSITORIES, 'list the repositories', {})
     assert 'Cannot reach 127.0.0.1' in str(caught.value)
     assert 'refused' in str(caught.value)
     assert waits == list(azure_devops.RETRY_SECONDS)
@@ -243,7 +244,7 @@ def test_no_server_is_a_sentence(service, waits):
 def test_the_token_is_in_no_sentence(service, waits, fault):
     service.misbehave(fault, times=9)
     with pytest.raises(azure_devops.AzureDevOpsError) as caught:
-        client_of(service).pages(REPOSITORIES, 'list the repositories')
+        client_of(service).pages(REPOSITORIES, 'list the repositories', {})
     basic = base64.b64encode((':' + service.pat).encode()).decode()
     assert service.pat not in str(caught.value)
     assert basic not in str(caught.value)
@@ -252,5 +253,5 @@ def test_the_token_is_in_no_sentence(service, waits, fault):
 def test_an_expired_agents_token_names_what_to_pass(service):
     with pytest.raises(azure_devops.AzureDevOpsError) as caught:
         client_of(service, AZURE_DEVOPS_EXT_PAT='', SYSTEM_ACCESSTOKEN='old').pages(
-            REPOSITORIES, 'list the repositories')
+            REPOSITORIES, 'list the repositories', {})
     assert 'SYSTEM_ACCESSTOKEN: $(System.AccessToken)' in str(caught.value)

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import subprocess
@@ -48,7 +49,8 @@ def test_no_text_of_others_commands_the_agent():
 
 
 def test_what_the_service_says_is_one_sentence_with_advice():
-    response = answer(403, '{"error": {"code": "X", "message": "May not, says %s."}}' % TOKEN)
+    said = {'error': {'code': 'X', 'message': f'May not, says {TOKEN}.'}}
+    response = answer(403, json.dumps(said))
     error = refused(requests.HTTPError('403 Client Error for url', response=response))
     assert error.status == 403
     assert str(error) == ('could not deploy: HTTP 403, May not, says ***.\n' + azure_ml.ADVICE[403])

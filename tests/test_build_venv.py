@@ -10,10 +10,10 @@ from conftest import ROOT
 
 
 def fake_python(folder, name, version):
-    """An executable that answers the probe of environment.version_of like this version."""
+    """An executable that answers the probe of build_venv.version_of like this version."""
     folder.mkdir(exist_ok=True)
     path = folder / name
-    path.write_text('#!/bin/sh\necho %s\n' % version)
+    path.write_text(f'#!/bin/sh\necho {version}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -67,13 +67,13 @@ def test_a_failed_installation_leaves_no_stamp(path_folder, tmp_path, capsys):
 
 
 def test_in_the_container_pip_is_renewed_before_it_installs_the_rest(path_folder, tmp_path):
-    calls = tmp_path / 'calls'
+    asked = tmp_path / 'asked'
     fake_python(path_folder, 'python3', '3.7').write_text(
         '#!/bin/sh\ncase "$*" in\n  -c*) echo 3.7;;\n'
         '  *--clear*) /bin/mkdir -p "$4/bin" && /bin/cp "$0" "$4/bin/python";;\n'
-        '  *) echo "$*" >> %s;;\nesac\n' % calls)
+        f'  *) echo "$*" >> {asked};;\nesac\n')
     assert build_venv.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 0
-    first, second = calls.read_text().splitlines()
+    first, second = asked.read_text().splitlines()
     assert first.endswith(' pip==24.0') and second.endswith('requirements-local.txt')
 
 
@@ -95,7 +95,7 @@ def test_a_given_interpreter_that_lacks_everything_stops_make(tmp_path):
     bare = tmp_path / 'bare'
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(bare)], check=True)
     done = subprocess.run(
-        ['make', '-C', str(ROOT), 'train', 'PYTHON=%s/bin/python' % bare, 'OUT=%s/out' % tmp_path],
+        ['make', '-C', str(ROOT), 'train', f'PYTHON={bare}/bin/python', f'OUT={tmp_path}/out'],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
     assert done.returncode != 0
     assert 'lacks numpy, pandas, lightgbm' in done.stdout

@@ -1,7 +1,11 @@
 """Set-up of the project on Azure DevOps on loopback. `pytest -s` prints the acceptance table."""
 import copy
+import io
+import json
+import re
 
 import pytest
+import requests
 
 import devops_project
 from conftest import ROOT
@@ -34,7 +38,7 @@ def allowed(service):
 
 
 def test_the_yaml_says_what_each_pipeline_uses():
-    found = {path: devops_project.uses(ROOT / path) for _, path in devops_project.PIPELINES}
+    found = {path: devops_project.used_resources(ROOT / path) for _, path in devops_project.PIPELINES}
     both = {('variablegroup', GROUP), ('endpoint', '$(AZURE_RM_SVC_CONNECTION)')}
     assert found == {
         # It runs code that nobody has reviewed.
@@ -327,3 +331,80 @@ def test_bad_answers_are_sentences(ready, waits, fault, words):
     code, text = run(devops_project, ready.env)
     row('devops-project, ' + fault, code, text)
     assert (code, words in text, ready.pat in text) == (1, True, False)
+
+
+def spoilt_forms(body):
+    """Wrong forms of an answer, as they are sent: {what is wrong: text}."""
+    forms = {'empty': '', 'HTML': '<html></html>', 'null': 'null', 'text': '"x"', 'list': '[]'}
+    is_list = isinstance(body.get('value'), list)
+    item = body['value'][0] if is_list and body['value'] else body
+    for name, value in item.items():
+        less = {key: item[key] for key in item if key != name}
+        other = dict(item, **{name: 'x' if isinstance(value, (dict, list)) else []})
+        for what, one in (('missing', less), ('of another type', other)):
+            forms[f'{name} {what}'] = json.dumps({'value': [one]} if item is not body else one)
+    return forms
+
+
+def test_an_answer_of_another_form_is_a_sentence(ready, monkeypatch):
+    answers, spoilt, form = {}, None, None
+
+    class Adapter(requests.adapters.BaseAdapter):
+        """Requests to the stand-in without sockets, since here there are thousands."""
+
+        def send(self, request, **_):
+            _, _, body = ready.answer(
+                request.method, request.path_url, request.headers, request.body)
+            path = re.sub(r'/\d+|/[0-9a-f-]{36}', '/N', request.path_url.partition('?')[0])
+            kind = request.method, path, bool(body.get('value', True))
+            answers.setdefault(kind, spoilt_forms(body))
+            response = requests.Response()
+            response.request, response.url, response.status_code = request, request.url, 200
+            text = answers[kind][form] if kind == spoilt else json.dumps(body)
+            response.raw = io.BytesIO(text.encode())
+            return response
+
+    monkeypatch.setattr(requests.Session, 'get_adapter', lambda self, url: Adapter())
+    # Of everything something is to be made, then to be put right: every kind of request is sent.
+    for changes in ([], [spoil_group, spoil_permission, switch_off_approval, spoil_policy]):
+        for change in changes:
+            change(ready)
+        before = {name: copy.deepcopy(getattr(ready, name)) for name in (
+            'groups', 'environments', 'checks', 'definitions', 'policies', 'permissions')}
+        known = set(answers)
+        assert run(devops_project, ready.env)[0] == 0
+        for spoilt in [kind for kind in answers if kind not in known]:
+            for form in answers[spoilt]:
+                for name, table in before.items():
+                    setattr(ready, name, copy.deepcopy(table))
+                code, text = run(devops_project, ready.env)
+                said = text.count('error: ') + text.count('Not complete')
+                assert (code in (0, 1), said) == (True, code), (spoilt, form, text)
+        spoilt = None
+        run(devops_project, ready.env)
+    assert len(answers) > 20
+
+
+@pytest.mark.parametrize('path, change, words', [
+    ('repositories$', lambda one: one.pop('project'),
+     'asked to list the repositories, and its answer cannot be used: value[0].project is missing '
+     'and must be an object'),
+    ('repositories$', lambda one: one.update(project={'id': 7}),
+     'value[0].project.id is 7 and must be text'),
+    ('connectionData', lambda one: one.pop('authenticatedUser'),
+     'asked to find out whose token this is, and its answer cannot be used: authenticatedUser is '
+     'missing'),
+])
+def test_what_an_answer_lacks_is_named(ready, path, change, words):
+    answer = ready.answer
+
+    def answer_changed(method, target, *args):
+        status, headers, body = copy.deepcopy(answer(method, target, *args))
+        if re.search(path, target.partition('?')[0]):
+            change(body['value'][0] if 'value' in body else body)
+        return status, headers, body
+
+    ready.answer = answer_changed
+    code, text = run(devops_project, ready.env)
+    row('devops-project, answer without a field', code, text)
+    assert (code, words in text) == (1, True)

@@ -7,6 +7,7 @@ import lightgbm
 import numpy as np
 import pytest
 
+import booster
 import evaluate
 import metrics
 import register
@@ -23,7 +24,7 @@ def make_model(folder, frame, target, data, features=table.FEATURES):
     folder.mkdir()
     model = lightgbm.train(TRAINING, lightgbm.Dataset(frame[features], target), 20)
     model.save_model(str(folder / 'model.txt'))
-    rows = frame[table.parts(frame['id'].to_numpy()) == table.HOLD_OUT]
+    rows = frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
     scores = model.predict(rows[features])
     figures = metrics.summary(rows['target'], scores)
     lineage = {'data': data.name, 'data_sha256': tracking.sha256(str(data))}
@@ -41,14 +42,16 @@ def models(tmp_path_factory):
     target = frame['target'].to_numpy()
     strong = make_model(folder / 'strong', frame, target, data)
     weak = make_model(folder / 'weak', frame, np.roll(target, 7), data)
-    label = target[table.parts(frame['id'].to_numpy()) == table.HOLD_OUT]
+    label = target[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
     return SimpleNamespace(folder=folder, data=data, frame=frame, label=label, strong=strong,
                            weak=weak)
 
 
 @pytest.fixture
-def judge(models, tmp_path):
+def judge(models, tmp_path, monkeypatch):
     """A function that evaluates a model against the registry; returns exit code and decision."""
+    monkeypatch.setattr(evaluate, 'DRAWS', 100)
+
     def judge(model, *flags, **changes):
         criteria = dict({'metric': 'auc', 'direction': 'maximize', 'least_gain': 0.0}, **changes)
         parameters = tmp_path / 'parameters.json'
@@ -187,6 +190,20 @@ def test_a_damaged_champion_is_named(judge, champion, tmp_path, capsys, share):
     code, _ = judge('strong')
     error = capsys.readouterr().err
     assert code == 1 and 'version 1 of ' + NAME in error and 'RUN_EVALUATION=false' in error
+
+
+def test_a_champion_that_lightgbms_command_line_wrote_is_whole(judge, champion, tmp_path):
+    champion('weak')
+    version = tmp_path / 'registry' / NAME / '1'
+    text, categories, _ = (version / 'model' / 'model.txt').read_text().partition('pandas_cat')
+    assert categories
+    (version / 'model' / 'model.txt').write_text(text)
+    (version / 'tags.json').write_text('{}')
+    assert judge('strong')[1]['champion_version'] == 1
+
+
+def test_training_and_scoring_call_the_same_files_whole():
+    assert evaluate.LAST_LINE == booster.LAST_LINE
 
 
 def test_a_champion_that_was_exchanged_is_named(judge, champion, models, tmp_path, capsys):

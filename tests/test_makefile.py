@@ -23,8 +23,8 @@ case $name in
   serve) exit;;
   build_venv) mkdir -p $(dirname $stamp); touch $stamp; exit;;
   train) mkdir -p $out; touch $out/model.txt $out/metrics.json $out/report.html;;
-  register) mkdir -p $(dirname $out)/registry/safe_driver_model/1/model
-            touch $(dirname $out)/registry/safe_driver_model/1/model/model.txt $out;;
+  register) mkdir -p $(dirname $out)/registry/safe_driver_model/1
+            touch $(dirname $out)/registry/safe_driver_model/1/tags.json $out;;
   *) mkdir -p $(dirname $out); touch $out;;
 esac
 echo $name >> calls
@@ -151,7 +151,7 @@ def test_a_changed_pin_retrains_only_if_training_needs_it(project, old, new, red
     ('outputs/model/metrics.json', ALL[1:]),
     ('outputs/decision.json', ALL[2:]),
     ('outputs/registration.json', ALL[3:]),
-    ('outputs/registry/safe_driver_model/1/model/model.txt', ALL[3:]),
+    ('outputs/registry/safe_driver_model/1/tags.json', ALL[3:]),
 ])
 def test_a_removed_result_is_made_again(project, name, redone):
     (project.folder / name).unlink()

@@ -23,31 +23,35 @@ def test_permissions_as_resource_manager_grants_them():
 
 
 class Region:
-    """Resource Manager with one size of machine and usages, (name, limit, in use, location)."""
+    """Resource Manager with one size of machine and usages, (type, name, limit)."""
     subscription = '/subscriptions/s'
 
     def __init__(self, *usages):
-        self.usages = [{'name': {'value': name, 'localizedValue': name}, 'limit': limit,
-                        'currentValue': used, 'id': self.subscription + location + '/usages'}
-                       for name, limit, used, location in usages]
+        self.usages = [{'type': f'Microsoft.MachineLearningServices/{kind}/usages', 'limit': limit,
+                        'name': {'value': name, 'localizedValue': name}, 'currentValue': 18}
+                       for kind, name, limit in usages]
 
     def get(self, path, version, advice):
         return {'value': self.usages if path.endswith('usages') else [
-            {'name': 'STANDARD_DS2_V2', 'family': 'standardDSv2Family', 'vCPUs': 2}]}
+            {'name': 'STANDARD_D2DS_V5', 'family': 'standardDDSv5Family', 'vCPUs': 2}]}
 
 
 def test_a_quota_is_missing_only_where_it_can_never_be_enough():
-    # Names and limits as in Azure/azure-rest-api-specs, machinelearningservices, Usage/list.json.
-    family, total = 'Standard DSv2 Family Cluster %s vCPUs', 'Total Cluster %s Regional vCPUs'
+    # As in Azure/azure-rest-api-specs, machinelearningservices, examples/ListUsages.json.
+    family = 'StandardDDSv5Family'
     low = settings.read({'LOCATION': 'westeurope', 'AML_CLUSTER_PRIORITY': 'lowpriority'})
-    no_own_limit = Region((family % 'LowPriority', -1, 0, ''), (total % 'LowPriority', 18, 18, ''))
-    assert 'STANDARD_DS2_V2' in preflight.check_size(no_own_limit, low)
+    no_own_limit = Region(('vmFamily/lowPriorityCores', family, -1),
+                          ('vmFamily/dedicatedCores', family, 0),
+                          ('totalLowPriorityCores', 'TotalLowPriorityCores', 18))
+    assert 'low priority is Spot' in preflight.check_size(no_own_limit, low)
     dedicated = settings.read({'LOCATION': 'westeurope'})
-    anothers = Region((family % 'Dedicated', 24, 0, ''),
-                      (family % 'Dedicated', 0, 0, '/workspaces/another'))
-    assert 'STANDARD_DS2_V2' in preflight.check_size(anothers, dedicated)
-    with pytest.raises(preflight.Missing, match='is 0 cores, one machine needs 2'):
-        preflight.check_size(Region((family % 'Dedicated', 0, 0, '')), dedicated)
+    anothers = Region(('vmFamily/dedicatedCores', 'StandardDSv2Family', 0),
+                      ('vmFamily/dedicatedCores', family, 24), ('totalLowPriorityCores', 'x', 0))
+    assert preflight.check_size(anothers, dedicated) == 'STANDARD_D2DS_V5 in westeurope'
+    for kind, name in (('vmFamily/dedicatedCores', family),
+                       ('totalDedicatedCores', 'TotalDedicatedCores')):
+        with pytest.raises(preflight.Missing, match='is 0 cores, one machine needs 2'):
+            preflight.check_size(Region((kind, name, 0)), dedicated)
 
 
 def test_what_is_missing_is_named_with_what_to_do(tmp_path):

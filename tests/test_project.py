@@ -24,9 +24,12 @@ ARROWS = {
     'scoring': {'scoring'},
     'scripts': {'scripts'},
     'bench': {'training', 'scoring'},
+    # container.py passes the settings by name.
+    'devops': {'scripts'},
     'rehearsal': {'rehearsal', 'loopback'},
     'loopback': {'loopback'},
-    'tests': {'training', 'scoring', 'scripts', 'rehearsal', 'loopback', 'tests'},
+    'tests': {'training', 'scoring', 'scripts', 'devops', 'rehearsal', 'loopback',
+              'tests'},
 }
 AZUREML = {
     'training/tracking.py': ('azureml',),

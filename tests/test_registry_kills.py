@@ -1,4 +1,7 @@
-"""Registrations and whole retrainings, killed at random moments."""
+"""Registrations and whole retrainings, killed at random moments.
+
+    KILLS=120 python -m pytest tests/test_registry_kills.py -m end_to_end -s
+"""
 import collections
 import json
 import os
@@ -16,6 +19,7 @@ import pytest
 import tracking
 
 TRAINING = Path(tracking.__file__).parent
+KILLS = int(os.environ.get('KILLS', 20))
 
 # Registers its own builds one after the other until it is killed, and says which version each got.
 WORKER = '''
@@ -24,7 +28,7 @@ sys.path.insert(0, sys.argv[1])
 import tracking
 print('ready', flush=True)
 for number in itertools.count():
-    build = '{}.{}'.format(sys.argv[4], number)
+    build = f'{sys.argv[4]}.{number}'
     version, _ = tracking.Folder(sys.argv[2]).register('model', sys.argv[3], {'BuildId': build})
     print(version, build, flush=True)
 '''
@@ -79,13 +83,9 @@ def kill_at_random(tmp_path, kills, workers=4):
             'kills that left something to sweep': leftovers}
 
 
-def test_kills_neither_lose_nor_double_nor_block(tmp_path):
-    kill_at_random(tmp_path, 24)
-
-
-@pytest.mark.end_to_end
-def test_120_kills_of_registrations(tmp_path):
-    print(kill_at_random(tmp_path, 120))
+@pytest.mark.parametrize('kills', [8, pytest.param(KILLS, marks=pytest.mark.end_to_end)])
+def test_kills_neither_lose_nor_double_nor_block(tmp_path, kills):
+    print(kill_at_random(tmp_path, kills))
 
 
 def retrain(project, out, rows, evaluation='false', seconds=300):
@@ -142,7 +142,7 @@ def check_model(folder):
 
 
 @pytest.mark.end_to_end
-def test_80_kills_of_make_retrain(tmp_path):
+def test_kills_of_make_retrain(tmp_path):
     project, out = tmp_path / 'project', tmp_path / 'out'
     shutil.copytree(str(TRAINING.parent), str(project), ignore=shutil.ignore_patterns(
         '.git', '.venv', 'outputs', '__pycache__', '.pytest_cache'))
@@ -155,7 +155,7 @@ def test_80_kills_of_make_retrain(tmp_path):
     assert code == 0, output
     versions = check_results(out, [2000])
     attempt = 0
-    while counts['killed'] < 80:
+    while counts['killed'] < KILLS:
         attempt += 1
         # Every other time the same again, with what the kill before has left.
         set_parameter(project, attempt // 2)

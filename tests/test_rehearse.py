@@ -14,6 +14,7 @@ import pipeline_yaml
 import rehearse
 from conftest import ROOT
 
+JOB = {'SYSTEM_OIDCREQUESTURI': 'http://devops/job', 'SYSTEM_ACCESSTOKEN': 'j0b t0ken'}
 CONNECTION = {'tenantId': 'tenant', 'servicePrincipalId': 'me', 'servicePrincipalKey': 's3cret'}
 JUNIT = '<testsuite><testcase classname="a" name="good"/>%s</testsuite>'
 FAILURE = '<testcase classname="a" name="bad"><failure/></testcase>'
@@ -44,6 +45,7 @@ class Project:
         settings = dict(
             folder=self.folder / 'out', cache=self.folder / 'cache', seed=None, origin=origin,
             environ={'PATH': os.environ['PATH']}, connection=CONNECTION,
+            programs=self.folder / 'programs', new_job=lambda named: dict(JOB, NAMED=named),
             proxy_environ={'HTTPS_PROXY': 'http://stand-in'}, variables=values,
             say=self.lines.append, show_progress=quiet, minute=60)
         settings.update(changed)
@@ -247,12 +249,12 @@ def test_hooks_of_a_deployment(project, deploy, smoke, result, hooks):
 
 
 def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project):
-    text = pipeline(stage('a', script('sleep 60'), script('echo never'),
+    text = pipeline(stage('a', script('exec sleep 60'), script('echo never'),
                           script('echo cleaned up', condition='canceled()')))
     text = text.replace('  - job: a', '  - job: a\n    timeoutInMinutes: 1')
     assert project.run(text, minute=1) == {'a': 'canceled'}
     assert project.logs() == [
-        '01-checkout-self.log', '02-script-sleep-60.log', '04-script-echo-cleaned-up.log']
+        '01-checkout-self.log', '02-script-exec-sleep-60.log', '04-script-echo-cleaned-up.log']
 
 
 HOLDER = """import fcntl, sys, time

@@ -24,15 +24,19 @@ def registry(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def model(registry):
-    """Version 10 of 9, 10 and a folder that is not whole; the newest by number, not by text."""
+    """Version 10, the newest by number, not by text; what else lies there is no whole version."""
     register(registry, 9, seed=2)
-    (registry / NAME / '11').mkdir(parents=True)
+    (registry / NAME / '11' / 'model').mkdir(parents=True)
+    (registry / NAME / '11' / 'model' / 'model.txt').write_text('')
+    for name in ('0', '012', '²', '.new-13', '14.old'):
+        (registry / NAME / name).mkdir()
+        (registry / NAME / name / 'tags.json').write_text('{}')
     return register(registry, 10)
 
 
 @pytest.fixture(scope='module')
 def service(registry, model):
-    with Service(registry, registry.parent / 'log.txt', SCORING_TIMEOUT_MS='2500') as running:
+    with Service(registry, registry.parent / 'log.txt', SCORING_TIMEOUT_MS='800') as running:
         yield running
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pandas
@@ -13,9 +14,8 @@ import pytest
 import sample
 import table
 
-ROWS = 3000
-REAL = os.path.join(os.path.dirname(__file__), '..', '..', 'shared', 'data',
-                    'porto_seguro_10000.csv')
+ROWS = 1000
+REAL = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'porto_seguro_10000.csv'
 
 
 @pytest.fixture(scope='module')
@@ -121,12 +121,12 @@ DAMAGES = [
     ('target 2', set_cells('target', b'2', [11, 21]),
      ['target: 2 values other than 0 and 1', 'line 11', '(2)']),
     ('target -1', set_cells('target', b'-1', [2]), ['target: 1 value other than 0 and 1', '(-1)']),
-    ('only zeros', set_cells('target', b'0', range(2, ROWS + 2)), ['target: 0 in all 3,000 rows']),
-    ('only ones', set_cells('target', b'1', range(2, ROWS + 2)), ['target: 1 in all 3,000 rows']),
+    ('only zeros', set_cells('target', b'0', range(2, ROWS + 2)), ['target: 0 in all 1,000 rows']),
+    ('only ones', set_cells('target', b'1', range(2, ROWS + 2)), ['target: 1 in all 1,000 rows']),
     ('repeated ids', set_cells('id', b'7777777', [100, 200, 300]),
      ['id: 2 rows with the id of an earlier row', 'line 200', 'id 7777777']),
     ('repeated rows', lambda content: content + b''.join(content.splitlines(True)[10:15]),
-     ['id: 5 rows with the id of an earlier row', 'line 3,002']),
+     ['id: 5 rows with the id of an earlier row', 'line 1,002']),
     ('too few claims', both(set_cells('target', b'0', range(2, ROWS + 2)),
                             set_cells('target', b'1', range(100, 120))),
      ['too few rows to split', 'hold-out has', 'at least 5', 'about 60']),
@@ -138,11 +138,11 @@ DAMAGES = [
     ('long line', edit_line(2, lambda line: line.strip() + b',1\n'),
      ['1 line with too many cells', 'line 2', '60 cells']),
     ('row names', lambda content: content.replace(b'\n', b'\n1,').rstrip(b'1,'),
-     ['3,000 lines with too many cells, first in line 2']),
+     ['1,000 lines with too many cells, first in line 2']),
     ('short and long', both(edit_line(2, lambda line: line.strip() + b',1\n'),
                             edit_line(3, lambda line: line.rsplit(b',', 1)[0] + b'\n')),
      ['too many cells, first in line 2', 'too few cells, first in line 3']),
-    ('cut off', lambda content: content[:-40], ['the last line, 3,001,', 'cut off']),
+    ('cut off', lambda content: content[:-40], ['the last line, 1,001,', 'cut off']),
     ('cut off in gzip', lambda content: gzip.compress(content)[:-5000], ['truncated']),
     ('damaged gzip', lambda content: gzip.compress(content)[:-8] + b'12345678',
      ['truncated or damaged']),
@@ -158,7 +158,7 @@ DAMAGES = [
      ['first line is not UTF-8']),
     ('NUL bytes', set_cells('ps_car_13', b'\0\0', [15]), ['NUL bytes in 1 line', 'line 15']),
     ('NUL after a number', set_cells('ps_ind_01', b'1\0', [15]), ['NUL bytes in 1 line']),
-    ('NULs at the end', lambda content: content + b'\0' * 512, ['NUL bytes in 1 line', '3,002']),
+    ('NULs at the end', lambda content: content + b'\0' * 512, ['NUL bytes in 1 line', '1,002']),
     ('zip archive', lambda content: b'PK\x03\x04' + content, ['zip archive', 'unpack']),
     ('old Mac line ends', lambda content: content.replace(b'\n', b'\r'), ['first line is not CSV']),
     ('endless line', lambda content: content + b'1' * (5 << 20), ['line longer than 1,048,576']),
@@ -228,16 +228,16 @@ def test_unreadable_file_is_refused(good, write, capsys):
 
 
 def test_damage_beyond_the_first_block_has_the_right_line(good, write, monkeypatch):
-    monkeypatch.setattr(table, 'BLOCK_BYTES', 200000)
-    blank_line = edit_line(1500, lambda line: line + b'\n')
-    damage = both(set_cells('ps_car_13', b'x', [2900]), set_cells('target', b'4', [2800, 2999]),
-                  set_cells('id', cells_of(good)[1][0], [2950]), blank_line)
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 70000)
+    blank_line = edit_line(500, lambda line: line + b'\n')
+    damage = both(set_cells('ps_car_13', b'x', [900]), set_cells('target', b'4', [800, 999]),
+                  set_cells('id', cells_of(good)[1][0], [950]), blank_line)
     with pytest.raises(table.TableError) as caught:
         table.read_table(write(damage(good)))
-    assert 'ps_car_13: 1 cell with text instead of a number, first in line 2,901' in str(
+    assert 'ps_car_13: 1 cell with text instead of a number, first in line 901' in str(
         caught.value)
-    assert 'target: 2 values other than 0 and 1, first in line 2,801 (4)' in str(caught.value)
-    assert 'id: 1 row with the id of an earlier row, first in line 2,951' in str(caught.value)
+    assert 'target: 2 values other than 0 and 1, first in line 801 (4)' in str(caught.value)
+    assert 'id: 1 row with the id of an earlier row, first in line 951' in str(caught.value)
 
 
 def read(path, caplog):
@@ -274,19 +274,19 @@ def test_types_order_and_values(good, write, caplog):
 ], ids=['gzip', 'CRLF', 'no last line end', 'blank lines', 'byte order mark', 'blanks', 'quotes',
         'other column order', 'reversed columns', 'whole number written as 1.0'])
 def test_other_ways_to_write_the_same_table(good, write, caplog, monkeypatch, change):
-    monkeypatch.setattr(table, 'BLOCK_BYTES', 200000)
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 70000)
     good = set_cells('ps_ind_01', b'1', [2, 3])(good)
     expected = read(write(good), caplog)
     pandas.testing.assert_frame_equal(read(write(change(good), 'changed.csv'), caplog), expected)
 
 
 def test_large_whole_numbers_are_kept(good, write, caplog, monkeypatch):
-    monkeypatch.setattr(table, 'BLOCK_BYTES', 200000)
-    damage = both(set_cells('ps_ind_01', b'300', [2500]), set_cells('ps_calc_10', b'-40000', [6]),
-                  set_cells('id', b'9000000000000000001', [3001]))
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 70000)
+    damage = both(set_cells('ps_ind_01', b'300', [900]), set_cells('ps_calc_10', b'-40000', [6]),
+                  set_cells('id', b'9000000000000000001', [1001]))
     with caplog.at_level(logging.WARNING):
         frame = table.read_table(write(damage(good)))
-    assert frame.ps_ind_01[:2498].max() == 7 and frame.ps_ind_01[2498] == 300
+    assert frame.ps_ind_01[:898].max() == 7 and frame.ps_ind_01[898] == 300
     assert frame.ps_calc_10[4] == -40000
     assert frame.id.iloc[-1] == 9000000000000000001
     assert [str(kind) for kind in frame.dtypes[['ps_ind_01', 'ps_calc_10', 'id', 'ps_ind_03']]] == [
@@ -314,9 +314,8 @@ def test_command_line_says_in_one_line_what_is_in_the_table(good, write, capsys)
     assert table.main(['--data', path]) == 0
     output = capsys.readouterr()
     assert output.out == (
-        '{}: 3,000 rows, {} claims ({:.2%}), {:,} missing values in {} columns\n'.format(
-            path, plain.target.sum(), plain.target.mean(), (plain == -1).values.sum(),
-            (plain == -1).any().sum()))
+        f'{path}: 1,000 rows, {plain.target.sum()} claims ({plain.target.mean():.2%}), '
+        f'{(plain == -1).values.sum():,} missing values in {(plain == -1).any().sum()} columns\n')
 
 
 def test_a_float32_is_on_the_same_side_of_every_threshold_as_its_double(good, write):
@@ -336,32 +335,33 @@ def test_a_float32_is_on_the_same_side_of_every_threshold_as_its_double(good, wr
 
 def test_a_row_keeps_its_part_for_ever():
     ids = [-1, 0, 1, 2, 7, 9, 13, 1488027, 2 ** 40 + 1, 9000000000000000001]
-    assert table.parts(ids).tolist() == [2, 2, 0, 0, 0, 1, 1, 0, 0, 2]
+    assert table.split_of(ids).tolist() == [2, 2, 0, 0, 0, 1, 1, 0, 0, 2]
     many = numpy.arange(1000000)
-    assert hashlib.sha256(table.parts(many).tobytes()).hexdigest() == (
+    assert hashlib.sha256(table.split_of(many).tobytes()).hexdigest() == (
         'bea77f22d4fcc917f68bdc6af31fbbb9a533d0ca0e9801f7327076d656ea1dcb')
     for kind in ('int32', 'int64'):
-        assert (table.parts(many.astype(kind)[500:600]) == table.parts(many)[500:600]).all()
-    assert table.parts(pandas.Series([7, 9])).dtype == numpy.uint8
+        few = many[500:600].astype(kind)
+        assert (table.split_of(few) == table.split_of(many)[500:600]).all()
+    assert table.split_of(pandas.Series([7, 9])).dtype == numpy.uint8
 
 
 def test_parts_have_their_shares_whatever_the_ids():
     rows = numpy.arange(500000)
     for ids in (rows, rows * 2 ** 33, 10 * rows + 3):
-        shares = numpy.bincount(table.parts(ids), minlength=3) / len(ids)
+        shares = numpy.bincount(table.split_of(ids), minlength=3) / len(ids)
         assert abs(shares - [.64, .16, .20]).max() < .004
 
 
 def test_parts_do_not_change_when_the_table_grows_or_is_shuffled():
     ids = sample.generate(2000, seed=5).id.values
     longer = sample.generate(3000, seed=5).id.values
-    assert (table.parts(longer)[:2000] == table.parts(ids)).all()
+    assert (table.split_of(longer)[:2000] == table.split_of(ids)).all()
     order = numpy.random.RandomState(0).permutation(2000)
-    assert (table.parts(ids[order]) == table.parts(ids)[order]).all()
+    assert (table.split_of(ids[order]) == table.split_of(ids)[order]).all()
 
 
-@pytest.mark.skipif(not os.path.exists(REAL), reason='the real rows are not on this machine')
+@pytest.mark.skipif(not REAL.exists(), reason='the real rows are not on this machine')
 def test_real_rows(caplog):
-    frame = read(REAL, caplog)
+    frame = read(str(REAL), caplog)
     assert frame.shape == (10000, 59) and frame.target.sum() == 379
     assert frame.memory_usage(index=False).sum() == 10000 * (4 + 48 + 40)

@@ -19,7 +19,6 @@ CLIENT = '''
 import json, os, sys
 from azureml.core import Dataset, Experiment, Model, Workspace
 from azureml.core.authentication import ServicePrincipalAuthentication
-from azureml.core.compute import AmlCompute, ComputeTarget
 from azureml.core.runconfig import RunConfiguration
 from azureml.pipeline.core import Pipeline
 from azureml.pipeline.steps import PythonScriptStep
@@ -28,16 +27,14 @@ source, table, *builds = sys.argv[1:]
 login = ServicePrincipalAuthentication(
     os.environ['AZUREML_SERVICE_PRINCIPAL_TENANT_ID'], os.environ['AZUREML_SERVICE_PRINCIPAL_ID'],
     os.environ['AZUREML_SERVICE_PRINCIPAL_PASSWORD'])
-space = Workspace.create('tracking', login, os.environ['SUBSCRIPTION_ID'], 'group', 'westeurope',
-                         create_resource_group=True, exist_ok=True, show_output=False)
+space = Workspace.get('tracking', login, os.environ['SUBSCRIPTION_ID'], 'group')
 store = space.get_default_datastore()
 for version in range(2):
     store.upload_files([table], target_path='tables', overwrite=True, show_progress=False)
     Dataset.File.from_files([(store, 'tables/table.csv')], validate=False).register(
         space, 'drivers', create_new_version=True, description=str(version))
 Dataset.Tabular.from_delimited_files([(store, 'tables/table.csv')]).register(space, 'tabular')
-cluster = ComputeTarget.create(space, 'cpu', AmlCompute.provisioning_configuration(
-    'STANDARD_D2_V2', max_nodes=1))
+cluster = space.compute_targets['train-cluster']
 seen = []
 for build in builds:
     step = PythonScriptStep('probe.py', name='probe', source_directory=source, arguments=[build],
@@ -61,6 +58,7 @@ json.dump(seen, open('client.json', 'w'))
 PROBE = '''
 import json, os, sys
 import tracking
+tracking.SECONDS_AFTER_COLLISION = (0, 0, None)
 tracker = tracking.connect()
 path, source = tracker.fetch_table(dataset_name='drivers', dataset_version='latest')
 seen = {'table': [open(path).read(), source]}
@@ -91,7 +89,7 @@ tracker.log({'auc': 0.625, 'rule': 'text', 'better': True})
 '''
 
 
-def run_in_azure(tmp_path, builds, faults=()):
+def run_in_azure(tmp_path, builds, faults):
     """Run the probe in loopback Azure ML for each build; returns what was seen, in order."""
     pytest.importorskip('azureml.core')
     pytest.importorskip('trustme')
@@ -115,30 +113,7 @@ def run_in_azure(tmp_path, builds, faults=()):
 
 
 @pytest.mark.end_to_end
-def test_a_run_of_azure_ml(tmp_path):
-    seen, = run_in_azure(tmp_path, ['7'])
-    probe = seen['seen']
-    assert probe['table'] == [TABLE, {
-        'data': 'table.csv', 'dataset_name': 'drivers', 'dataset_version': 2}]
-    assert probe['file'] == [TABLE, {
-        'data': 'tables/table.csv', 'dataset_name': None, 'dataset_version': None}]
-    assert probe['tabular'] == [TABLE, {
-        'data': 'tabular.csv', 'dataset_name': 'tabular', 'dataset_version': 1}]
-    assert 'version 3 of dataset missing' in probe['missing']
-    assert seen['metrics'] == seen['step_metrics'] == {'auc': 0.625}
-    assert probe['champion before'] is None and probe['registered'] == [1, 1]
-    assert probe['champion'] == [1, {'model.txt': 'model.txt7', 'metrics.json': 'metrics.json7'},
-                                 '7']
-    assert 'outputs/registration.json' in seen['files']
-    model, = seen['models']
-    assert model['run'] == seen['step'] and list(model['datasets']) == ['training']
-    assert model['tags'] == {
-        'BuildId': '7', 'model_sha256': '7', 'data_sha256': '0', 'dataset_name': 'drivers',
-        'dataset_version': '1', 'run_id': seen['run'], 'experiment_name': 'experiment'}
-
-
-@pytest.mark.end_to_end
-def test_collisions_lost_answers_and_repeated_builds_in_azure_ml(tmp_path):
+def test_runs_of_azure_ml(tmp_path):
     """7 collides twice; of 8 and 9 the answer is lost, of 9 for good; and 7 runs again."""
     registration = r'POST .*/modelmanagement/.*/models$'
     seen = run_in_azure(tmp_path, ['7', '8', '9', '7'], [
@@ -149,6 +124,21 @@ def test_collisions_lost_answers_and_repeated_builds_in_azure_ml(tmp_path):
     assert [one['seen']['champion'][::2] for one in seen] == [
         [1, '7'], [2, '8'], [3, '9'], [3, '9']]
     assert [model['version'] for model in seen[-1]['models']] == [3, 2, 1]
+    first, probe = seen[0], seen[0]['seen']
+    assert [probe[name] for name in ('table', 'file', 'tabular')] == [
+        [TABLE, {'data': data, 'dataset_name': name, 'dataset_version': version}]
+        for data, name, version in (('table.csv', 'drivers', 2), ('tables/table.csv', None, None),
+                                    ('tabular.csv', 'tabular', 1))]
+    assert 'version 3 of dataset missing' in probe['missing']
+    assert first['metrics'] == first['step_metrics'] == {'auc': 0.625}
+    assert probe['champion before'] is None
+    assert probe['champion'][1] == {'model.txt': 'model.txt7', 'metrics.json': 'metrics.json7'}
+    assert 'outputs/registration.json' in first['files']
+    model, = first['models']
+    assert model['run'] == first['step'] and list(model['datasets']) == ['training']
+    assert model['tags'] == {
+        'BuildId': '7', 'model_sha256': '7', 'data_sha256': '0', 'dataset_name': 'drivers',
+        'dataset_version': '1', 'run_id': first['run'], 'experiment_name': 'experiment'}
 
 
 def test_a_table_on_this_machine_is_used_as_it_is(tmp_path):
@@ -168,6 +158,17 @@ def test_json_that_cannot_be_written_leaves_what_was_there(tmp_path):
         tracking.write_json(str(path), {'register': object()})
     assert tracking.read_json(str(path)) == {'register': True}
     assert [entry.name for entry in tmp_path.iterdir()] == ['decision.json']
+
+
+@pytest.mark.parametrize('name', ['²', '٣', '007', '0', '-1', '+3', '1.5', '4 ', '4\n', 'v5', '.6'])
+def test_a_version_is_a_plain_number_with_tags(tmp_path, name):
+    for folder in ('2', '10', name):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'tags.json').write_text('{}')
+    (tmp_path / '11').mkdir()
+    (tmp_path / '12').write_text('a file')
+    assert tracking.whole_versions(tmp_path) == [2, 10]
+    assert tracking.whole_versions(tmp_path / 'missing') == []
 
 
 @pytest.mark.parametrize('text', ['', '{"register": tr', '[1]', 'null'])

@@ -10,6 +10,7 @@ from conftest import ROOT
 
 DEVOPS = ROOT / 'devops'
 FILES = ('pr.yml', 'ci.yml', 'workspace.yml')
+MAKE = pipeline_checks.CONTAINER + 'make '
 ACTIONS = ('train_and_deploy', 'train_only', 'deploy_version')
 
 
@@ -22,9 +23,10 @@ def steps(name, **parameters):
             for _, steps in job['hooks'] for step in steps]
 
 
-def scripts(name, **parameters):
-    return [step['script'].strip() for step in steps(name, **parameters) if 'script' in step
-            and pipeline_checks.BOOTSTRAP not in step['script']]
+def targets(name, **parameters):
+    """What make makes in the container, in order; the container is there before."""
+    made = [step['script'].strip() for step in steps(name, **parameters) if 'script' in step]
+    return [text[len(MAKE):] for text in made if text.startswith(MAKE)]
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -37,7 +39,7 @@ def test_the_environment_is_sound_with_and_without_a_table(table):
     assert pipeline_checks.find_problems(
         DEVOPS / 'workspace.yml', with_schema=False, parameters={'table': table}) == []
     made = [step for step in steps('workspace.yml', table=table)
-            if step.get('script') == 'make dataset']
+            if step.get('script') == MAKE + 'dataset']
     assert len(made) == (table != 'none')
 
 
@@ -49,8 +51,9 @@ def test_microsofts_schema_finds_no_problem(name):
 
 def test_a_pull_request_is_linted_and_tested_and_gets_no_secret():
     pipeline = pipeline_yaml.read_pipeline(DEVOPS / 'pr.yml')
-    assert scripts('pr.yml') == ['make setup', 'make lint', 'make test']
+    assert targets('pr.yml') == ['setup', 'lint', 'test']
     assert pipeline_yaml.groups(pipeline) == []
+    assert not any('env' in step for step in steps('pr.yml'))
     assert not [step for step in steps('pr.yml') if str(step.get('task')).startswith('AzureCLI')]
     assert pipeline['trigger'] == pipeline['pr'] == 'none'
 
@@ -73,9 +76,9 @@ def test_what_a_run_does(action, order):
 
 
 def test_a_push_trains_and_deploys_and_only_a_push_to_master_starts_it():
-    assert [command for command in scripts('ci.yml') if command != 'make setup'] == [
-        'make lint', 'make test', 'make preflight', 'make publish', 'make run', 'make cancel-run',
-        'make deploy', 'make smoke-test SERVICE=aci', 'make rollback']
+    assert [target for target in targets('ci.yml') if target != 'setup'] == [
+        'lint', 'test', 'preflight', 'publish', 'run', 'cancel-run', 'deploy',
+        'smoke-test SERVICE=aci', 'rollback']
     trigger = pipeline_yaml.read_pipeline(DEVOPS / 'ci.yml')['trigger']
     assert trigger == {'batch': True, 'branches': {'include': ['master']}}
 
@@ -84,16 +87,18 @@ def test_a_given_version_is_deployed_without_the_result_of_a_run():
     deploy = stages('ci.yml', action='deploy_version', model_version=7)[-1]
     assert deploy['condition'] is None
     made = [step for step in steps('ci.yml', action='deploy_version', model_version=7)
-            if step.get('script') == 'make deploy']
+            if step.get('script') == MAKE + 'deploy']
     assert [step['env']['MODEL_VERSION'] for step in made] == [7]
-    pushed = [step for step in steps('ci.yml') if step.get('script') == 'make deploy']
+    pushed = [step for step in steps('ci.yml') if step.get('script') == MAKE + 'deploy']
     assert 'MODEL_VERSION' not in pushed[0]['env']
 
 
 def test_the_image_is_named_in_one_place():
-    named = [(path.name, line) for path in DEVOPS.glob('*.yml')
-             for line in path.read_text().splitlines() if 'mcr.microsoft.com' in line]
-    assert named == [('variables.yml', '  value: mcr.microsoft.com/mlops/python:openhack')]
+    values = pipeline_yaml.variables(pipeline_yaml.read_pipeline(DEVOPS / 'ci.yml'))
+    image = values['CONTAINER_IMAGE']
+    named = [path.name for path in list(DEVOPS.glob('*.yml')) + list(DEVOPS.glob('*.py'))
+             if image in path.read_text()]
+    assert named == ['variables.yml']
 
 
 def test_every_variable_is_a_setting_with_a_valid_value():

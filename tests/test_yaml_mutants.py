@@ -6,6 +6,7 @@ import pytest
 import pipeline_checks
 from conftest import ROOT
 
+MAKE = pipeline_checks.CONTAINER + 'make '
 # name: (file that is changed, old text, new text, words that a problem has to say). The first
 # occurrence of the old text is replaced.
 SEMANTIC = {
@@ -27,7 +28,7 @@ SEMANTIC = {
         'ci.yml', 'name: run\n', 'name: run it\n', 'run it is taken or malformed'),
     'two steps of a name': (
         'code_quality.yml', 'displayName: Unit tests\n',
-        'name: a\n  - script: make lint\n    name: a\n', 'step name a is taken'),
+        'name: a\n  - script: ' + MAKE + 'lint\n    name: a\n', 'step name a is taken'),
     'reserved name': ('ci.yml', 'deployment: service', 'deployment: deploy', 'reserved'),
     # templates, parameters, ${{ }}
     'missing template': ('pr.yml', 'code_quality.yml', 'quality.yml', 'quality.yml does not exist'),
@@ -53,10 +54,10 @@ SEMANTIC = {
     'undefined parameter': (
         'ci.yml', 'parameters.action,', 'parameters.actoin,', 'parameters has no actoin'),
     'undefined variable in a template expression': (
-        'code_quality.yml', 'variables.CONTAINER_IMAGE', 'variables.CONTAINER_IMG',
-        'has no CONTAINER_IMG'),
+        'code_quality.yml', 'timeoutInMinutes: 30', 'timeoutInMinutes: ${{ variables.MINUTES }}',
+        'has no MINUTES'),
     'variable of a group in a template expression': (
-        'ci.yml', '${{ variables.CONTAINER_IMAGE }}', '${{ variables.LOCATION }}',
+        'ci.yml', 'environment: safe-driver', 'environment: ${{ variables.LOCATION }}',
         'has no LOCATION'),
     'if without a function': (
         'ci.yml', "${{ if ne(parameters.action, 'deploy_version') }}",
@@ -115,24 +116,23 @@ SEMANTIC = {
     'group that nobody knows': (
         'ci.yml', 'devopsforai-aml-vg', 'devopsforai-vg', 'devopsforai-vg is not known'),
     'secret in a command': (
-        'ci.yml', 'script: make publish',
-        'script: make publish PASSWORD=$(AZUREML_SERVICE_PRINCIPAL_PASSWORD)', 'by env only'),
+        'ci.yml', 'make publish',
+        'make publish PASSWORD=$(AZUREML_SERVICE_PRINCIPAL_PASSWORD)', 'by env only'),
     'secret before the sign-in': (
-        'ci.yml', '      - template: sign_in.yml\n      - script: make run',
-        '      - script: make run', 'not defined'),
+        'ci.yml', '      - template: sign_in.yml\n      - script: ' + MAKE + 'run',
+        '      - script: ' + MAKE + 'run', 'not defined'),
     'secret not passed': (
-        'ci.yml',
-        '      - script: make publish\n        displayName: Publish\n        env:\n'
-        '          AZUREML_SERVICE_PRINCIPAL_PASSWORD: $(AZUREML_SERVICE_PRINCIPAL_PASSWORD)\n',
-        '      - script: make publish\n',
-        'needs the secret'),
-    'secret not passed to the smoke test': (
-        'ci.yml',
-        '              displayName: Smoke test\n              env:\n'
-        '                AZUREML_SERVICE_PRINCIPAL_PASSWORD: '
-        '$(AZUREML_SERVICE_PRINCIPAL_PASSWORD)\n',
-        '',
-        'needs the secret'),
+        'ci.yml', '          AZUREML_SERVICE_PRINCIPAL_PASSWORD: '
+        '$(AZUREML_SERVICE_PRINCIPAL_PASSWORD)\n', '', 'needs both secrets'),
+    'token of the job not passed': (
+        'ci.yml', '          SYSTEM_ACCESSTOKEN: $(System.AccessToken)\n', '',
+        'needs both secrets'),
+    'token of the job in a command': (
+        'ci.yml', 'make publish', 'make publish TOKEN=$(System.AccessToken)', 'by env only'),
+    'token of the job where nobody needs it': (
+        'code_quality.yml', 'displayName: Lint\n',
+        'displayName: Lint\n    env: {SYSTEM_ACCESSTOKEN: $(System.AccessToken)}\n',
+        'needs nothing by env'),
     'runtime expression': (
         'ci.yml', 'MODEL_VERSION: ${{ parameters.model_version }}',
         "MODEL_VERSION: $[variables['X']]", '$[ ] is not known'),
@@ -143,33 +143,34 @@ SEMANTIC = {
     'target that does not exist': (
         'code_quality.yml', 'make lint', 'make lnit', 'make lnit: there is no such target'),
     'two commands': (
-        'code_quality.yml', 'script: make lint', 'script: make lint; make test',
-        'one make target'),
+        'code_quality.yml', 'make lint', 'make lint; make test', 'make and one target'),
     'ignored failure': (
-        'code_quality.yml', 'script: make test', 'script: make test || true', 'one make target'),
+        'code_quality.yml', 'make test', 'make test || true', 'make and one target'),
     'no make': (
-        'code_quality.yml', 'script: make test', 'script: python -m pytest', 'one make target'),
+        'code_quality.yml', MAKE + 'test', 'python -m pytest', 'make and one target'),
     'PYTHON in the command': (
         'prepare.yml', 'make setup', 'make setup PYTHON=python3', 'PYTHON is never set'),
     'PYTHON in env': (
-        'prepare.yml', '- script: make setup', '- script: make setup\n  env: {PYTHON: python3}',
-        'PYTHON is never set'),
-    'make on the host': (
-        'prepare.yml', '- script: make setup', '- script: make setup\n  target: host',
-        'make runs in the container'),
+        'prepare.yml', 'displayName: Python environment',
+        'displayName: Python environment\n  env: {PYTHON: python3}', 'PYTHON is never set'),
+    'make on the host': ('code_quality.yml', MAKE + 'lint', 'make lint', 'make and one target'),
+    'a shell that keeps the signal': (
+        'code_quality.yml', MAKE + 'lint', MAKE[5:] + 'lint', 'make and one target'),
+    'container that is not there': (
+        'prepare.yml', '- script: exec python3 devops/container.py --prepare\n'
+        '  displayName: The container, with git and make\n', '', 'without exec'),
     'no checkout': (
         'prepare.yml', '- checkout: self\n  fetchDepth: 1\n', '', 'before the checkout'),
     # jobs and machines
-    'agentless job': ('pr.yml', 'pool:\n  vmImage: ubuntu-latest', 'pool: server', 'no machine'),
+    'agentless job': ('pr.yml', 'pool:\n  vmImage: ubuntu-24.04', 'pool: server', 'no machine'),
     'unknown key of the pool': (
-        'pr.yml', 'vmImage: ubuntu-latest', 'vmImage: ubuntu-latest\n  demand: x',
+        'pr.yml', 'vmImage: ubuntu-24.04', 'vmImage: ubuntu-24.04\n  demand: x',
         'anything else'),
-    'no pool': ('pr.yml', 'pool:\n  vmImage: ubuntu-latest\n', '', 'needs vmImage'),
-    'unknown container resource': (
-        'code_quality.yml', '${{ variables.CONTAINER_IMAGE }}', 'openhack', 'container openhack'),
-    'no container': (
-        'code_quality.yml', '  container: ${{ variables.CONTAINER_IMAGE }}\n', '',
-        'container None'),
+    'no pool': ('pr.yml', 'pool:\n  vmImage: ubuntu-24.04\n', '', 'needs vmImage'),
+    'machine that is gone': (
+        'pr.yml', 'vmImage: ubuntu-24.04', 'vmImage: ubuntu-18.04', 'ubuntu-18.04 is none of'),
+    'machine with a typo': (
+        'ci.yml', 'vmImage: ubuntu-24.04', 'vmImage: ubunut-24.04', 'ubunut-24.04 is none of'),
     'time limit as text': (
         'code_quality.yml', 'timeoutInMinutes: 30', 'timeoutInMinutes: 30m', '30m is no number'),
     'time limit of nothing': (
@@ -192,7 +193,7 @@ SEMANTIC = {
         'ci.yml', '            failure:\n              steps:',
         '            failure:\n              x:', 'has no steps'),
     'step of two kinds': (
-        'code_quality.yml', '- script: make lint', '- script: make lint\n    bash: make lint',
+        'code_quality.yml', 'displayName: Lint\n', 'displayName: Lint\n    bash: make lint\n',
         None),
     'unknown task': ('prepare.yml', 'Cache@2', 'Cach@2', 'Cach@2 is not known'),
     'unknown version of a task': (
@@ -204,15 +205,12 @@ SEMANTIC = {
     'unknown key of a stage': (
         'ci.yml', 'dependsOn: publish', 'dependOn: publish', 'dependOn is not known'),
     'failure that counts as success': (
-        'code_quality.yml', '- script: make test',
-        '- script: make test\n    continueOnError: true', 'continueOnError'),
+        'code_quality.yml', 'displayName: Unit tests\n',
+        'displayName: Unit tests\n    continueOnError: true\n', 'continueOnError'),
     # tasks and artifacts
     'inline script missing': (
         'sign_in.yml', '    inlineScript: |', '    inlineScript:\n  env:\n    X: |',
         'inlineScript is missing'),
-    'old az': ('sign_in.yml', '  target: host\n', '', 'AzureCLI runs on the host'),
-    'publishing in the container': (
-        'code_quality.yml', '    target: host\n', '', 'runs on the host'),
     'failed tests pass': (
         'code_quality.yml', 'failTaskOnFailedTests: true', 'failTaskOnFailedTests: false',
         'a failure could pass'),
@@ -231,7 +229,7 @@ SEMANTIC = {
         'ci.yml', 'artifact: run', 'artifact: pipeline', 'published twice'),
     'artifact before the end': (
         'ci.yml', '        artifact: pipeline\n',
-        '        artifact: pipeline\n      - script: make lint\n', 'an artifact comes last'),
+        '        artifact: pipeline\n      - script: ' + MAKE + 'lint\n', 'an artifact comes last'),
     # triggers
     'no trigger': ('pr.yml', 'trigger: none\n', '', 'every push to every branch'),
     'pr of GitHub': ('pr.yml', 'pr: none', 'pr: [master]', 'Azure Repos ignores it'),
@@ -244,7 +242,8 @@ SEMANTIC = {
         'no job'),
     'steps and jobs at once': ('pr.yml', 'pool:', 'stages: []\npool:', 'either stages or jobs'),
     'step left of its job': (
-        'code_quality.yml', '  - script: make lint\n    displayName: Lint', '- script: make lint',
+        'code_quality.yml', '  - script: ' + MAKE + 'lint\n    displayName: Lint',
+        '- script: ' + MAKE + 'lint',
         'expected <block end>'),
     'empty file': ('prepare.yml', None, '', 'holds no mapping'),
 }
@@ -256,14 +255,16 @@ SCHEMA = {
     'required input': (
         'sign_in.yml', '    azureSubscription: $(AZURE_RM_SVC_CONNECTION)\n', '',
         'azureSubscription'),
-    'required input of the cache': ('prepare.yml', '    path: .venv\n', '', "'path' is a required"),
+    'required input of the cache': (
+        'prepare.yml', '    path: .container\n', '', "'path' is a required"),
     'trigger': ('pr.yml', 'trigger: none', 'trigger: {branch: [master]}', 'trigger'),
     'batch': ('pr.yml', 'trigger: none', 'trigger: {batch: often}', 'batch'),
     'list as a title': (
         'code_quality.yml', 'displayName: Lint\n', 'displayName: [Lint]\n', 'displayName'),
     'env as a list': (
         'workspace.yml',
-        'env:\n      AZUREML_SERVICE_PRINCIPAL_PASSWORD: $(AZUREML_SERVICE_PRINCIPAL_PASSWORD)',
+        'env:\n      SYSTEM_ACCESSTOKEN: $(System.AccessToken)\n'
+        '      AZUREML_SERVICE_PRINCIPAL_PASSWORD: $(AZUREML_SERVICE_PRINCIPAL_PASSWORD)',
         'env: [X]', 'env'),
 }
 # A file that uses the template.

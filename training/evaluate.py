@@ -5,12 +5,16 @@ python training/evaluate.py --data outputs/data/safe_driver.csv --model outputs/
   --parameters training/parameters.json --out outputs/decision.json
 """
 import argparse
-import os
 import sys
+from pathlib import Path
 
 import tracking
 
 DRAWS = 500
+# LightGBM itself writes this line last (its Python package adds the categories of pandas, its
+# command line does not): a model file without it is cut off, and loading it may end the process.
+# scoring/booster.py keeps to the same rule.
+LAST_LINE = 'end of parameters'
 
 
 def compare(label, champion, challenger, metric, direction, seed=0):
@@ -53,20 +57,17 @@ def is_better(difference, direction, least_gain):
 def rule(metric, direction, least_gain):
     """The rule of parameters.json as a sentence."""
     word = 'higher' if direction == 'maximize' else 'lower'
-    return 'register when {} on the hold-out rows is {}{}'.format(
-        metric, word, ' by at least {:g}'.format(least_gain) if least_gain else '')
+    gain = f' by at least {least_gain:g}' if least_gain else ''
+    return f'register when {metric} on the hold-out rows is {word}{gain}'
 
 
 def load_model(path, what, advice):
     """The Booster in the text file path; TrackingError says what is wrong, and the advice."""
     import lightgbm
-    with open(path, 'rb') as file:
-        last_line = file.read().rstrip().rpartition(b'\n')[2]
     try:
-        # LightGBM ends the whole process when a file stops in the middle.
-        if not last_line.startswith(b'pandas_categorical:'):
+        if f'\n{LAST_LINE}\n' not in Path(path).read_text(encoding='utf-8'):
             raise ValueError('the file is cut off, or no LightGBM text model')
-        return lightgbm.Booster(model_file=path)
+        return lightgbm.Booster(model_file=str(path))
     except (lightgbm.basic.LightGBMError, ValueError) as error:
         raise tracking.TrackingError(f'{what} cannot be loaded: {error}; {advice}')
 
@@ -82,18 +83,18 @@ def load_champion(tracker, name, columns):
     version, folder, tags = champion
     what = f'version {version} of {name}, the champion,'
     advice = 'to register the new model without comparing, set RUN_EVALUATION=false'
-    path = os.path.join(folder, 'model.txt')
-    if not os.path.isfile(path):
+    path = Path(folder, 'model.txt')
+    if not path.is_file():
         raise tracking.TrackingError(f'{what} has no file model/model.txt; {advice}')
     digest = tracking.sha256(path)
     if tags.get('model_sha256', digest) != digest:
-        raise tracking.TrackingError('{} was changed after it was registered: its model.txt is not '
-                                     'the one its tags name; {}'.format(what, advice))
+        raise tracking.TrackingError(f'{what} was changed after it was registered: its model.txt '
+                                     f'is not the one its tags name; {advice}')
     model = load_model(path, what, advice)
     missing = [column for column in model.feature_name() if column not in columns]
     if missing:
-        raise tracking.TrackingError('{} needs columns that the table lacks: {}; {}'.format(
-            what, ', '.join(missing), advice))
+        raise tracking.TrackingError(
+            f"{what} needs columns that the table lacks: {', '.join(missing)}; {advice}")
     return version, model, digest
 
 
@@ -104,50 +105,50 @@ def fetch_table(tracker, lineage, data):
                                   dataset_version=version,
                                   data_file_path=None if version else lineage.get('data'))
     if tracking.sha256(path) != lineage.get('data_sha256'):
-        raise tracking.TrackingError(
-            '{} is not the table that the model was trained on, or has changed since: train '
-            'again'.format(data or lineage.get('data')))
+        raise tracking.TrackingError(f"{data or lineage.get('data')} is not the table that the "
+                                     'model was trained on, or has changed since: train again')
     return path
 
 
-def decide(arguments):
+def decide(args):
     """The decision, a dict for decision.json."""
     import parameters
     import table
-    wanted = parameters.load_parameters(arguments.parameters)['evaluation']
+    wanted = parameters.load_parameters(args.parameters)['evaluation']
     metric = wanted['metric']
-    report = tracking.read_json(os.path.join(arguments.model, 'metrics.json'))
-    path = os.path.join(arguments.model, 'model.txt')
+    report = tracking.read_json(Path(args.model, 'metrics.json'))
+    path = Path(args.model, 'model.txt')
     decision = {'register': True, 'metric': metric, 'champion': None, 'champion_version': None,
                 'challenger': report.get(metric), 'difference': None, 'difference_interval': None,
                 'probability_better': None, 'rule': rule(**wanted), 'reason': None,
-                'model': arguments.model_name, 'model_sha256': tracking.sha256(path)}
-    if arguments.run_evaluation == 'false':
+                'model': args.model_name, 'model_sha256': tracking.sha256(path)}
+    if args.run_evaluation == 'false':
         return dict(decision, reason='Nothing was compared: the evaluation is switched off '
                                      '(RUN_EVALUATION=false).')
-    tracker = tracking.connect(arguments.registry)
-    champion = load_champion(tracker, arguments.model_name, table.FEATURES)
+    tracker = tracking.connect(args.registry)
+    champion = load_champion(tracker, args.model_name, table.FEATURES)
     if champion is None:
-        return dict(decision, reason='{} has no registered version to compare with.'.format(
-            arguments.model_name))
+        return dict(decision, reason=f'{args.model_name} has no registered version to compare '
+                                     'with.')
     version, model, digest = champion
     challenger = load_model(path, path, 'train again')
-    rows = hold_out(fetch_table(tracker, report.get('lineage') or {}, arguments.data))
+    rows = hold_out(fetch_table(tracker, report.get('lineage') or {}, args.data))
     print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
     scores = [booster.predict(rows[booster.feature_name()]) for booster in (model, challenger)]
     decision.update(compare(rows['target'].to_numpy(), scores[0], scores[1], metric,
                             wanted['direction']), champion_version=version)
     tracker.log({key: value for key, value in decision.items() if key != 'register'})
     better = is_better(decision['difference'], wanted['direction'], wanted['least_gain'])
-    decision['register'] = better or arguments.allow_run_cancel == 'false'
+    decision['register'] = better or args.allow_run_cancel == 'false'
     verdict = 'better' if better else 'not better'
     if wanted['least_gain'] and not better:
         verdict += f" by {wanted['least_gain']:g}"
     verdict += f", ahead in {decision['probability_better']:.0%} of {DRAWS} resamples"
     if digest == decision['model_sha256']:
         verdict = 'the same model, byte for byte'
-    decision['reason'] = '{} is {:.5f}, on the same {:,} rows version {} has {:.5f}: {}.'.format(
-        metric, decision['challenger'], len(rows), version, decision['champion'], verdict)
+    decision['reason'] = (
+        f"{metric} is {decision['challenger']:.5f}, on the same {len(rows):,} rows version "
+        f"{version} has {decision['champion']:.5f}: {verdict}.")
     if decision['register'] and not better:
         decision['reason'] += ' Registered all the same (ALLOW_RUN_CANCEL=false).'
     return decision
@@ -157,11 +158,11 @@ def hold_out(path):
     """The hold-out rows of the table in the file path, a DataFrame."""
     import table
     frame = table.read_table(path)
-    return frame[table.parts(frame['id'].to_numpy()) == table.HOLD_OUT]
+    return frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--parameters', required=True, help='JSON file with metric and least gain')
     parser.add_argument('--model', required=True, help='folder of the new model, by train.py')
     parser.add_argument('--model-name', required=True, help='name of the registered model')
@@ -173,10 +174,10 @@ def main(argv=None):
                         'comparing (default: false)', **switch)
     parser.add_argument('--allow-run-cancel', default='true', help='false: register whatever the '
                         'comparison says (default: true); nothing is ever cancelled', **switch)
-    arguments = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        decision = decide(arguments)
-        tracking.write_json(tracking.decision_path(arguments.out), decision)
+        decision = decide(args)
+        tracking.write_json(tracking.decision_path(args.out), decision)
     except (tracking.TrackingError, ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

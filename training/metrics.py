@@ -11,8 +11,8 @@ def checked(label, score):
     if len(label) != len(score):
         raise ValueError(f'{len(label)} labels but {len(score)} scores')
     if not np.isfinite(score).all():
-        raise ValueError('{} of {} scores are not finite numbers'.format(
-            int((~np.isfinite(score)).sum()), len(score)))
+        raise ValueError(
+            f'{(~np.isfinite(score)).sum()} of {len(score)} scores are not finite numbers')
     if not ((label == 0) | (label == 1)).all():
         raise ValueError('labels other than 0 and 1')
     return label, score

@@ -41,7 +41,8 @@ LIGHTGBM = {
     'max_bin': ([], whole(2, 65535)),
     'min_data_in_bin': ([], whole(1, 10 ** 9)),
     'bin_construct_sample_cnt': (['subsample_for_bin'], whole(1, 10 ** 9)),
-    'min_data_in_leaf': (['min_data_per_leaf', 'min_data', 'min_child_samples'], whole(0, 10 ** 9)),
+    # With 0 LightGBM may come to a leaf without rows and stop at a check of its own.
+    'min_data_in_leaf': (['min_data_per_leaf', 'min_data', 'min_child_samples'], whole(1, 10 ** 9)),
     'min_sum_hessian_in_leaf': (['min_sum_hessian_per_leaf', 'min_sum_hessian', 'min_hessian',
                                  'min_child_weight'], number(0, 1e9)),
     'feature_fraction': (['sub_feature', 'colsample_bytree'], number(0, 1, above=True)),
@@ -125,8 +126,8 @@ def load_parameters(path):
         found = section_problems(parameters['evaluation'], EVALUATION, 'evaluation.')
         metric, direction = [parameters['evaluation'].get(name) for name in ('metric', 'direction')]
         if not found and direction != DIRECTIONS[metric]:
-            found = ['evaluation.direction is {}, but {} is better the other way: set {}'.format(
-                direction, metric, DIRECTIONS[metric])]
+            found = [f'evaluation.direction is {direction}, but {metric} is better the other way: '
+                     f'set {DIRECTIONS[metric]}']
         problems += found
     if isinstance(parameters.get('training'), dict):
         problems += training_problems(parameters['training'])
@@ -137,7 +138,7 @@ def load_parameters(path):
         if dropped(parameters) == set(table.FEATURES):
             problems.append('dropped_columns: no feature is left')
     if problems:
-        raise ParametersError('{}:\n  {}'.format(path, '\n  '.join(problems)))
+        raise ParametersError('\n  '.join([f'{path}:'] + problems))
     return parameters
 
 
@@ -169,15 +170,19 @@ def training_problems(training):
             if not good(value):
                 problems.append(f'training.{name} is {json.dumps(value)}; it must be {wanted}')
             if names[name] in given:
-                problems.append('training.{} and training.{} are the same parameter'.format(
-                    given[names[name]], name))
+                problems.append(f'training.{given[names[name]]} and training.{name} are the same '
+                                'parameter')
             given[names[name]] = name
     if 'objective' not in given:
         problems.append('training.objective is missing; it must be "binary"')
+    fraction, frequency = given.get('bagging_fraction'), given.get('bagging_freq')
+    if training.get(fraction, 1) != 1 and not training.get(frequency):
+        problems.append(f'training.{fraction} does nothing without training.bagging_freq: set that '
+                        'to 1 or more')
     return problems
 
 
 def unknown(prefix, name, known):
     near = difflib.get_close_matches(name, list(known), 1)
-    return '{}{} is unknown{}'.format(
-        prefix, name, '; is {} meant?'.format(near[0]) if near else '; known: ' + ', '.join(known))
+    hint = f'; is {near[0]} meant?' if near else '; known: ' + ', '.join(known)
+    return f'{prefix}{name} is unknown{hint}'

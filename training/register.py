@@ -4,8 +4,8 @@ python training/register.py --model outputs/model --decision outputs/decision.js
   --model-name safe_driver_model --registry outputs/registry --out outputs/registration.json
 """
 import argparse
-import os
 import sys
+from pathlib import Path
 
 import tracking
 
@@ -24,7 +24,7 @@ def make_tags(report, model_sha256, build_id=None):
     tags.update({name: lineage.get(name) for name in LINEAGE})
     tags.update(BuildId=build_id or lineage.get('build_id'), BuildUri=lineage.get('build_uri'),
                 model_sha256=model_sha256,
-                packages=', '.join('{} {}'.format(*item) for item in
+                packages=', '.join(f'{package} {version}' for package, version in
                                    sorted((lineage.get('packages') or {}).items())))
     return {name: str(value) for name, value in tags.items() if value not in (None, '')}
 
@@ -37,19 +37,19 @@ def read_model(folder, decision, name):
     problems = []
     report = digest = None
     try:
-        report = tracking.read_json(os.path.join(folder, 'metrics.json'))
+        report = tracking.read_json(Path(folder, 'metrics.json'))
     except tracking.TrackingError as error:
         problems.append(str(error))
     try:
-        digest = tracking.sha256(os.path.join(folder, 'model.txt'))
+        path = Path(folder, 'model.txt')
+        digest = tracking.sha256(path)
         if decision.get('model_sha256') != digest:
-            problems.append('the decision is about another model than {}: evaluate again'.format(
-                os.path.join(folder, 'model.txt')))
+            problems.append(f'the decision is about another model than {path}: evaluate again')
     except OSError as error:
         problems.append(str(error))
     if decision.get('model') != name:
-        problems.append('the decision is about a model named {}, not {}: evaluate again'.format(
-            decision.get('model'), name))
+        problems.append(f"the decision is about a model named {decision.get('model')}, not {name}: "
+                        'evaluate again')
     missing = {'register', 'reason', 'champion_version'} - set(decision)
     if missing:
         problems.append(f"the decision lacks {', '.join(sorted(missing))}: evaluate again")
@@ -58,15 +58,15 @@ def read_model(folder, decision, name):
     return report, digest
 
 
-def register(tracker, arguments, decision):
+def register(tracker, args, decision):
     """Registers, or keeps what there is; the dict for registration.json."""
-    report, digest = read_model(arguments.model, decision, arguments.model_name)
-    result = {'result': 'registered', 'reason': decision['reason'], 'model': arguments.model_name,
+    report, digest = read_model(args.model, decision, args.model_name)
+    result = {'result': 'registered', 'reason': decision['reason'], 'model': args.model_name,
               'version': decision['champion_version'], 'run_id': tracker.run_id}
     if not decision['register']:
         return dict(result, result='kept')
-    tags = make_tags(report, digest, tracking.given(arguments.build_id))
-    version, known = tracker.register(arguments.model_name, arguments.model, tags)
+    tags = make_tags(report, digest, args.build_id)
+    version, known = tracker.register(args.model_name, args.model, tags)
     if known is not None:
         result['reason'] = f'This build is version {version} already.'
         if known.get('model_sha256') != digest:
@@ -76,24 +76,26 @@ def register(tracker, arguments, decision):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--model', required=True, help='folder of the model, by train.py')
     parser.add_argument('--decision', required=True, help='file or folder, by evaluate.py')
     parser.add_argument('--model-name', required=True, help='name to register it under')
     parser.add_argument('--out', required=True, help='file for the result; inside Azure ML the '
                         'name of the artifact of the run')
     parser.add_argument('--registry', help='folder of registered models; not inside Azure ML')
-    parser.add_argument('--build-id', help='a build is registered once, however often it runs')
-    arguments = parser.parse_args(argv)
+    parser.add_argument('--build-id', type=tracking.given,
+                        help='a build is registered once, however often it runs')
+    args = parser.parse_args(argv)
     try:
-        decision = tracking.read_json(tracking.decision_path(arguments.decision))
-        tracker = tracking.connect(arguments.registry)
-        result = register(tracker, arguments, decision)
-        tracker.store(arguments.out, result)
+        decision = tracking.read_json(tracking.decision_path(args.decision))
+        tracker = tracking.connect(args.registry)
+        result = register(tracker, args, decision)
+        tracker.store(args.out, result)
     except (tracking.TrackingError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    print('{result} version {version} of {model}. {reason}'.format(**result))
+    print(f"{result['result']} version {result['version']} of {args.model_name}. "
+          f"{result['reason']}")
     return 0
 
 

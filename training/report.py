@@ -10,7 +10,12 @@ FEATURES_SHOWN = 20
 CALIBRATION_GROUPS = 20
 POINTS_DRAWN = 400
 FONTS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans'"
-INK, ACCENT, PALE, WARM = '#1d2733', '#14568c', '#b9cbdb', '#c8602a'
+INK, ACCENT, PALE, WARM, GREY = '#1d2733', '#14568c', '#b9cbdb', '#c8602a', '#8b97a3'
+DASHED = {'color': GREY, 'linewidth': 1, 'linestyle': (0, (4, 3))}
+STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'text.color': INK,
+         'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.edgecolor': GREY,
+         'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
+         'legend.frameon': False}
 
 PAGE = string.Template('''<!DOCTYPE html>
 <html lang="en">
@@ -77,52 +82,48 @@ def page(result, features, label, probability, curve):
     total = sum(gain for _, gain in ranked) or 1
     ranked = [(name, gain / total) for name, gain in ranked[:FEATURES_SHOWN] if gain > 0]
     plots = draw(result, groups, ranked, label, probability, curve)
-    stopping = bool(rows['early_stopping'])
+    rate, top = claims['hold_out'] / rows['hold_out'], groups[0]
+    predicted = sum(group['mean_score'] * group['rows'] for group in groups) / rows['hold_out']
     low, high = result['auc_interval']
-    rate = claims['hold_out'] / rows['hold_out']
-    top = groups[0]
+    tiles = [(f"{result['auc']:.4f}", f'AUC, 95 % interval {low:.4f} to {high:.4f}'),
+             (f"{result['gini']:.4f}", 'normalised Gini'),
+             (f"{result['top_decile_lift']:.2f}", 'lift of the top decile'),
+             (f"{result['log_loss']:.4f}", 'log loss'), (f"{result['brier']:.5f}", 'Brier score')]
+    day, clock = lineage['created'][:10], lineage['created'][11:16]
+    seen = 'the rows that decide when to stop' if rows['early_stopping'] else 'the hold-out rows'
+    used = f'Share of the total gain in training: the {len(ranked)} features with the largest.'
     return PAGE.substitute(
-        fonts=FONTS,
-        day=escape(lineage['created'][:10]),
-        subtitle='Trained on {} at {} UTC with {}. All figures are from {:,} policies with {:,} '
-                 'claims that were held out of training.'.format(
-                     escape(lineage['created'][:10]), escape(lineage['created'][11:16]),
-                     escape(lineage['data'] or lineage['dataset_name']), rows['hold_out'],
-                     claims['hold_out']),
-        sentence='Of the tenth of policies that the model rates riskiest, {:.1%} had a claim: '
-                 '{:.1f} times the average of {:.1%}.'.format(top['claim_rate'], top['lift'], rate),
-        tiles=''.join('<div class="tile"><b>{}</b><span>{}</span></div>'.format(*tile) for tile in [
-            (f"{result['auc']:.4f}",
-             f'AUC, 95 % interval {low:.4f} to {high:.4f}'),
-            (f"{result['gini']:.4f}", 'normalised Gini'),
-            (f"{result['top_decile_lift']:.2f}", 'lift of the top decile'),
-            (f"{result['log_loss']:.4f}", 'log loss'),
-            (f"{result['brier']:.5f}", 'Brier score')]),
+        fonts=FONTS, day=escape(day),
+        subtitle=f"Trained on {escape(day)} at {escape(clock)} UTC with "
+                 f"{escape(lineage['data'] or lineage['dataset_name'])}. All figures are from "
+                 f"{rows['hold_out']:,} policies with {claims['hold_out']:,} claims that were held "
+                 'out of training.',
+        sentence='Of the tenth of policies that the model rates riskiest, '
+                 f"{top['claim_rate']:.1%} had a claim: {top['lift']:.1f} times the average of "
+                 f'{rate:.1%}.',
+        tiles=''.join(f'<div class="tile"><b>{number}</b><span>{name}</span></div>'
+                      for number, name in tiles),
         body='\n'.join([
             '<h2>How well it ranks</h2>',
             pair(figure(plots, 'roc', 'Share of the claims found among the policies rated '
                         'riskiest. The diagonal is chance.'),
                  figure(plots, 'lift', 'Claim rate of each tenth of the policies over that of all, '
                         'riskiest first.')),
-            no_plots(plots),
+            '' if plots else '<p>The plots are left out: matplotlib is not installed for this '
+            'Python.</p>',
             table(['decile', 'policies', 'claim rate', 'mean prediction', 'lift'],
                   [(number, f"{group['rows']:,}", f"{group['claim_rate']:.2%}",
                     f"{group['mean_score']:.2%}", f"{group['lift']:.2f}")
                    for number, group in enumerate(groups, 1)], 'numbers'),
             '<h2>How far its probabilities hold</h2>',
-            '<p>It predicts {:.3%} on average; {:.3%} had a claim.</p>'.format(
-                float(sum(group['mean_score'] * group['rows'] for group in groups)) /
-                rows['hold_out'], rate),
+            f'<p>It predicts {predicted:.3%} on average; {rate:.3%} had a claim.</p>',
             pair(figure(plots, 'calibration', 'Each point is a twentieth of the policies, with the '
                         '95 % interval of its claim rate.'),
-                 figure(plots, 'curve', '{} {} as trees are added; {} are kept.'.format(
-                     curve[0], 'of the rows that decide when to stop' if stopping else
-                     'of the hold-out rows', result['rounds']))),
-            '<h2>What it looks at</h2>',
-            '<p>{}</p>'.format('Share of the total gain in training: the {} features with the '
-                               'largest.'.format(len(ranked)) if ranked else
-                               'The model uses no feature: every row gets the same score.'),
-            '<div class="narrow">',
+                 figure(plots, 'curve', f"{curve[0]} of {seen} as trees are added; "
+                        f"{result['rounds']} are kept.")),
+            '<h2>What it looks at</h2>\n<p>'
+            + (used if ranked else 'The model uses no feature: every row gets the same score.')
+            + '</p>\n<div class="narrow">',
             figure(plots, 'features', '') or table(
                 None, [(name, f'{share:.1%}') for name, share in ranked]),
             '</div>']),
@@ -142,16 +143,17 @@ def sections(parameters, rounds):
 
 
 def lineage_rows(lineage, rows, claims):
-    parts = ', '.join('{} {:,} rows ({:,} claims)'.format(
-        name.replace('_', ' ').replace('hold out', 'hold-out'), rows[name], claims[name])
-        for name in rows if rows[name])
-    known = [('rows', parts), ('table', '{} with {:,} rows'.format(
-        lineage['data'], lineage['data_rows'])), ('SHA-256 of the table', lineage['data_sha256']),
-        ('dataset', lineage['dataset_name'] and '{}, version {}'.format(
-            lineage['dataset_name'], lineage['dataset_version'])),
+    splits = ', '.join(
+        f"{'hold-out' if name == 'hold_out' else name.replace('_', ' ')} {rows[name]:,} rows "
+        f'({claims[name]:,} claims)' for name in rows if rows[name])
+    known = [
+        ('rows', splits), ('table', f"{lineage['data']} with {lineage['data_rows']:,} rows"),
+        ('SHA-256 of the table', lineage['data_sha256']),
+        ('dataset', lineage['dataset_name'] and
+         f"{lineage['dataset_name']}, version {lineage['dataset_version']}"),
         ('code commit', lineage['code_commit']), ('build', lineage['build_id']),
         ('build address', lineage['build_uri']), ('called by run', lineage['caller_run_id']),
-        ('packages', ', '.join('{} {}'.format(*item) for item in lineage['packages'].items())),
+        ('packages', ', '.join(map(' '.join, lineage['packages'].items()))),
         ('created', lineage['created'])]
     return [(name, 'not known' if value is None else value) for name, value in known
             if value is not None or name == 'code commit']
@@ -161,13 +163,16 @@ def escape(value):
     return html.escape(', '.join(value) or 'none' if isinstance(value, list) else str(value))
 
 
+def cells(kind, values):
+    return ''.join(f'<{kind}>{escape(value)}</{kind}>' for value in values)
+
+
 def table(header, rows, kind='names'):
     """An HTML table; without a header the first cell of each row names it."""
-    head = '' if header is None else '<thead><tr>{}</tr></thead>'.format(
-        ''.join('<th>{}</th>'.format(escape(cell)) for cell in header))
-    first = 'th' if header is None else 'td'
-    body = ''.join('<tr><{0}>{1}</{0}>{2}</tr>'.format(first, escape(row[0]), ''.join(
-        '<td>{}</td>'.format(escape(cell)) for cell in row[1:])) for row in rows)
+    first, head = 'th', ''
+    if header:
+        first, head = 'td', f"<thead><tr>{cells('th', header)}</tr></thead>"
+    body = ''.join(f"<tr>{cells(first, row[:1])}{cells('td', row[1:])}</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
 
 
@@ -181,11 +186,6 @@ def figure(plots, name, caption):
     return f'<figure>{plots[name]}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def no_plots(plots):
-    return '' if plots else ('<p>The plots are left out: matplotlib is not installed for this '
-                             'Python.</p>')
-
-
 def draw(result, groups, ranked, label, probability, curve):
     """{name: SVG}, empty without matplotlib."""
     try:
@@ -196,88 +196,87 @@ def draw(result, groups, ranked, label, probability, curve):
         return {}
     plots = {}
 
-    def start(width, height):
+    def plot(name, function, *data, width=4.6, height=3.7):
         drawing = Figure(figsize=(width, height), layout='constrained')
         FigureCanvasSVG(drawing)
         axes = drawing.add_subplot()
         axes.spines[['top', 'right']].set_visible(False)
-        return axes
-
-    def keep(name, axes):
+        function(axes, *data)
         text = io.StringIO()
-        axes.figure.savefig(text, format='svg', metadata={'Date': None}, transparent=True)
+        drawing.savefig(text, format='svg', metadata={'Date': None}, transparent=True)
         svg = text.getvalue().replace("'DejaVu Sans'", FONTS + ", 'DejaVu Sans'")
         plots[name] = svg[svg.index('<svg'):]
 
-    style = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10,
-             'text.color': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
-             'axes.edgecolor': '#8b97a3', 'axes.titlesize': 11, 'axes.titleweight': 'bold',
-             'axes.titlelocation': 'left', 'legend.frameon': False}
-    with matplotlib.rc_context(style):
-        percent = matplotlib.ticker.PercentFormatter(1, decimals=0)
-
-        axes = start(4.6, 3.7)
-        false, true = metrics.roc_curve(label, probability)
-        thin = max(1, len(false) // POINTS_DRAWN)
-        false = list(false[:-1:thin]) + [1]
-        true = list(true[:-1:thin]) + [1]
-        axes.plot([0, 1], [0, 1], color='#8b97a3', linewidth=1, linestyle=(0, (4, 3)))
-        axes.fill_between(false, true, false, color=PALE, alpha=0.45, linewidth=0)
-        axes.plot(false, true, color=ACCENT, linewidth=2)
-        axes.set(title='ROC curve', xlim=(0, 1), ylim=(0, 1.005),
-                 xlabel='share of policies without a claim', ylabel='share of claims found')
-        axes.xaxis.set_major_formatter(percent)
-        axes.yaxis.set_major_formatter(percent)
-        axes.text(0.97, 0.06, f"AUC {result['auc']:.4f}", ha='right', fontsize=12)
-        keep('roc', axes)
-
-        axes = start(4.6, 3.7)
-        bars = axes.bar(range(1, len(groups) + 1), [group['lift'] for group in groups],
-                        color=[ACCENT if group['lift'] >= 1 else PALE for group in groups])
-        for text in axes.bar_label(bars, fmt='%.2f', padding=2, fontsize=8.5):
-            text.set_bbox({'color': 'white', 'pad': 0.5})
-        axes.axhline(1, color='#8b97a3', linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        axes.set(title='Lift by decile', xticks=range(1, len(groups) + 1),
-                 xlabel='decile of predicted risk, riskiest first', ylabel='lift')
-        keep('lift', axes)
-
-        axes = start(4.6, 3.7)
-        points = metrics.deciles(label, probability, CALIBRATION_GROUPS)
-        predicted = [point['mean_score'] for point in points]
-        bounds = [interval(point['claim_rate'], point['rows']) for point in points]
-        limit = 1.04 * max(predicted + [high for _, high in bounds])
-        axes.plot([0, limit], [0, limit], color='#8b97a3', linewidth=1, linestyle=(0, (4, 3)))
-        axes.vlines(predicted, *zip(*bounds), color=PALE, linewidth=2)
-        axes.plot(predicted, [point['claim_rate'] for point in points], 'o', color=ACCENT,
-                  markersize=4.5)
-        axes.set(title='Calibration', xlim=(0, limit), ylim=(0, limit),
-                 xlabel='predicted probability of a claim', ylabel='claim rate')
-        axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-        keep('calibration', axes)
-
-        axes = start(4.6, 3.7)
-        metric, points = curve
-        rounds, values = zip(*points)
-        axes.plot(rounds, values, color=ACCENT, linewidth=2,
-                  marker='o' if len(points) < 40 else None, markersize=3.5)
-        axes.axvline(result['rounds'], color=WARM, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set(title='Learning curve', xlabel='trees', ylabel=metric, xlim=(0, None))
-        axes.grid(axis='y', color='#e4e9ed', linewidth=0.8)
-        axes.set_axisbelow(True)
-        keep('curve', axes)
-
-        axes = start(6, 0.4 + 0.24 * max(3, len(ranked)))
-        names, shares = zip(*ranked) if ranked else ((), ())
-        bars = axes.barh(range(len(ranked)), shares, color=ACCENT, height=0.66)
-        axes.bar_label(bars, [f'{share:.1%}' for share in shares], padding=4)
-        axes.set_yticks(range(len(ranked)))
-        axes.set_yticklabels(names)
-        axes.spines[['bottom', 'left']].set_visible(False)
-        axes.set_ylim(max(1, len(ranked)) - 0.5, -0.5)
-        axes.tick_params(bottom=False, labelbottom=False, left=False)
-        keep('features', axes)
+    with matplotlib.rc_context(STYLE):
+        plot('roc', draw_roc, *metrics.roc_curve(label, probability), result['auc'])
+        plot('lift', draw_lift, [group['lift'] for group in groups])
+        plot('calibration', draw_calibration,
+             metrics.deciles(label, probability, CALIBRATION_GROUPS))
+        plot('curve', draw_curve, *curve, result['rounds'])
+        plot('features', draw_features, ranked, width=6, height=0.4 + 0.24 * max(3, len(ranked)))
     return plots
+
+
+def draw_roc(axes, false, true, auc):
+    thin = max(1, len(false) // POINTS_DRAWN)
+    false, true = list(false[:-1:thin]) + [1], list(true[:-1:thin]) + [1]
+    axes.plot([0, 1], [0, 1], **DASHED)
+    axes.fill_between(false, true, false, color=PALE, alpha=0.45, linewidth=0)
+    axes.plot(false, true, color=ACCENT, linewidth=2)
+    axes.set(title='ROC curve', xlim=(0, 1), ylim=(0, 1.005),
+             xlabel='share of policies without a claim', ylabel='share of claims found')
+    percent(axes, decimals=0)
+    axes.text(0.97, 0.06, f'AUC {auc:.4f}', ha='right', fontsize=12)
+
+
+def draw_lift(axes, lifts):
+    numbers = range(1, len(lifts) + 1)
+    bars = axes.bar(numbers, lifts, color=[ACCENT if lift >= 1 else PALE for lift in lifts])
+    for text in axes.bar_label(bars, fmt='%.2f', padding=2, fontsize=8.5):
+        text.set_bbox({'color': 'white', 'pad': 0.5})
+    axes.axhline(1, zorder=0, **DASHED)
+    axes.set(title='Lift by decile', xticks=numbers, ylabel='lift',
+             xlabel='decile of predicted risk, riskiest first')
+
+
+def draw_calibration(axes, groups):
+    predicted = [group['mean_score'] for group in groups]
+    bounds = [interval(group['claim_rate'], group['rows']) for group in groups]
+    limit = 1.04 * max(predicted + [high for _, high in bounds])
+    axes.plot([0, limit], [0, limit], **DASHED)
+    axes.vlines(predicted, *zip(*bounds), color=PALE, linewidth=2)
+    axes.plot(predicted, [group['claim_rate'] for group in groups], 'o', color=ACCENT,
+              markersize=4.5)
+    axes.set(title='Calibration', xlim=(0, limit), ylim=(0, limit),
+             xlabel='predicted probability of a claim', ylabel='claim rate')
+    percent(axes)
+
+
+def draw_curve(axes, metric, points, kept):
+    rounds, values = zip(*points)
+    axes.plot(rounds, values, color=ACCENT, linewidth=2,
+              marker='o' if len(points) < 40 else None, markersize=3.5)
+    axes.axvline(kept, **dict(DASHED, color=WARM))
+    axes.set(title='Learning curve', xlabel='trees', ylabel=metric, xlim=(0, None))
+    axes.grid(axis='y', color='#e4e9ed', linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def draw_features(axes, ranked):
+    names, shares = zip(*ranked) if ranked else ((), ())
+    bars = axes.barh(range(len(ranked)), shares, color=ACCENT, height=0.66)
+    axes.bar_label(bars, [f'{share:.1%}' for share in shares], padding=4)
+    axes.set_yticks(range(len(ranked)))
+    axes.set_yticklabels(names)
+    axes.spines[['bottom', 'left']].set_visible(False)
+    axes.set_ylim(max(1, len(ranked)) - 0.5, -0.5)
+    axes.tick_params(bottom=False, labelbottom=False, left=False)
+
+
+def percent(axes, decimals=None):
+    from matplotlib.ticker import PercentFormatter
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals))
 
 
 def interval(rate, rows, z=1.96):

@@ -10,10 +10,10 @@ sizes that are published. ps_calc_* are noise, there as in the real table.
 """
 import argparse
 import math
-import os
 import sys
 
 import table
+import tracking
 
 CHUNK_ROWS = 10000
 # The real ids are those of 40 % of the policies, in order; the rest is the competition's test set.
@@ -165,29 +165,22 @@ def _lines(frame):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rows', type=int, default=100000, help='rows to make')
     parser.add_argument('--seed', type=int, default=1, help='another seed makes another table')
     parser.add_argument('--out', required=True, help='CSV file to write')
-    arguments = parser.parse_args(argv)
-    if arguments.rows < 1 or arguments.seed < 0:
+    args = parser.parse_args(argv)
+    if args.rows < 1 or args.seed < 0:
         parser.error('--rows must be 1 or more and --seed 0 or more')
-    unfinished = f'{arguments.out}.{os.getpid()}.part'
     try:
-        os.makedirs(os.path.dirname(unfinished) or '.', exist_ok=True)
-        with open(unfinished, 'w', newline='\n') as out:
+        with tracking.replacing(args.out) as unfinished, open(unfinished, 'w', newline='\n') as out:
             out.write(','.join(table.COLUMNS) + '\n')
-            for frame in _chunks(arguments.rows, arguments.seed):
+            for frame in _chunks(args.rows, args.seed):
                 out.writelines(_lines(frame))
-        os.replace(unfinished, arguments.out)
     except OSError as error:
-        print(f'error: {arguments.out} cannot be written: {error.strerror}',
-              file=sys.stderr)
+        print(f'error: {args.out} cannot be written: {error.strerror}', file=sys.stderr)
         return 1
-    finally:
-        if os.path.exists(unfinished):
-            os.remove(unfinished)
-    print(f'{arguments.out}: {arguments.rows:,} synthetic rows, seed {arguments.seed}')
+    print(f'{args.out}: {args.rows:,} synthetic rows, seed {args.seed}')
     return 0
 
 

@@ -13,9 +13,9 @@ import logging
 import os
 import sys
 import zlib
+from pathlib import Path
 
-with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'columns.json')) as file:
-    PUBLISHED = json.load(file)
+PUBLISHED = json.loads(Path(__file__).with_name('columns.json').read_text())
 KNOWN = PUBLISHED['columns']
 COLUMNS = list(KNOWN)
 FEATURES = COLUMNS[2:]
@@ -64,7 +64,7 @@ class Problems(collections.OrderedDict):
             yield text if value is None else f'{text} ({value})'
 
 
-def parts(ids):
+def split_of(ids):
     """The part of each row, from its id alone: a row keeps its part when the table grows.
 
     ids: whole numbers, shape (rows,). Returns uint8, shape (rows,): TRAINING for 64 % of all ids,
@@ -109,7 +109,7 @@ def read_table(path):
         with numpy.errstate(invalid='ignore'):
             _check_rows(columns, lines, problems)
     if problems:
-        raise TableError('{} cannot be used:\n- {}'.format(path, '\n- '.join(problems.sentences())))
+        raise TableError('\n- '.join([f'{path} cannot be used:'] + list(problems.sentences())))
     for sentence in _unusual(columns):
         log.warning('%s: %s', path, sentence)
     return pandas.DataFrame({name: columns.pop(name) for name in COLUMNS}, copy=False)
@@ -154,17 +154,17 @@ def _read_header(stream, problems):
         return []
     missing = [name for name in COLUMNS if name not in names]
     if len(missing) == len(COLUMNS):
-        problems.add('the first line must hold the {} column names with commas between them ({}, '
-                     '...), and has none of them: {!r}'.format(
-                         len(COLUMNS), ', '.join(COLUMNS[:3]), text[:60]))
+        problems.add(f'the first line must hold the {len(COLUMNS)} column names with commas '
+                     f"between them ({', '.join(COLUMNS[:3])}, ...), and has none of them: "
+                     f'{text[:60]!r}')
         return []
     for kind, found in (
             ('missing', missing),
             ('unknown', [repr(name) for name in names if name not in KNOWN]),
             ('repeated', [n for n, times in collections.Counter(names).items() if times > 1])):
         if found:
-            problems.add('{} {} column{}: {}'.format(
-                len(found), kind, '' if len(found) == 1 else 's', ', '.join(found)))
+            columns = 'column' if len(found) == 1 else 'columns'
+            problems.add(f"{len(found)} {kind} {columns}: {', '.join(found)}")
     return names
 
 
@@ -276,12 +276,12 @@ def _parse_with_care(block, header):
             rows.append(cells)
             lines.append(line)
         elif block.cut_off and line == block.line + block.rows - 1:
-            problems.add('the last line, {:,}, has {} of {} cells and no end: the file is cut off'
-                         .format(line, len(cells), len(header)))
+            problems.add(f'the last line, {line:,}, has {len(cells)} of {len(header)} cells and no '
+                         'end: the file is cut off')
         else:
-            problems.add('{count} line{s} with too ' + (
-                'few cells' if len(cells) < len(header) else 'many cells'), line=line,
-                value=f'{len(cells)} cells, the first line has {len(header)}')
+            few_or_many = 'few' if len(cells) < len(header) else 'many'
+            problems.add('{count} line{s} with too ' + few_or_many + ' cells', line=line,
+                         value=f'{len(cells)} cells, the first line has {len(header)}')
     lines = numpy.array(lines, dtype=numpy.int64)
     columns = {}
     for name, cells in zip(header, zip(*rows)):
@@ -366,8 +366,8 @@ def _check_rows(columns, lines, problems):
             problems.add('target: {count} value{s} other than 0 and 1', int(wrong.sum()),
                          line(first), f'{target[first]:g}')
         elif (target == target[0]).all():
-            problems.add('target: {:g} in all {:,} rows, and a model needs both 0 and 1'.format(
-                target[0], len(target)))
+            problems.add(f'target: {target[0]:g} in all {len(target):,} rows, and a model needs '
+                         'both 0 and 1')
     if ids is not None and not (ids[1:] > ids[:-1]).all():
         order = numpy.argsort(ids, kind='stable')
         again = numpy.sort(order[1:][ids[order[1:]] == ids[order[:-1]]])
@@ -375,14 +375,13 @@ def _check_rows(columns, lines, problems):
             problems.add('id: {count} row{s} with the id of an earlier row', len(again),
                          line(again[0]), f'id {ids[again[0]]:.0f}')
     if not problems:
-        counts = numpy.bincount(parts(ids) * 2 + target, minlength=6).reshape(3, 2)
+        counts = numpy.bincount(split_of(ids) * 2 + target, minlength=6).reshape(3, 2)
         if counts.min() < LEAST_PER_PART:
-            problems.add(
-                'too few rows to split: {}; each part needs at least {} rows with target 1 and as '
-                'many with 0 for an AUC, which takes about {} of each in the table'.format(
-                    ', '.join('{} has {} with target 1 and {} with 0'.format(name, ones, zeros)
-                              for name, (zeros, ones) in zip(PART_NAMES, counts)),
-                    LEAST_PER_PART, LEAST_PER_PART * 12))
+            found = ', '.join(f'{name} has {ones} with target 1 and {zeros} with 0'
+                              for name, (zeros, ones) in zip(PART_NAMES, counts))
+            problems.add(f'too few rows to split: {found}; each part needs at least '
+                         f'{LEAST_PER_PART} rows with target 1 and as many with 0 for an AUC, '
+                         f'which takes about {LEAST_PER_PART * 12} of each in the table')
 
 
 def _unusual(columns):
@@ -398,13 +397,13 @@ def _unusual(columns):
         else:
             odd = ~numpy.isin(values, [int(value) for value in known['counts']])
         if odd.any():
-            found = numpy.unique(values[odd])
-            yield '{}: {:,} value{} not in the published table, from {:g} to {:g}'.format(
-                name, odd.sum(), '' if odd.sum() == 1 else 's', found[0], found[-1])
+            kind = 'value' if odd.sum() == 1 else 'values'
+            yield (f'{name}: {odd.sum():,} {kind} not in the published table, '
+                   f'from {values[odd].min():g} to {values[odd].max():g}')
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', required=True, help='the table: a CSV file, may be in gzip')
     path = parser.parse_args(argv).data
     logging.basicConfig(level=logging.WARNING, format='warning: %(message)s')
@@ -413,10 +412,10 @@ def main(argv=None):
     except TableError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    missing = [(table[name] == MISSING).sum() for name in FEATURES]
-    print('{}: {:,} rows, {:,} claims ({:.2%}), {:,} missing values in {} columns'.format(
-        path, len(table), table.target.sum(), table.target.mean(), sum(missing),
-        sum(1 for count in missing if count)))
+    missing = (table[FEATURES] == MISSING).sum()
+    print(f'{path}: {len(table):,} rows, {table.target.sum():,} claims '
+          f'({table.target.mean():.2%}), {missing.sum():,} missing values in '
+          f'{(missing > 0).sum()} columns')
     return 0
 
 

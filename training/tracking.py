@@ -1,7 +1,7 @@
 """Where tables and models come from and figures go to: an Azure ML run, or folders of this machine.
 
-connect() is the one place of training/ that looks at the surroundings. Both answers have the same
-methods: fetch_table, log, champion, register and store.
+Only connect() knows in which of the two it runs. Both answers have the same methods: fetch_table,
+log, champion, register and store.
 """
 import contextlib
 import hashlib
@@ -15,11 +15,12 @@ import tempfile
 import time
 import uuid
 import warnings
+from pathlib import Path
 
 MODEL = 'model'
 TAGS = 'tags.json'
-NAME = re.compile('[A-Za-z0-9][A-Za-z0-9_.-]*$')
-VERSION = re.compile('[1-9][0-9]*$')
+NAME = re.compile('[A-Za-z0-9][A-Za-z0-9_.-]*')
+VERSION = re.compile('[1-9][0-9]*')
 SECONDS_AFTER_COLLISION = (1, 2, 4, 8, None)
 
 
@@ -67,21 +68,25 @@ def read_json(path):
     return content
 
 
-def write_json(path, content):
-    """Write content as JSON: path then holds all of it, or what it held before."""
-    folder, name = os.path.split(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f'.{name}.{os.getpid()}')
+@contextlib.contextmanager
+def replacing(path):
+    """A temporary path to write to: `path` becomes that file when all went well, else it stays."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
-        with open(temporary, 'w', encoding='utf-8') as file:
-            json.dump(content, file, indent=2)
-            file.write('\n')
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path, content):
+    """Write content as JSON: path then holds all of it, or what it held before."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
 
 def decision_path(path):
@@ -100,9 +105,19 @@ def sha256(path):
 
 
 def model_files(folder):
-    """The names of a model folder's files, without the unfinished, which begin with a dot."""
-    return sorted(name for name in os.listdir(folder)
-                  if not name.startswith('.') and os.path.isfile(os.path.join(folder, name)))
+    """A model folder's files, without the unfinished, whose names begin with a dot."""
+    return sorted(path for path in Path(folder).iterdir()
+                  if path.is_file() and not path.name.startswith('.'))
+
+
+def whole_versions(home):
+    """The numbers of the whole versions in a model's folder, lowest first; the last is the newest.
+
+    A version is a folder that is named by a plain number from 1 on and holds tags.json, which is
+    written last. scripts/serve.py and the Makefile keep to the same rule.
+    """
+    return sorted(int(tags.parent.name) for tags in Path(home).glob('*/' + TAGS)
+                  if VERSION.fullmatch(tags.parent.name))
 
 
 class Folder:
@@ -128,38 +143,37 @@ class Folder:
         """Nothing to do: metrics.json and decision.json hold the figures."""
 
     def champion(self, name):
-        """(version, its model folder, its tags) of the highest whole version, or None."""
-        versions = self._versions(name)
+        """(version, its model folder, its tags) of the newest version, or None."""
+        home = self._home(name)
+        versions = whole_versions(home)
         if not versions:
             return None
-        version, tags = versions[-1]
-        return version, os.path.join(self._home(name), str(version), MODEL), tags
+        folder = home / str(versions[-1])
+        return versions[-1], str(folder / MODEL), read_json(folder / TAGS)
 
     def register(self, name, model_folder, tags):
         """(new version, None), or (version, its tags) when this build has one already."""
         import fcntl
         home = self._home(name)
-        os.makedirs(home, exist_ok=True)
-        with open(os.path.join(home, '.lock'), 'w') as lock:
+        home.mkdir(parents=True, exist_ok=True)
+        with open(home / '.lock', 'w') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for entry in os.listdir(home):
-                if entry.startswith('.new-'):
-                    shutil.rmtree(os.path.join(home, entry))
+            for left in home.glob('.new-*'):
+                shutil.rmtree(left)
             found = find_build(self._versions(name), tags)
             if found:
                 return found
-            taken = [int(entry) for entry in os.listdir(home) if VERSION.match(entry)]
+            taken = [int(path.name) for path in home.iterdir() if VERSION.fullmatch(path.name)]
             version = max(taken, default=0) + 1
-            new = tempfile.mkdtemp(prefix='.new-', dir=home)
-            os.chmod(new, 0o755)
-            os.mkdir(os.path.join(new, MODEL))
+            new = Path(tempfile.mkdtemp(prefix='.new-', dir=home))
+            new.chmod(0o755)
+            (new / MODEL).mkdir()
             for file in model_files(model_folder):
-                shutil.copy(os.path.join(model_folder, file), os.path.join(new, MODEL, file))
-                _flush(os.path.join(new, MODEL, file))
-            write_json(os.path.join(new, TAGS), tags)
-            _flush(os.path.join(new, MODEL))
+                _flush(shutil.copy(file, new / MODEL / file.name))
+            write_json(new / TAGS, tags)
+            _flush(new / MODEL)
             _flush(new)
-            os.rename(new, os.path.join(home, str(version)))
+            new.rename(home / str(version))
             _flush(home)
         return version, None
 
@@ -170,21 +184,19 @@ class Folder:
     def _home(self, name):
         if not self.registry:
             raise TrackingError('no registry is given: name its folder with --registry')
-        if not NAME.match(name):
-            raise TrackingError('a model cannot be named {!r}: only letters, digits, "_", "-" and '
-                                '"." will do, the first a letter or digit'.format(name))
-        return os.path.join(self.registry, name)
+        if not NAME.fullmatch(name):
+            raise TrackingError(f'a model cannot be named {name!r}: only letters, digits, "_", "-" '
+                                'and "." will do, the first a letter or digit')
+        return Path(self.registry, name)
 
     def _versions(self, name):
-        """[(version, tags), ...] of all whole versions, lowest first."""
-        home = self._home(name)
-        versions = []
-        for entry in os.listdir(home) if os.path.isdir(home) else []:
-            folder = os.path.join(home, entry)
-            if VERSION.match(entry) and os.path.isfile(os.path.join(folder, MODEL, 'model.txt')):
-                with contextlib.suppress(TrackingError):
-                    versions.append((int(entry), read_json(os.path.join(folder, TAGS))))
-        return sorted(versions, key=lambda item: item[0])
+        """[(version, tags), ...] of all whole versions, lowest first; no tags if spoilt."""
+        home, versions = self._home(name), []
+        for version in whole_versions(home):
+            versions.append((version, {}))
+            with contextlib.suppress(TrackingError):
+                versions[-1] = version, read_json(home / str(version) / TAGS)
+        return versions
 
 
 def _flush(path):
@@ -238,8 +250,8 @@ class AzureML:
                 else:
                     paths = dataset.download(folder, overwrite=True)
         except Exception as error:
-            raise TrackingError('{} cannot be fetched from workspace {}: {}'.format(
-                what, self.workspace.name, _first_line(error)))
+            raise TrackingError(f'{what} cannot be fetched from workspace {self.workspace.name}: '
+                                f'{_first_line(error)}')
         if len(paths) != 1:
             raise TrackingError(f'{what} holds {len(paths)} files; one table is wanted')
         return paths[0], {'data': data_file_path or os.path.basename(paths[0]),
@@ -265,8 +277,8 @@ class AzureML:
         try:
             models[-1].download(folder, exist_ok=True)
         except Exception as error:
-            raise TrackingError('version {} of model {} cannot be downloaded: {}'.format(
-                models[-1].version, name, _first_line(error)))
+            raise TrackingError(f'version {models[-1].version} of model {name} cannot be '
+                                f'downloaded: {_first_line(error)}')
         return models[-1].version, os.path.join(folder, MODEL), models[-1].tags or {}
 
     def register(self, name, model_folder, tags):
@@ -282,8 +294,7 @@ class AzureML:
         # A step that lost its node starts again within the same run, where a name is taken once.
         prefix = f'models/{uuid.uuid4().hex[:8]}/{MODEL}'
         files = model_files(model_folder)
-        self.run.upload_files([prefix + '/' + file for file in files],
-                              [os.path.join(model_folder, file) for file in files])
+        self.run.upload_files([f'{prefix}/{file.name}' for file in files], list(map(str, files)))
         self._register(name, prefix, tags)
         version, known = self._find(name, tags)
         # Where an answer was lost, the SDK has asked again and made another version; and another
@@ -328,8 +339,8 @@ class AzureML:
                 if self._find(name, tags):
                     return
                 if '409' not in str(error) or pause is None:
-                    raise TrackingError('model {} cannot be registered in workspace {}: {}'.format(
-                        name, self.workspace.name, _first_line(error)))
+                    raise TrackingError(f'model {name} cannot be registered in workspace '
+                                        f'{self.workspace.name}: {_first_line(error)}')
             time.sleep(pause)
 
 

@@ -3,22 +3,23 @@
 python training/train.py --data outputs/data/safe_driver.csv --out outputs/model
 """
 import argparse
+import contextlib
 import datetime
 import json
 import logging
 import math
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from pathlib import Path
 
 import table
 import tracking
 from parameters import LIGHTGBM, ParametersError, dropped, load_parameters
 
+FOLDER = Path(__file__).resolve().parent
 # Points of the learning curve that the report draws.
 CURVE_POINTS = 12
 SECONDS_BETWEEN_LINES = 10
@@ -111,8 +112,8 @@ class Progress:
             self.curve.append([trees, metrics.auc(self.label, self.raw)])
 
     def say(self, done, seconds):
-        line = 'round {} of {}, {} {} {:.4f}, at most {:.0f} s left'.format(
-            done, self.rounds, self.of, self.metric, self.curve[-1][1], seconds)
+        line = (f'round {done} of {self.rounds}, {self.of} {self.metric} {self.curve[-1][1]:.4f}, '
+                f'at most {seconds:.0f} s left')
         tty = sys.stderr.isatty()
         print('\r' + line + '\033[K' if tty else line, end='' if tty else '\n', file=sys.stderr,
               flush=True)
@@ -181,7 +182,7 @@ def fit(frame, parameters, part=None):
     import lightgbm
     import numpy as np
     label = frame['target'].to_numpy()
-    part = table.parts(frame['id'].to_numpy()) if part is None else part
+    part = table.split_of(frame['id'].to_numpy()) if part is None else part
     stopping = parameters['early_stopping_rounds']
     if not stopping:
         part = np.where(part == table.EARLY_STOPPING, table.TRAINING, part)
@@ -223,8 +224,8 @@ def fit(frame, parameters, part=None):
 def code_commit():
     """The commit of this file's repository, with -dirty where files differ from it, or None."""
     def git(*words):
-        return subprocess.check_output(('git',) + words, cwd=os.path.dirname(
-            os.path.abspath(__file__)), stderr=subprocess.DEVNULL, timeout=10).decode().strip()
+        return subprocess.check_output(('git',) + words, cwd=str(FOLDER), stderr=subprocess.DEVNULL,
+                                       timeout=10).decode().strip()
     try:
         return git('rev-parse', 'HEAD') + (
             '-dirty' if git('status', '--porcelain', '--untracked-files=no') else '')
@@ -235,39 +236,31 @@ def code_commit():
 def write_set(folder, files):
     """Write {name: text} into the folder, metrics.json last.
 
-    All of it is on the disk before the first file of an earlier set is replaced, and metrics.json
-    is never there beside a model that is not its own.
+    All files are there under temporary names before the first of an earlier set is replaced, and
+    metrics.json is never there beside a model that is not its own. No folder is made or renamed:
+    in storage that is mounted as one, an empty folder may vanish and no renaming is atomic.
     """
-    for name in os.listdir(folder):
-        if name.startswith('.new-'):
-            shutil.rmtree(os.path.join(folder, name))
-    new = tempfile.mkdtemp(prefix='.new-', dir=folder)
-    try:
-        for name, text in files.items():
-            with open(os.path.join(new, name), 'w', encoding='utf-8', newline='') as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        last = os.path.join(folder, 'metrics.json')
-        if os.path.exists(last):
-            os.remove(last)
-        for name in sorted(files, key='metrics.json'.__eq__):
-            os.replace(os.path.join(new, name), os.path.join(folder, name))
-    finally:
-        shutil.rmtree(new)
+    for left in Path(folder).glob('.*.new'):
+        left.unlink()
+    last = Path(folder, 'metrics.json')
+    # What is entered first ends last.
+    with contextlib.ExitStack() as stack:
+        for name in sorted(files, key=last.name.__ne__):
+            temporary = stack.enter_context(tracking.replacing(Path(folder, name)))
+            temporary.write_bytes(files[name].encode())
+        if last.exists():
+            last.unlink()
 
 
-def run(arguments):
+def run(args):
     """Fetch, train, judge, write; raises ParametersError, TableError, TrackingError and OSError."""
     start = time.monotonic()
-    parameters = load_parameters(arguments.parameters)
+    parameters = load_parameters(args.parameters)
     tracker = tracking.connect()
-    os.makedirs(arguments.out, exist_ok=True)
+    os.makedirs(args.out, exist_ok=True)
     path, source = tracker.fetch_table(
-        data=arguments.data, dataset_name=tracking.given(arguments.dataset_name),
-        dataset_version=tracking.given(arguments.dataset_version),
-        data_file_path=tracking.given(arguments.data_file_path),
-        datastore_name=tracking.given(arguments.datastore_name))
+        args.data, args.dataset_name, args.dataset_version, args.data_file_path,
+        args.datastore_name)
     frame = table.read_table(path)
     lineage = dict(source, data_sha256=tracking.sha256(path), data_rows=len(frame))
     seconds = {'reading': time.monotonic() - start}
@@ -280,19 +273,18 @@ def run(arguments):
     import pandas
     import report
     lineage.update(
-        code_commit=tracking.given(arguments.code_commit) or code_commit(),
+        code_commit=args.code_commit or code_commit(), build_id=args.build_id,
+        build_uri=args.build_uri, caller_run_id=args.caller_run_id,
         packages={'python': platform.python_version(), 'lightgbm': lightgbm.__version__,
                   'numpy': numpy.__version__, 'pandas': pandas.__version__},
-        build_id=tracking.given(arguments.build_id), build_uri=tracking.given(arguments.build_uri),
-        caller_run_id=tracking.given(arguments.caller_run_id),
         created=datetime.datetime.utcnow().strftime('%Y-%m-%dT%H:%M:%SZ'))
     parameters['training'] = rest.pop('training')
     curve = rest.pop('metric'), rest.pop('curve')
     seconds['boosting'] = rest.pop('boosting')
     figures = metrics.summary(label, probability)
-    result = dict(figures, auc_interval=metrics.bootstrap_auc_interval(
-        label, probability, parameters['seed'], BOOTSTRAP_DRAWS), **rest)
-    result.update(parameters=parameters, lineage=lineage)
+    interval = metrics.bootstrap_auc_interval(
+        label, probability, parameters['seed'], BOOTSTRAP_DRAWS)
+    result = dict(figures, auc_interval=interval, **rest, parameters=parameters, lineage=lineage)
     features = list(zip(table.FEATURES, model.feature_importance(
         'gain', iteration=result['rounds']).tolist()))
     seconds['total'] = time.monotonic() - start
@@ -300,34 +292,35 @@ def run(arguments):
     seconds['report'] = time.monotonic() - start - seconds['total']
     result['seconds'] = {name: round(value, 2) for name, value in seconds.items()}
     text = model.model_to_string(num_iteration=result['rounds'])
-    write_set(arguments.out, {'model.txt': text, 'report.html': page,
-                              'metrics.json': json.dumps(result, indent=2) + '\n'})
+    write_set(args.out, {'model.txt': text, 'report.html': page,
+                         'metrics.json': json.dumps(result, indent=2) + '\n'})
     tracker.log(figures)
-    print('{:,} trees, AUC {:.4f} [{:.4f}, {:.4f}] on {:,} rows held out; {}'.format(
-        result['rounds'], result['auc'], result['auc_interval'][0], result['auc_interval'][1],
-        result['rows']['hold_out'], arguments.out))
+    low, high = result['auc_interval']
+    print(f"{result['rounds']:,} trees, AUC {result['auc']:.4f} [{low:.4f}, {high:.4f}] on "
+          f"{result['rows']['hold_out']:,} rows held out; {args.out}")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--data', help='CSV file of the table; not inside Azure ML')
-    parser.add_argument('--dataset-name', help='Azure ML dataset of the table')
-    parser.add_argument('--dataset-version', help='its version, a number or latest')
-    parser.add_argument('--data-file-path', help='file of the datastore instead of a dataset')
-    parser.add_argument('--datastore-name', help="default: the workspace's own")
-    parser.add_argument('--parameters', default=os.path.join(os.path.dirname(
-        os.path.abspath(__file__)), 'parameters.json'), help='default: that beside this script')
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, text in (('--data', 'CSV file of the table; not inside Azure ML'),
+                       ('--dataset-name', 'Azure ML dataset of the table'),
+                       ('--dataset-version', 'its version, a number or latest'),
+                       ('--data-file-path', 'file of the datastore instead of a dataset'),
+                       ('--datastore-name', "default: the workspace's own"),
+                       ('--build-id', 'of the build that trains, for the lineage'),
+                       ('--build-uri', 'address of that build'),
+                       ('--caller-run-id', 'of the run that called the pipeline'),
+                       ('--code-commit', "default: git's")):
+        parser.add_argument(name, type=tracking.given, help=text)
+    parser.add_argument('--parameters', default=str(FOLDER / 'parameters.json'),
+                        help='default: that beside this script')
     parser.add_argument('--out', required=True, help='folder for the model and what goes with it')
-    parser.add_argument('--build-id', help='of the build that trains, for the lineage')
-    parser.add_argument('--build-uri', help='address of that build')
-    parser.add_argument('--caller-run-id', help='of the run that called the pipeline')
-    parser.add_argument('--code-commit', help="default: git's")
-    arguments = parser.parse_args(argv)
-    if not (arguments.data or os.environ.get('AZUREML_RUN_ID')):
+    args = parser.parse_args(argv)
+    if not (args.data or os.environ.get('AZUREML_RUN_ID')):
         parser.error('--data is needed outside of Azure ML')
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     try:
-        run(arguments)
+        run(args)
     except (ParametersError, TrainingError, table.TableError, tracking.TrackingError,
             OSError) as error:
         print(f'error: {error}', file=sys.stderr)

@@ -50,7 +50,6 @@ class AzureDevOps:
         self.definitions, self.policies, self.groups = {}, {}, {}
         self.environments, self.checks, self.endpoints = {}, {}, {}
         self.permissions = collections.defaultdict(dict)
-        self.access = collections.defaultdict(dict)
         self.secrets = {}
         self.pat, self.system_token = secrets.token_hex(26), secrets.token_hex(40)
         self.server = ThreadingHTTPServer(('127.0.0.1', port), _Connection)
@@ -87,8 +86,6 @@ class AzureDevOps:
             user('Kim Lee', 'Microsoft.IdentityModel.Claims.ClaimsIdentity;'
                  f'{uuid.uuid4()}\\kim@contoso.com', mail='kim@contoso.com'),
             user(f'[{PROJECT}]\\Contributors', 'Microsoft.TeamFoundation.Identity;S-1-9-1-2',
-                 isContainer=True),
-            user('[Another]\\Contributors', 'Microsoft.TeamFoundation.Identity;S-1-9-1-9',
                  isContainer=True),
             user(self.project_id, 'Microsoft.TeamFoundation.ServiceIdentity;'
                  f'{self.organisation_id}:Build:{self.project_id}', customDisplayName=build),
@@ -334,24 +331,6 @@ def _update_policy(service, configurationId, body, **_):
     kept = _policy_as_kept(service, body)
     policy.update(kept, revision=policy['revision'] + 1)
     return policy
-
-
-@route('GET', '/{organization}/_apis/accesscontrollists/{securityNamespaceId}')
-def _access_lists(service, securityNamespaceId, query, **_):
-    return [{'inheritPermissions': True, 'token': token, 'acesDictionary': entries}
-            for token, entries in service.access.items() if token == query.get('token', token)]
-
-
-@route('POST', '/{organization}/_apis/accesscontrolentries/{securityNamespaceId}')
-def _access_entries(service, securityNamespaceId, body, **_):
-    entries = service.access[body['token']]
-    for one in body['accessControlEntries']:
-        have = entries.get(one['descriptor'], {'allow': 0, 'deny': 0}) if body['merge'] else {
-            'allow': 0, 'deny': 0}
-        deny = (have['deny'] | one['deny']) & ~one['allow']
-        entries[one['descriptor']] = {'descriptor': one['descriptor'], 'deny': deny,
-                                      'allow': (have['allow'] | one['allow']) & ~one['deny']}
-    return [entries[one['descriptor']] for one in body['accessControlEntries']]
 
 
 def _shown(group, references):

@@ -51,12 +51,6 @@ SETTINGS = {kind: _object(['scope'] + NEEDED.get(kind, []), scope=SCOPE, **dict(
     for kind in POLICY_TYPES}
 # Definitions of the contract that are too narrow or untyped, as the service has them.
 CORRECTIONS = {
-    'security_IdentityDescriptor': TEXT,
-    'security_JObject': _object(
-        ['token', 'merge', 'accessControlEntries'], token=TEXT, merge={'type': 'boolean'},
-        accessControlEntries={'type': 'array', 'items': _object(
-            ['descriptor', 'allow', 'deny'], descriptor=TEXT, allow={'type': 'integer'},
-            deny={'type': 'integer'})}),
     'build_BuildProcess': _object(type={'type': 'integer'}, yamlFilename=TEXT),
     'pipelines_CreatePipelineConfigurationParameters': _object(
         ['type', 'path', 'repository'], type={'enum': ['yaml']}, path=TEXT, repository=_object(

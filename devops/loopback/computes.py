@@ -12,14 +12,13 @@ from .routing import API, ARM, WORKSPACE, Answer, problem, route
 from .workspaces import not_found, now
 
 REGION = '/subscriptions/{subscription}/providers/' + PROVIDER + '/locations/{location}'
-# Name of a size: (family, cores, memory in GB).
+# Name of a size: (family, cores, memory in GB). Those of DSv2 end on 2028-05-01.
 SIZES = {
-    'Standard_D2_v2': ('Dv2', 2, 7), 'Standard_D3_v2': ('Dv2', 4, 14),
+    'Standard_D2ds_v5': ('DDSv5', 2, 8), 'Standard_D4ds_v5': ('DDSv5', 4, 16),
+    'Standard_D2ds_v4': ('DDSv4', 2, 8), 'Standard_D4ds_v4': ('DDSv4', 4, 16),
     'Standard_DS2_v2': ('DSv2', 2, 7), 'Standard_DS3_v2': ('DSv2', 4, 14),
-    'Standard_DS11_v2': ('DSv2', 2, 14), 'Standard_DS12_v2': ('DSv2', 4, 28),
-    'Standard_F4s_v2': ('FSv2', 4, 8), 'Standard_E4s_v3': ('ESv3', 4, 32)}
+    'Standard_F4s_v2': ('FSv2', 4, 8), 'Standard_E4ds_v5': ('EDSv5', 4, 32)}
 QUOTA_CORES = 24
-PRIORITIES = ('Dedicated', 'LowPriority')
 
 
 @route('GET', ARM, WORKSPACE + '/computes')
@@ -124,12 +123,16 @@ def list_sizes(call, location):
 
 @route('GET', ARM, REGION + '/usages')
 def list_usages(call, location):
-    """Cores in use and allowed, of the region and of each family."""
-    location_id = f'/subscriptions/{SUBSCRIPTION}/providers/{PROVIDER}/locations/{location}/'
-    names = [f'Total Cluster {priority} Regional vCPUs' for priority in PRIORITIES]
-    names += [f'Standard {family} Family Cluster Dedicated vCPUs'
-              for family in sorted({family for family, _, _ in SIZES.values()})]
+    """Cores in use and allowed, of the region and of each family, by name and type."""
+    families = sorted({family for family, _, _ in SIZES.values()})
+    rows = [('TotalDedicatedCores', 'totalDedicatedCores', 'Total Cluster Dedicated'),
+            ('TotalLowPriorityCores', 'totalLowPriorityCores', 'Total Cluster LowPriority')]
+    rows += [(f'Standard{family}Family', 'vmFamily/dedicatedCores',
+              f'Standard {family} Family Cluster Dedicated') for family in families]
+    rows += [(f'Standard{family}Family', 'vmFamily/lowPriorityCores', f'Standard {family} Family')
+             for family in families]
     return {'value': [{
-        'id': location_id + 'usages', 'type': PROVIDER + '/usages', 'unit': 'Count',
-        'currentValue': 0, 'limit': QUOTA_CORES,
-        'name': {'value': name, 'localizedValue': name}} for name in names]}
+        'id': f'/subscriptions/{SUBSCRIPTION}/usages/{name}', 'type': f'{PROVIDER}/{kind}/usages',
+        'amlWorkspaceLocation': location, 'unit': 'Count', 'currentValue': 0,
+        'limit': -1 if kind == 'vmFamily/lowPriorityCores' else QUOTA_CORES,
+        'name': {'value': name, 'localizedValue': f'{title} vCPUs'}} for name, kind, title in rows]}

@@ -20,6 +20,7 @@ NAMES = {
     'forbidden': '403, AuthorizationFailed of Azure Resource Manager',
     'step-fails': 'a step (`step`: its name, any unless given) exits with 1',
     'step-never-ends': 'a step (`step`) runs until it is canceled',
+    'blob-mount': 'a step (`step`) sees its pipeline data as flat blob storage, see blob_mount.py',
     'no-capacity': 'the cluster cannot allocate nodes: runs stay queued while the fault is set',
     'admin-user-off': 'the admin user of the container registry is not enabled',
     'registration-collides': '409 to the registration of a model',

@@ -33,14 +33,14 @@ ROLES = {
 VERSIONS = {
     'Microsoft.Resources/subscriptions': ('2022-12-01', '2021-04-01', '2021-01-01', '2019-11-01',
                                           '2016-06-01'),
-    'Microsoft.Resources/subscriptions/resourceGroups': ('2021-04-01',),
+    'Microsoft.Resources/subscriptions/resourceGroups': ('2021-04-01', '2022-09-01'),
     'Microsoft.Authorization/permissions': ('2022-04-01',),
     'Microsoft.Authorization/roleAssignments': ('2022-04-01',),
     'Microsoft.Storage/storageAccounts': ('2025-06-01', '2024-01-01', '2023-05-01'),
     'Microsoft.KeyVault/vaults': ('2026-02-01',),
     'Microsoft.OperationalInsights/workspaces': ('2025-02-01', '2023-09-01'),
     'Microsoft.Insights/components': ('2020-02-02',),
-    'Microsoft.ContainerRegistry/registries': ('2025-04-01', '2023-07-01'),
+    'Microsoft.ContainerRegistry/registries': ('2025-11-01', '2025-04-01', '2023-07-01'),
 }
 PROVIDERS = (PROVIDER, 'Microsoft.ContainerInstance', 'Microsoft.ContainerRegistry',
              'Microsoft.Storage', 'Microsoft.KeyVault', 'Microsoft.OperationalInsights',
@@ -95,7 +95,7 @@ TYPES = {
             description=TEXT, storageAccount=ID, keyVault=ID, applicationInsights=ID,
             containerRegistry=ID, hbiWorkspace=SWITCH, v1LegacyMode=SWITCH,
             publicNetworkAccess={'enum': ['Enabled', 'Disabled']},
-            systemDatastoresAuthMode={'enum': ['accessKey', 'identity']}), **AT)),
+            systemDatastoresAuthMode={'enum': ['AccessKey', 'Identity']}), **AT)),
 }
 UNIQUE = {'Microsoft.Storage/storageAccounts': 'StorageAccountAlreadyTaken',
           'Microsoft.KeyVault/vaults': 'VaultAlreadyExists'}
@@ -208,23 +208,14 @@ def resource(cloud, path):
 
 
 def store(call, document, status=201):
-    """Keep a resource and answer its PUT as the providers do: at once, or 202 and an operation."""
+    """Keep a resource; answer its PUT at once, or by 202 without a body when it is late."""
     fault = call.cloud.faults.take('late-resource') or {}
     call.cloud.journal.table('resources')[document['id'].lower()] = {
         'document': document, 'ready': time.time() + fault.get('seconds', 0)}
-    headers = {}
     if fault:
-        operation = f'/subscriptions/{SUBSCRIPTION}/providers/{document["type"].split("/")[0]}'
-        headers = {'Azure-AsyncOperation': f'https://management.azure.com{operation}/operations/'
-                   f'{document["name"]}?api-version=2024-01-01', 'Retry-After': '1'}
-    return Answer(resource(call.cloud, document['id']), 202 if fault else status, headers)
-
-
-@route('GET', ARM, '/subscriptions/{subscription}/providers/{provider}/operations/{name}')
-def get_operation(call, provider, name):
-    ready = [row['ready'] for row in call.cloud.journal.table('resources').values()
-             if row['document']['name'] == name]
-    return {'status': 'Succeeded' if max(ready) <= time.time() else 'InProgress'}
+        return Answer(None, 202, {'Location': f'https://{call.host}{call.path}',
+                                  'Retry-After': '1'})
+    return Answer(resource(call.cloud, document['id']), status)
 
 
 @route('GET', ARM, GROUP + '/providers/Microsoft.Authorization/roleAssignments')

@@ -3,8 +3,8 @@
 Sources: the SDK's azureml/core/run.py for the variables that Run.get_context() reads, and
 azureml/pipeline/core/_aeva_provider.py for arguments and parameters; "Save and write files for
 training" of Azure ML v1 for outputs/ and logs/; MLOpsPython for the paths of pipeline data. A
-container of a datastore is a folder here, so mounting it is naming it. As on Azure, a step makes
-the folder of its pipeline data itself.
+container of a datastore is a folder here, so mounting it is naming it, unless the fault blob-mount
+strikes. As on Azure, a step makes the folder of its pipeline data itself.
 """
 import hashlib
 import json
@@ -22,6 +22,7 @@ FAIL = 'raise RuntimeError("loopback: this step fails on demand")'
 NEVER_END = 'import time; print("loopback: this step never ends", flush=True); time.sleep(1e8)'
 USER_LOG = 'user_logs/std_log.txt'
 LAST_LINES = 3
+BLOB_MOUNT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'blob_mount.py')
 
 
 class StepFailed(Exception):
@@ -109,6 +110,8 @@ class Step:
             arguments = ['-c', {'step-fails': FAIL, 'step-never-ends': NEVER_END}[fault]]
         else:
             arguments = [self._parameters['Script']] + self._arguments()
+            if self._cloud.faults.take('blob-mount', step=self.name):
+                arguments = [BLOB_MOUNT, self._cloud.blobs.folder] + arguments
         return [self._cloud.python] + arguments, self._work, self._variables(home), log
 
     @property

@@ -41,10 +41,10 @@ def dispatch(call):
             call.cloud.faults.raise_fault(fault)
         if not candidate.open:
             call.cloud.tokens.check(call.headers.get('Authorization'))
-        if call.host == 'management.azure.com':
-            resource_manager.check(call)
         if 'subscription' in values:
             check_subscription(values.pop('subscription'))
+        if call.host == 'management.azure.com' and not candidate.open:
+            resource_manager.check(call)
         if 'workspace' in values:
             call.workspace = find_workspace(
                 call.cloud, values.pop('group'), values.pop('workspace'))

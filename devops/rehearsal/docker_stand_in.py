@@ -212,6 +212,9 @@ def main(argv=None):
                 raise DockerError(f'Error response from daemon: {unknown_manifest(image)}', 1)
             print(image)
             return 0
+        if verb == '--help':
+            print(f'usage: docker pull|run ...\n\n{__doc__}')
+            return 0
         if verb != 'run':
             raise DockerError(f'the stand-in for docker does not imitate docker {verb}')
         flags, image, command = parse(words)

@@ -59,12 +59,14 @@ STRIKES = {
     'train': {'fault': 'step-fails', 'step': 'train'},
     'deploy': {'fault': 'crash-loop', 'count': None},
     'smoke': {'fault': 'scoring-500', 'count': None},
+    'blob': {'fault': 'blob-mount', 'count': None},
 }
-FAULTS = ('lint', 'test', 'train', 'worse', 'deploy', 'smoke')
+# With the last a run has to succeed all the same.
+FAULTS = ('lint', 'test', 'train', 'worse', 'deploy', 'smoke', 'blob')
 # They need a model that is registered already to compare with, a service to roll back.
 AFTER_A_GOOD_RUN = ('worse', 'deploy', 'smoke')
 STOPS = (signal.SIGINT, signal.SIGTERM)
-NEED_AZURE = ('train',) + AFTER_A_GOOD_RUN
+NEED_AZURE = ('train', 'blob') + AFTER_A_GOOD_RUN
 
 
 class RehearsalError(Exception):
@@ -216,7 +218,8 @@ def agent_environ(environ):
     if python:
         kept['PYTHON'] = os.path.abspath(python) if '/' in python else python
     kept['ROWS'] = environ.get('ROWS') or ROWS
-    kept['CONTAINER'] = environ.get('CONTAINER', '')
+    if environ.get('CONTAINER'):
+        kept['CONTAINER'] = environ['CONTAINER']
     return kept
 
 

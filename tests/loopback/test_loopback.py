@@ -24,6 +24,22 @@ LOGIN = 'https://login.microsoftonline.com/'
 ARM = 'https://management.azure.com'
 API = 'https://westeurope.api.azureml.ms'
 GROUP, WORKSPACE = 'group', 'space'
+# Type, name, api-version, body.
+RESOURCES = (
+    ('Storage/storageAccounts', 'loopstore', '2024-01-01',
+     {'kind': 'StorageV2', 'sku': {'name': 'Standard_LRS'}}),
+    ('KeyVault/vaults', 'loopvault', '2026-02-01', {'properties': {
+        'tenantId': 't', 'sku': {'family': 'A', 'name': 'standard'}, 'accessPolicies': []}}),
+    ('OperationalInsights/workspaces', 'looplogs', '2025-02-01', {}),
+    ('Insights/components', 'loopinsights', '2020-02-02', {'kind': 'web', 'properties': {
+        'Application_Type': 'web', 'WorkspaceResourceId':
+            'GROUP/providers/Microsoft.OperationalInsights/workspaces/looplogs'}}),
+    ('MachineLearningServices/workspaces', WORKSPACE, '2024-10-01', {
+        'identity': {'type': 'SystemAssigned'}, 'properties': {
+            'storageAccount': 'GROUP/providers/Microsoft.Storage/storageAccounts/loopstore',
+            'keyVault': 'GROUP/providers/Microsoft.KeyVault/vaults/loopvault',
+            'applicationInsights': 'GROUP/providers/Microsoft.Insights/components/loopinsights'}}),
+)
 SECONDS = 60
 SCRIPTS = {
     'write.py': 'import os, sys\n'
@@ -36,6 +52,10 @@ SCRIPTS = {
                'print("secrets", [name for name in os.environ if "PASSWORD" in name.upper()\n'
                '      or "servicePrincipal" in name])\n'
                'print("run", os.environ["AZUREML_RUN_ID"])\n',
+    'rename.py': 'import os, sys\n'
+                 'os.makedirs(os.path.join(sys.argv[1], "new"))\n'
+                 'open(os.path.join(sys.argv[1], "new", "text"), "w").write("text")\n'
+                 'os.rename(os.path.join(sys.argv[1], "new"), os.path.join(sys.argv[1], "set"))\n',
     'fail.py': 'print("this went well")\nraise ValueError("this did not")\n',
     'leave.py': 'import subprocess\n'
                 'print(subprocess.Popen(["sleep", "1000000"]).pid)\n',
@@ -70,7 +90,7 @@ class Client:
     """Plain HTTP by way of the stand-in, as a signed-in service principal."""
 
     def __init__(self, azure):
-        self.env = azure.env
+        self.azure, self.env = azure, azure.env
         self.session = requests.Session()
         self.session.trust_env = False
         self.session.proxies = {'http': azure.env['HTTP_PROXY'], 'https': azure.env['HTTPS_PROXY']}
@@ -91,8 +111,9 @@ class Client:
         headers = dict({'Authorization': 'Bearer ' + self.token}, **(headers or {}))
         return self.session.request(method, url, json=body, headers=headers, timeout=timeout)
 
-    def arm(self, method, path, body=None, **more):
-        return self.ask(method, ARM + path, body, **more)
+    def arm(self, method, path, body=None, version=None, **more):
+        version = version or ('2024-10-01' if '/providers/' in path else '2021-04-01')
+        return self.ask(method, f'{ARM}{path}?api-version={version}', body, **more)
 
     def api(self, method, service, path, body=None):
         return self.ask(method, f'{API}/{service}{self.space}{path}', body)
@@ -103,15 +124,12 @@ class Client:
         return answer.json() if answer.content else None
 
     def set_up(self):
-        """A workspace, as the SDK deploys it, and a cluster."""
-        self.arm('PUT', self.base, {'location': 'westeurope'}).raise_for_status()
-        template = {'resources': [{
-            'type': 'Microsoft.MachineLearningServices/workspaces', 'name': WORKSPACE,
-            'location': 'westeurope', 'properties': {
-                'storageAccount': 'storageAccounts/loopstore', 'keyVault': 'vault',
-                'applicationInsights': 'insights'}}]}
-        self.arm('PUT', self.base + '/providers/Microsoft.Resources/deployments/first',
-                 {'properties': {'template': template}}).raise_for_status()
+        """A workspace with what belongs to it, and a cluster."""
+        self.azure.add_group(GROUP)
+        for kind, name, version, body in RESOURCES:
+            path = f'{self.base}/providers/Microsoft.{kind}/{name}'
+            body = json.loads(json.dumps(body).replace('GROUP', self.base))
+            self.arm('PUT', path, dict(body, location='westeurope'), version).raise_for_status()
         self.arm('PUT', self.space + '/computes/cpu', compute()).raise_for_status()
 
     def upload(self, files):
@@ -231,7 +249,7 @@ class Client:
         return self.session.post(self.service(name)['scoringUri'], data=data, headers=headers)
 
 
-def compute(kind='AmlCompute', size='STANDARD_D2_V2'):
+def compute(kind='AmlCompute', size='STANDARD_D2DS_V5'):
     return {'properties': {'computeType': kind, 'properties': {
         'vmSize': size, 'scaleSettings': {'minNodeCount': 0, 'maxNodeCount': 1}}}}
 
@@ -437,6 +455,18 @@ def test_a_step_that_fails_or_never_ends_on_demand(client, azure):
     client.good('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{endless}/Execution')
     assert client.ended(endless) == 'Canceled'
     assert azure.faults.struck[-2:] == ['step-fails', 'step-never-ends']
+
+
+def test_pipeline_data_is_flat_blob_storage_while_the_fault_lasts(client, azure):
+    pipeline = client.publish([client.module('only', 'rename.py', [('Output', 'data')],
+                                             outputs=['data'])])
+    azure.faults.add('blob-mount', count=None)
+    for _ in range(2):
+        run = client.submit(pipeline)
+        assert client.ended(run) == 'Failed'
+        assert 'OSError: [Errno 5]' in client.log(client.steps(run)['only'])
+    azure.faults.clear()
+    assert client.ended(client.submit(pipeline)) == 'Completed'
 
 
 def test_runs_stay_queued_while_there_is_no_capacity(client, azure):

@@ -122,7 +122,7 @@ space = Workspace.create('space', auth=login, location='westeurope', create_reso
                          show_output=False, **where)
 space = Workspace.get('space', auth=login, **where)
 cluster = ComputeTarget.create(space, 'cpu', AmlCompute.provisioning_configuration(
-    vm_size='STANDARD_D2_V2', min_nodes=0, max_nodes=1))
+    vm_size='STANDARD_D2DS_V5', min_nodes=0, max_nodes=1))
 cluster.wait_for_completion(show_output=False)
 facts['computes'] = {key: value.provisioning_state for key, value in space.compute_targets.items()}
 facts['no compute'] = refused(lambda: ComputeTarget(space, 'gpu'))

@@ -29,9 +29,9 @@ CONNECTION     ?= federated
 $(foreach name,DATA OUT PARAMETERS MODEL_NAME PYTHON,$(if $(word 2,$($(name))),\
   $(error $(name) is '$($(name))': make cannot handle blanks in it; use a path or name without them)))
 
-# The first Python that answers runs the set-up, which then finds or fetches the right one.
-SYSTEM_PYTHON      := $(or $(shell for p in python3 python python3.11 python3.10 python3.12 python3.13; do \
-  $$p -c '' 2>/dev/null && { echo $$p; break; }; done),$(if $(shell command -v uv),uv run --no-project python))
+# The first Python that answers runs the set-up, which then finds or fetches the right one; looked for once, when needed.
+SYSTEM_PYTHON = $(eval SYSTEM_PYTHON := $(or $(shell for p in python3 python python3.11 python3.10 python3.12 python3.13; do \
+  $$p -c '' 2>/dev/null && { echo $$p; break; }; done),$(if $(shell command -v uv),uv run --no-project python)))$(SYSTEM_PYTHON)
 ANY_PYTHON  = $(or $(SYSTEM_PYTHON),$(error No Python found. 3.11 is best; 3.10, 3.12 and 3.13 do for one machine. Install uv \
   (https://docs.astral.sh/uv), which fetches it, or: apt-get install python3 python3-venv; brew install python@3.11))
 
@@ -120,6 +120,8 @@ branch-policy: $(LOCAL) ## Create or update the branch policies; DRY_RUN=1 only 
 devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permissions and policies; DRY_RUN=1
 	$(PY) scripts/devops_project.py
 
+##@ This folder
+
 .PHONY: clean FORCE
 clean: ## Remove what make made, the registry excepted
 	$(ANY_PYTHON) scripts/clean.py --out $(OUT)
@@ -143,16 +145,15 @@ $(OUT)/.make/model-name:     VALUE = $(MODEL_NAME)
 $(OUT)/.make/build:          VALUE = $(BUILD_BUILDID)
 $(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.py --tag training --name)
 $(call VALUES,rows table parameters run-evaluation model-name build training-pins): FORCE
-	@mkdir -p $(@D) && { echo '$(VALUE)' | cmp -s - $@ || echo '$(VALUE)' > $@; }
+	@mkdir -p $(@D); value='$(VALUE)'; echo "$$value" | cmp -s - $@ || echo "$$value" > $@
 
-TABLE_CODE := training/table.py training/columns.json
+TABLE_CODE := training/table.py training/tracking.py training/columns.json
 
 $(OUT)/data/safe_driver.csv: training/sample.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(ROWS) --out $@
 
-$(MODEL) &: training/train.py training/parameters.py training/metrics.py training/report.py training/tracking.py \
-    $(TABLE_CODE) $(PARAMETERS) $(wildcard $(TABLE)) \
-    $(if $(DATA),,$(TABLE)) $(call VALUES,table parameters training-pins) | $(LOCAL)
+$(MODEL) &: training/train.py training/parameters.py training/metrics.py training/report.py $(TABLE_CODE) \
+    $(PARAMETERS) $(wildcard $(TABLE)) $(if $(DATA),,$(TABLE)) $(call VALUES,table parameters training-pins) | $(LOCAL)
 	$(PY) training/train.py --data $(TABLE) --parameters $(PARAMETERS) --out $(OUT)/model
 
 $(DECISION): training/evaluate.py training/parameters.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)

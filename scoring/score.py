@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 
 import orjson
 from azureml_inference_server_http.api.aml_request import rawhttp
@@ -20,7 +21,7 @@ import booster
 import rows
 from rows import Refused
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
+FOLDER = Path(__file__).resolve().parent
 DOCUMENTS = ('swagger2.json', 'swagger3.json')
 ALLOWED = {'Allow': 'OPTIONS, POST'}
 JSON = {'Content-Type': 'application/json'}
@@ -32,8 +33,7 @@ DRAINED_BODIES = 4
 TRACEPARENT_SHOWN = 64
 
 # Of the file's environment, OMP_WAIT_POLICY keeps idle threads of LightGBM from spinning.
-with open(os.path.join(FOLDER, 'deployment.json'), encoding='utf-8') as file:
-    settings = json.load(file)
+settings = json.loads((FOLDER / 'deployment.json').read_text(encoding='utf-8'))
 model = None
 threads = 1
 
@@ -41,20 +41,18 @@ threads = 1
 def init():
     """Load the model of AZUREML_MODEL_DIR (.../NAME/VERSION) and log which one it is."""
     global model, threads
-    folder = os.path.normpath(os.environ['AZUREML_MODEL_DIR'])
-    model = booster.Booster(os.path.join(folder, 'model', 'model.txt'))
+    folder = Path(os.environ['AZUREML_MODEL_DIR'])
+    model = booster.Booster(folder / 'model' / 'model.txt')
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     threads = threads_wanted(os.environ.get('OMP_NUM_THREADS', ''), cores)
     publish_documents()
     one_line_a_request()
     try:
-        with open(os.path.join(folder, 'model', 'metrics.json'), encoding='utf-8') as file:
-            auc = json.load(file).get('auc')
+        auc = json.loads((folder / 'model' / 'metrics.json').read_text(encoding='utf-8')).get('auc')
     except (OSError, ValueError):
         auc = None
-    name, version = folder.split(os.sep)[-2:]
-    print(json.dumps({'model': name, 'version': version, 'auc': auc, 'trees': model.trees,
-                      'columns': len(model.columns)}))
+    print(json.dumps({'model': folder.parent.name, 'version': folder.name, 'auc': auc,
+                      'trees': model.trees, 'columns': len(model.columns)}))
     # The collector need not look through what stays, nor again and again at a large request.
     gc.freeze()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
@@ -74,20 +72,18 @@ def publish_documents():
 
     That is the folder above this one on ACI. This one is source and gets no file.
     """
-    root = os.environ.get('AML_APP_ROOT', FOLDER)
-    if os.path.realpath(root) == os.path.realpath(FOLDER):
+    root = Path(os.environ.get('AML_APP_ROOT', FOLDER))
+    if root.resolve() == FOLDER:
         return
     try:
-        os.makedirs(root, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         for name in DOCUMENTS:
-            shutil.copy(os.path.join(FOLDER, name), root)
-        with open(os.path.join(root, 'swagger3.json'), encoding='utf-8') as file:
-            text = file.read()
+            shutil.copy(FOLDER / name, root)
         # All that 3.1 says otherwise is its version and what may be null.
+        text = (FOLDER / 'swagger3.json').read_text(encoding='utf-8')
         text = text.replace('"openapi": "3.0.3"', '"openapi": "3.1.0"')
         text = re.sub(r'"type": ("\w+"),\s*"nullable": true', r'"type": [\1, "null"]', text)
-        with open(os.path.join(root, 'swagger3.1.json'), 'w', encoding='utf-8') as file:
-            file.write(text)
+        (root / 'swagger3.1.json').write_text(text, encoding='utf-8')
     except OSError as error:
         print(f'the OpenAPI documents will not be served: {error}')
 

@@ -30,7 +30,8 @@ SECRETS = re.compile(
     r'|(?i:(accountkey|sharedaccesskey|client_secret|password)["\']?\s*[=:]\s*)["\']?[^\s"\',;&]+')
 
 ADVICE = {
-    401: 'the sign-in was refused: renew the secret of the service principal, or run `az login`',
+    401: 'the sign-in was refused: check the service connection, renew its secret if it has one, or '
+         'run `az login`',
     403: 'the sign-in has no right to do this: give it the role Contributor on the resource group',
     404: 'it is not there: `make preflight` tells which name is wrong',
     409: 'another operation on it is under way: run this again in a few minutes',
@@ -38,6 +39,7 @@ ADVICE = {
 }
 SIGN_IN = 'check tenantId, servicePrincipalId and servicePrincipalKey, or renew the secret'
 LATER = 'Azure has a fault: run this again later; nothing is done twice'
+ODD = 'is there a proxy that changes answers? else run this again later; nothing is done twice'
 CONNECTION = 'check the network and HTTPS_PROXY, then run this again; nothing is done twice'
 
 
@@ -75,6 +77,15 @@ def is_from_service(error):
     """Whether an error came from Azure or the network; the SDK also raises plain Exception."""
     return any(type(link) is Exception or in_service_module(link) or is_connection(link)
                for link in chain(error))
+
+
+def is_raised_by_sdk(error):
+    """Whether the SDK stumbled, over an answer that lacks what it counts on."""
+    trace, names = error.__traceback__, set()
+    while trace:
+        names.add(trace.tb_frame.f_globals.get('__name__', '').split('.')[0])
+        trace = trace.tb_next
+    return bool(names & set(SERVICE_MODULES))
 
 
 def is_connection(link):
@@ -159,8 +170,8 @@ def quieten():
 def asking(what, seconds):
     """Calls of the SDK that belong together; what: such as 'open the workspace'.
 
-    Raises AzureError for what the service or the network refuses. Ends the process with exit
-    code 1 when the calls take longer than so many seconds.
+    Raises AzureError for what the service or the network refuses, and for an answer that the SDK
+    cannot read. Ends the process with exit code 1 when the calls take longer than so many seconds.
     """
     quieten()
     try:
@@ -169,9 +180,12 @@ def asking(what, seconds):
     except AzureError:
         raise
     except Exception as error:
-        if not is_from_service(error):
+        if is_from_service(error):
+            raise explain(what, error) from None
+        if not is_raised_by_sdk(error):
             raise
-        raise explain(what, error) from None
+        raise AzureError(f'could not {what}: the answer is not of the form that the SDK expects '
+                         f'({type(error).__name__}: {clean(str(error))[:200]})\n{ODD}') from None
 
 
 def repeat(call, seconds, delay=1):

@@ -281,19 +281,13 @@ class Work:
                                   needs="the role 'Reader' on the service connections")
         if not there:
             self.leave_to_person(
-                f'Create the service connection {name}, with a secret, which azureml-sdk v1 '
-                'needs. Its service principal:\n'
-                'az ad sp create-for-rbac --name safe-driver --role Contributor '
-                f'--scopes /subscriptions/{subscription}/resourceGroups/{group}\n'
+                f'Create the service connection {name}: {page} > New service connection > Azure '
+                'Resource Manager > App registration (automatic) > Workload identity federation, '
+                f'scope: subscription {subscription}, resource group {group}. For `make preflight` '
+                'its app needs Reader on the subscription as well:\n'
                 'az role assignment create --role Reader --assignee APP_ID '
-                f'--scope /subscriptions/{subscription}\n'
-                f'Then, with what the first prints: {page} > New service connection > Azure '
-                'Resource Manager > App registration or managed identity (manual) > Credential: '
-                'Secret')
+                f'--scope /subscriptions/{subscription}')
             return None
-        if (there[0].get('authorization') or {}).get('scheme') == 'WorkloadIdentityFederation':
-            self.leave_to_person(f'Service connection {name} is federated; azureml-sdk v1 cannot '
-                                 f'use its token. Make it again with a secret:\n{page}')
         return there[0]['id']
 
     def create_pipelines(self, repository, known):

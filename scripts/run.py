@@ -97,7 +97,11 @@ def submit_pipeline(space, config, published, build_id):
                     headers=sign_in.authentication(os.environ).get_authentication_header())
                 pause = int(answer.headers.get('Retry-After') or pause)
                 answer.raise_for_status()
-                return PipelineRun.get(space, answer.json()['Id'])
+                found = answer.json()
+                if not isinstance(found, dict) or not found.get('Id'):
+                    raise azure_ml.AzureError(f'could not {what}: the answer names no run\n'
+                                              f'{azure_ml.ODD}', 500)
+                return PipelineRun.get(space, found['Id'])
         except azure_ml.AzureError as error:
             if attempt == SUBMIT_TRIES or error.status not in (None,) + azure_ml.TRANSIENT:
                 raise

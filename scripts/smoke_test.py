@@ -33,24 +33,29 @@ class Failed(Exception):
     """The service did not pass; the text says why."""
 
 
+def random_rows(model, rng, count):
+    """So many rows (lists of numbers) within the ranges that the model states for its columns."""
+    stated, ranges = model.dump_model(num_iteration=1)['feature_infos'], []
+    for name in model.feature_name():
+        info = stated.get(name, {'min_value': 0, 'max_value': 0, 'values': []})
+        bounds = info['values'] or (info['min_value'], info['max_value'])
+        ranges.append((min(bounds), max(bounds)))
+
+    def value(low, high):
+        if low == int(low) and high == int(high):
+            return int(low + rng.random() * (high - low + 1))
+        return round(low + rng.random() * (high - low), 6)
+
+    return [[value(low, high) for low, high in ranges] for _ in range(count)]
+
+
 def known_rows(model):
     """ROWS rows (lists of numbers) and their scores, the lowest and the highest of many among them.
 
     model: a lightgbm.Booster. Raises Failed where the model gives every row the same score.
     """
     import numpy
-    rng, stated = random.Random(2017), model.dump_model(num_iteration=1)['feature_infos']
-
-    def value(name):
-        info = stated.get(name, {'min_value': 0, 'max_value': 0, 'values': []})
-        bounds = info['values'] or (info['min_value'], info['max_value'])
-        low, high = min(bounds), max(bounds)
-        if low == int(low) and high == int(high):
-            return int(low + rng.random() * (high - low + 1))
-        return round(low + rng.random() * (high - low), 6)
-
-    names = model.feature_name()
-    rows = [[value(name) for name in names] for _ in range(CANDIDATES)]
+    rows = random_rows(model, random.Random(2017), CANDIDATES)
     scores = model.predict(numpy.array(rows)).tolist()
     ranked = sorted(range(CANDIDATES), key=scores.__getitem__)
     if scores[ranked[0]] == scores[ranked[-1]]:

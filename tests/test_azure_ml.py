@@ -116,3 +116,13 @@ def test_a_call_that_hangs_ends_the_process():
     assert done.returncode == 1
     assert done.stderr.decode().startswith(
         'error: could not open the workspace: no answer within 0.2 s\n')
+
+
+def test_an_answer_that_the_sdk_stumbles_over_is_one_sentence():
+    workspace = pytest.importorskip('azureml.core.model')
+    with pytest.raises(azure_ml.AzureError, match='could not look: the answer is not of the form'):
+        with azure_ml.asking('look', 10):
+            workspace.Model.deserialize(None, {'id': 'm:1'})
+    with pytest.raises(KeyError):
+        with azure_ml.asking('look', 10):
+            {}['a mistake of ours']

@@ -1,5 +1,5 @@
+"""The scoring benchmark: the answers it checks, the ratios it states, and whole runs of it."""
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -8,64 +8,38 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
-
 import bench_scoring
-from bench_scoring import FOREIGN_SHARE, LOADED, ROWS, SCRIPTS, TARGETS, TURNS
-from served import COLUMNS, NAME, make_rows, register, scores
+from bench_scoring import FOREIGN_SHARE, ROWS, SCRIPTS
+from conftest import ROOT
+from served import NAME, register
 
 pytestmark = pytest.mark.skipif(not Path('/proc/self/smaps_rollup').exists(),
                                 reason='the benchmark reads /proc of Linux')
 
 
-@pytest.fixture(scope='module')
-def registry(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('registry')
-    return folder, register(folder, 1)
-
-
-def figures(rate, others=0.0):
-    return {'rate': rate, 'p50': 1.0, 'p99': 2.0, 'cpu': 1.0, 'others': others}
-
-
-def test_medians_leave_spoilt_rounds_out_unless_all_are():
-    spoilt = FOREIGN_SHARE * 2
-    results = {'ours': {'1 row': [figures(1), figures(2), figures(3), figures(99, spoilt)],
-                        '100 rows': [figures(5, spoilt), figures(7, spoilt)]}}
+def test_ratios_are_of_the_rounds_that_others_did_not_spoil():
+    good = {'rate': 1, 'seconds': 1, 'megabytes': 1, 'others': 0.0}
+    results = {name: {measure: [good, good] for measure in (*ROWS, 'start', 'memory')}
+               for name in SCRIPTS}
+    spoilt = dict(good, rate=99, others=2 * FOREIGN_SHARE)
+    results['ours']['1 row'] = [dict(good, rate=0.85), spoilt]
+    results['ours']['memory'] = [dict(good, megabytes=0.56)]
+    results['ours']['100 rows'] = [spoilt]
     table = bench_scoring.medians(results)
-    assert (table['ours']['1 row']['rate'], table['ours']['100 rows']['rate']) == (2, 6)
-    assert not bench_scoring.enough(results, 1)
-    del results['ours']['100 rows']
-    assert bench_scoring.enough(results, 3) and not bench_scoring.enough(results, 4)
-
-
-def test_every_target_compares_what_is_measured():
-    for _, measure, _, other, least, most in TARGETS:
-        assert (least is None) != (most is None)
-        if measure in ROWS:
-            assert measure in SCRIPTS['ours'][1] and measure in SCRIPTS[other][1]
-
-
-def test_a_ratio_is_reached_at_its_bound():
-    table = {name: {measure: dict(figures(1), seconds=1, megabytes=1)
-                    for measure in tuple(ROWS) + ('start', 'memory')} for name in SCRIPTS}
-    for measure, figure, value in (('1 row', 'rate', 0.85), ('start', 'seconds', 0.5),
-                                   ('memory', 'megabytes', 0.56)):
-        table['ours'][measure][figure] = value
-    reached = {label: is_reached for label, _, _, is_reached in bench_scoring.ratios(table)}
-    assert reached['1 row, requests/s against null']
-    assert reached['start-up to the first 200 against starter']
-    assert not reached['memory after load against starter']
+    reached = {label.partition(',')[0]: (ratio, is_reached) for label, _, ratio, is_reached
+               in bench_scoring.compare_with_targets(table)}
+    assert reached['1 row'] == (0.85, True)
+    assert reached['memory after load against starter'] == (0.56, False)
+    assert reached['100 rows'] == (99, True), 'spoilt rounds count where there are no others'
+    assert not bench_scoring.enough_rounds(results, 1)
 
 
 @pytest.mark.parametrize('fault', [None, 'score', 'status', 'name', 'cut', 'empty'])
-def test_a_wrong_answer_ends_the_benchmark(registry, fault):
-    model = registry[1]
-
+def test_a_wrong_answer_ends_the_benchmark(fault):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             rows = json.loads(self.rfile.read(int(self.headers['Content-Length'])).decode())['data']
-            found = [0.5] if fault == 'score' else scores(model, rows)
+            found = [0.5] if fault == 'score' else [row[0] / 100 for row in rows]
             body = json.dumps({'scores' if fault == 'name' else 'result': found}).encode()
             self.send_response(500 if fault == 'status' else 200)
             self.end_headers()
@@ -74,34 +48,26 @@ def test_a_wrong_answer_ends_the_benchmark(registry, fault):
         def log_message(self, *_):
             pass
 
-    many = make_rows(20, seed=4)
-    requests = [bench_scoring.http(json.dumps({'data': [row]}).encode()) for row in many]
-    answers = [[score] for score in scores(model, many)]
+    requests = [bench_scoring.http_request({'data': [[number, 1]]}) for number in range(20)]
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        received = bench_scoring.offer(server.server_address[1], requests, 2, 0.1)
+        received = bench_scoring.offer_requests(server.server_address[1], requests, 2, 0.1)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
     assert len(received) > 2 and all(latency > 0 for latency, _, _ in received)
+    answers = [[number / 100] for number in range(20)]
     if fault:
         with pytest.raises(RuntimeError, match='wrong answer'):
-            bench_scoring.check(received, answers)
+            bench_scoring.check_answers(received, answers)
     else:
-        bench_scoring.check(received, answers)
+        bench_scoring.check_answers(received, answers)
 
 
-def test_rows_are_within_the_models_ranges_and_differ(registry):
-    import random
-    text = (registry[0] / NAME / '1' / 'model' / 'model.txt').read_text()
-    rows = bench_scoring.random_rows(random.Random(1), text, 50)
-    assert len(set(map(tuple, rows))) == 50 and {len(row) for row in rows} == {len(COLUMNS)}
-    assert all(-1 <= value <= 9 for row in rows for value in row)
-
-
+@pytest.mark.end_to_end
 def test_the_load_uses_the_cpu_and_ends_with_the_block():
     with bench_scoring.Load() as load:
         used = bench_scoring.cpu_seconds([load.process.pid])
@@ -110,50 +76,38 @@ def test_the_load_uses_the_cpu_and_ends_with_the_block():
     assert load.process.returncode is not None
 
 
-def test_this_process_is_measured():
-    pids = bench_scoring.family(os.getpid())
-    assert pids[0] == os.getpid()
-    assert 5 < bench_scoring.megabytes(pids[:1]) <= bench_scoring.megabytes(pids[:1], 'Rss')
-    assert bench_scoring.cpu_seconds(pids[:1]) > 0
-
-
-@pytest.fixture(scope='module')
-def prepared(registry):
-    return bench_scoring.prepare((registry[0] / NAME / '1' / 'model' / 'model.txt').read_text())
-
-
-@pytest.mark.end_to_end
-@pytest.mark.parametrize('name', sorted(SCRIPTS))
-def test_every_script_serves_right_scores(registry, prepared, name, tmp_path):
-    if name == 'pandas':
-        pytest.importorskip('inference_schema.parameter_types.pandas_parameter_type')
-    version, (columns, prepared) = registry[0] / NAME / '1', prepared
-    paths = bench_scoring.write_scripts(tmp_path, columns)
-    with open(str(tmp_path / 'log.txt'), 'w') as log:
-        found = bench_scoring.one_server(name, sys.executable, paths[name], version, prepared, 0.2,
-                                         log)
-    assert set(found) == set(SCRIPTS[name][1]) - {LOADED} | {'start', 'memory'}
-    assert found['start']['seconds'] > 0 and found['memory']['megabytes'] > 20
+@pytest.fixture
+def command(tmp_path):
+    """The benchmark with a small model, in the packages of this interpreter: nothing to install."""
+    pytest.importorskip('inference_schema.parameter_types.pandas_parameter_type')
+    register(tmp_path / 'registry', 1)
+    packages = bench_scoring.scoring_packages()
+    for name, extra in (('scoring', []), ('challenge', bench_scoring.CHALLENGE_PACKAGES)):
+        venv = tmp_path / 'scoring' / f'venv-{name}'
+        (venv / 'bin').mkdir(parents=True)
+        (venv / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (venv / 'bin' / 'python').chmod(0o755)
+        (venv / 'installed.txt').write_text('\n'.join(packages + extra))
+    return [sys.executable, str(ROOT / 'scripts' / 'bench_scoring.py'), '--model-name', NAME,
+            '--registry', str(tmp_path / 'registry'), '--out', str(tmp_path), '--rounds', '1']
 
 
 @pytest.mark.end_to_end
-def test_scripts_take_turns_beside_the_load(registry, prepared, tmp_path):
-    pythons = {venv: sys.executable for venv, _ in SCRIPTS.values()}
-    with open(str(tmp_path / 'log.txt'), 'w') as log:
-        found = bench_scoring.beside_the_load(
-            list(SCRIPTS), pythons, bench_scoring.write_scripts(tmp_path, prepared[0]),
-            registry[0] / NAME / '1', prepared[1], 0.1, log)
-    assert set(found) == {name for name, (_, measures) in SCRIPTS.items() if LOADED in measures}
-    assert all(len(turns) == TURNS for turns in found.values())
-    assert all(turn['rate'] > 0 for turns in found.values() for turn in turns)
+def test_small_benchmark(command, tmp_path):
+    subprocess.run(command + ['--seconds', '0.2'], check=True, stdout=subprocess.DEVNULL)
+    results = json.loads((tmp_path / 'scoring.json').read_text())
+    for name, (_, _, measures) in SCRIPTS.items():
+        assert set(results[name]) == set(measures) | {'start', 'memory'}
+        assert all(one['rate'] > 0 for measure in measures for one in results[name][measure])
+        assert all(one['megabytes'] > 20 for one in results[name]['memory'])
+    text = (tmp_path / 'scoring.md').read_text()
+    assert all(f'| {label} |' in text for label, *_ in bench_scoring.TARGETS)
+    assert (tmp_path / 'scoring.png').exists()
 
 
 @pytest.mark.end_to_end
-@pytest.mark.skipif(sys.version_info < (3, 10), reason='its packages need a newer Python')
-def test_no_server_outlives_a_benchmark_that_is_ended(registry, tmp_path):
-    bench = subprocess.Popen(
-        [sys.executable, str(ROOT / 'scripts' / 'bench_scoring.py'), '--registry', str(registry[0]),
-         '--model-name', NAME, '--out', str(tmp_path)], stdout=subprocess.PIPE)
+def test_no_server_outlives_a_benchmark_that_is_ended(command):
+    bench = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         for line in bench.stdout:
             if line.startswith(b'round 1'):

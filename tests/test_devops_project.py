@@ -226,19 +226,14 @@ def test_without_a_service_connection(ready):
     code, text = run(devops_project, ready.env)
     row('devops-project, no service connection', code, text)
     assert code == 1
-    assert 'Create the service connection azure-resource-connection, with a secret' in text
+    assert 'Create the service connection azure-resource-connection: ' in text
+    assert 'Workload identity federation' in text
     assert '/contoso/Safe%20Driver/_settings/adminservices' in text
     assert len(ready.policies) == 3
     ready.add_connection('azure-resource-connection')
     code, text = run(devops_project, ready.env)
     assert (code, text.count('update  ')) == (0, 1)
     assert allowed(ready)['endpoint'] == ['safe-driver-ci', 'safe-driver-workspace']
-
-
-def test_a_federated_connection_does_not_do(ready):
-    ready.connection['authorization']['scheme'] = 'WorkloadIdentityFederation'
-    code, text = run(devops_project, ready.env)
-    assert (code, 'is federated' in text) == (1, True)
 
 
 def test_another_connection_name(ready):
@@ -335,7 +330,7 @@ def test_bad_answers_are_sentences(ready, waits, fault, words):
 
 def spoilt_forms(body):
     """Wrong forms of an answer, as they are sent: {what is wrong: text}."""
-    forms = {'empty': '', 'HTML': '<html></html>', 'null': 'null', 'text': '"x"', 'list': '[]'}
+    forms = {'null': 'null', 'empty': '', 'HTML': '<html></html>', 'text': '"x"', 'list': '[]'}
     is_list = isinstance(body.get('value'), list)
     item = body['value'][0] if is_list and body['value'] else body
     for name, value in item.items():
@@ -380,6 +375,9 @@ def test_an_answer_of_another_form_is_a_sentence(ready, monkeypatch):
                 code, text = run(devops_project, ready.env)
                 said = text.count('error: ') + text.count('Not complete')
                 assert (code in (0, 1), said) == (True, code), (spoilt, form, text)
+                if (form, code) == ('null', 0):
+                    # Nobody looks at this answer.
+                    break
         spoilt = None
         run(devops_project, ready.env)
     assert len(answers) > 20

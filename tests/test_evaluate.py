@@ -68,44 +68,44 @@ def judge(models, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def put(models, tmp_path):
+def register_model(models, tmp_path):
     """A function that registers a model under the decision that is there; returns the result."""
-    def put(model):
+    def register_model(model):
         out = tmp_path / 'registration.json'
         assert register.main([
             '--model', str(models.folder / model), '--decision', str(tmp_path / 'decision.json'),
             '--model-name', NAME, '--registry', str(tmp_path / 'registry'), '--out', str(out)]) == 0
         return json.loads(out.read_text())
-    return put
+    return register_model
 
 
 @pytest.fixture
-def champion(judge, put):
-    """A function that makes a model the registered champion, without comparing."""
+def champion(judge, register_model, tmp_path):
+    """A function that makes a model the champion, without comparing; the folder of its version."""
     def champion(model):
         assert judge(model, '--run-evaluation', 'false')[0] == 0
-        return put(model)['version']
+        return tmp_path / 'registry' / NAME / str(register_model(model)['version'])
     return champion
 
 
-def test_the_first_model_is_registered(judge, put):
+def test_the_first_model_is_registered(judge, register_model):
     code, decision = judge('weak')
     assert code == 0 and decision['register'] and decision['champion_version'] is None
     assert 'no registered version' in decision['reason']
-    result = put('weak')
+    result = register_model('weak')
     assert (result['result'], result['version'], result['model']) == ('registered', 1, NAME)
 
 
-def test_without_evaluation_the_worse_model_is_registered_and_that_is_said(judge, put, champion):
+def test_without_evaluation_the_worse_model_is_registered(judge, register_model, champion):
     champion('strong')
     code, decision = judge('weak', '--run-evaluation', 'False')
     assert code == 0 and decision['register']
     assert decision['champion'] is decision['difference'] is None
     assert 'RUN_EVALUATION=false' in decision['reason']
-    assert put('weak')['version'] == 2
+    assert register_model('weak')['version'] == 2
 
 
-def test_the_better_model_wins_by_figures_from_the_same_rows(judge, put, champion, models):
+def test_the_better_model_wins_on_the_same_rows(judge, register_model, champion, models):
     champion('weak')
     code, decision = judge('strong')
     before, after = [metrics.auc(models.label, scores) for scores in (models.weak, models.strong)]
@@ -115,14 +115,14 @@ def test_the_better_model_wins_by_figures_from_the_same_rows(judge, put, champio
     assert decision['difference'] == pytest.approx(after - before, abs=1e-12)
     low, high = decision['difference_interval']
     assert 0 < low < decision['difference'] < high and decision['probability_better'] > 0.99
-    assert put('strong')['version'] == 2
+    assert register_model('strong')['version'] == 2
 
 
-def test_the_worse_model_is_kept_out_and_all_is_well(judge, put, champion, tmp_path, capsys):
+def test_the_worse_model_is_kept_out(judge, register_model, champion, tmp_path, capsys):
     champion('strong')
     code, decision = judge('weak')
     assert code == 0 and decision['register'] is False and decision['probability_better'] < 0.01
-    result = put('weak')
+    result = register_model('weak')
     assert (result['result'], result['version']) == ('kept', 1)
     assert 'kept version 1 of ' + NAME in capsys.readouterr().out
     assert tracking.Folder(str(tmp_path / 'registry')).champion(NAME)[0] == 1
@@ -180,21 +180,18 @@ def test_a_table_that_changed_since_training_is_refused(judge, champion, models,
 
 
 @pytest.mark.parametrize('share', [0, 0.5, 0.99])
-def test_a_damaged_champion_is_named(judge, champion, tmp_path, capsys, share):
-    champion('weak')
-    version = tmp_path / 'registry' / NAME / '1'
-    model = version / 'model' / 'model.txt'
-    text = model.read_bytes()
-    model.write_bytes(text[:int(share * len(text))])
+def test_a_damaged_champion_is_named(judge, champion, capsys, share):
+    version = champion('weak')
+    text = (version / 'model' / 'model.txt').read_bytes()
+    (version / 'model' / 'model.txt').write_bytes(text[:int(share * len(text))])
     (version / 'tags.json').write_text('{}')
-    code, _ = judge('strong')
+    assert judge('strong')[0] == 1
     error = capsys.readouterr().err
-    assert code == 1 and 'version 1 of ' + NAME in error and 'RUN_EVALUATION=false' in error
+    assert 'version 1 of ' + NAME in error and 'RUN_EVALUATION=false' in error
 
 
-def test_a_champion_that_lightgbms_command_line_wrote_is_whole(judge, champion, tmp_path):
-    champion('weak')
-    version = tmp_path / 'registry' / NAME / '1'
+def test_a_champion_that_lightgbms_command_line_wrote_is_whole(judge, champion):
+    version = champion('weak')
     text, categories, _ = (version / 'model' / 'model.txt').read_text().partition('pandas_cat')
     assert categories
     (version / 'model' / 'model.txt').write_text(text)
@@ -206,33 +203,31 @@ def test_training_and_scoring_call_the_same_files_whole():
     assert evaluate.LAST_LINE == booster.LAST_LINE
 
 
-def test_a_champion_that_was_exchanged_is_named(judge, champion, models, tmp_path, capsys):
-    champion('weak')
-    shutil.copy(str(models.folder / 'strong' / 'model.txt'),
-                str(tmp_path / 'registry' / NAME / '1' / 'model'))
+def test_a_champion_that_was_exchanged_is_named(judge, champion, models, capsys):
+    shutil.copy(str(models.folder / 'strong' / 'model.txt'), str(champion('weak') / 'model'))
     assert judge('strong')[0] == 1
     error = capsys.readouterr().err
     assert 'version 1 of ' + NAME in error and 'changed after' in error
 
 
-def test_a_champion_with_other_columns_is_named(judge, champion, models, tmp_path, capsys):
-    champion('weak')
-    shutil.rmtree(str(tmp_path / 'registry' / NAME / '1' / 'model'))
-    frame = models.frame.rename(columns={'ps_ind_01': 'ps_ind_99'})
-    make_model(tmp_path / 'registry' / NAME / '1' / 'model', frame, frame['target'], models.data,
-               features=['ps_ind_99'] + table.FEATURES[1:])
-    (tmp_path / 'registry' / NAME / '1' / 'tags.json').write_text('{}')
-    code, _ = judge('strong')
+def make_champion(version, models, features, columns):
+    """Give a registered version a model of these features, its columns renamed."""
+    shutil.rmtree(str(version / 'model'))
+    make_model(version / 'model', models.frame.rename(columns=columns), models.frame['target'],
+               models.data, features)
+    (version / 'tags.json').write_text('{}')
+
+
+def test_a_champion_with_other_columns_is_named(judge, champion, models, capsys):
+    make_champion(champion('weak'), models, ['ps_ind_99'] + table.FEATURES[1:],
+                  {'ps_ind_01': 'ps_ind_99'})
+    assert judge('strong')[0] == 1
     error = capsys.readouterr().err
-    assert code == 1 and 'ps_ind_99' in error and 'RUN_EVALUATION=false' in error
+    assert 'ps_ind_99' in error and 'RUN_EVALUATION=false' in error
 
 
-def test_a_champion_that_does_without_some_columns_is_compared(judge, champion, models, tmp_path):
-    champion('strong')
-    shutil.rmtree(str(tmp_path / 'registry' / NAME / '1' / 'model'))
-    make_model(tmp_path / 'registry' / NAME / '1' / 'model', models.frame, models.frame['target'],
-               models.data, features=table.FEATURES[10:])
-    (tmp_path / 'registry' / NAME / '1' / 'tags.json').write_text('{}')
+def test_a_champion_that_does_without_some_columns_is_compared(judge, champion, models):
+    make_champion(champion('strong'), models, table.FEATURES[10:], {})
     assert judge('weak')[1]['champion_version'] == 1
 
 

@@ -40,7 +40,7 @@ def command(folder, out=None, build=''):
             '--out', str(out or parent / 'registration.json')]
 
 
-def put(folder, build=''):
+def registered(folder, build=''):
     """Register, and return registration.json."""
     assert register.main(command(folder, build=build)) == 0
     return json.loads((folder.parent / 'registration.json').read_text())
@@ -53,8 +53,9 @@ def files(folder):
 def test_a_version_holds_the_model_and_what_is_known_about_it(tmp_path):
     model = make_model(tmp_path / 'model')
     (model / '.model.txt.123').write_text('unfinished')
-    assert put(model, '77') == {'result': 'registered', 'reason': 'It is better.', 'model': NAME,
-                                'version': 1, 'run_id': None}
+    assert registered(model, '77') == {
+        'result': 'registered', 'reason': 'It is better.', 'model': NAME, 'version': 1,
+        'run_id': None}
     version = tmp_path / 'registry' / NAME / '1'
     (model / '.model.txt.123').unlink()
     assert files(version / 'model') == files(model)
@@ -69,11 +70,11 @@ def test_a_version_holds_the_model_and_what_is_known_about_it(tmp_path):
 def test_a_build_has_one_version(tmp_path):
     first = make_model(tmp_path / 'first')
     second = make_model(tmp_path / 'second', 'another tree')
-    assert put(first, '1')['version'] == 1
-    assert put(second, '2')['version'] == 2
-    again = put(first, '1')
+    assert registered(first, '1')['version'] == 1
+    assert registered(second, '2')['version'] == 2
+    again = registered(first, '1')
     assert again['version'] == 1 and 'already' in again['reason']
-    changed = put(second, '1')
+    changed = registered(second, '1')
     assert changed['version'] == 1 and 'another' in changed['reason']
     assert len(tracking.Folder(str(tmp_path / 'registry'))._versions(NAME)) == 2
 
@@ -81,22 +82,22 @@ def test_a_build_has_one_version(tmp_path):
 def test_without_a_build_the_same_bytes_are_the_same_version(tmp_path):
     first, second = make_model(tmp_path / 'first'), make_model(tmp_path / 'second', 'another tree')
     other_data = make_model(tmp_path / 'other', 'another tree', 'more data')
-    versions = [put(model)['version'] for model in (first, first, second, second, other_data)]
-    assert versions == [1, 1, 2, 2, 3]
+    models = (first, first, second, second, other_data)
+    assert [registered(model)['version'] for model in models] == [1, 1, 2, 2, 3]
 
 
 def test_an_earlier_model_registered_again_is_the_newest(tmp_path):
     first, second = make_model(tmp_path / 'first'), make_model(tmp_path / 'second', 'another tree')
-    assert [put(model)['version'] for model in (first, second, first)] == [1, 2, 3]
+    assert [registered(model)['version'] for model in (first, second, first)] == [1, 2, 3]
     version, folder, _ = tracking.Folder(str(tmp_path / 'registry')).champion(NAME)
     assert version == 3 and files(folder) == files(first)
 
 
 def test_a_kept_version_is_named_and_nothing_is_registered(tmp_path, capsys):
-    put(make_model(tmp_path / 'first'))
+    registered(make_model(tmp_path / 'first'))
     second = make_model(tmp_path / 'second', 'another tree')
     decide(second, register=False, reason='It is not better.', champion_version=1)
-    result = put(second)
+    result = registered(second)
     assert (result['result'], result['version']) == ('kept', 1)
     assert f'kept version 1 of {NAME}. It is not better.' in capsys.readouterr().out
     assert not (tmp_path / 'registry' / NAME / '2').exists()
@@ -145,27 +146,27 @@ def test_a_name_stays_within_the_registry(tmp_path, name):
 
 def test_the_newest_is_the_highest_whole_version(tmp_path):
     for text in ('one', 'two', 'three', 'four'):
-        put(make_model(tmp_path / text, text))
+        registered(make_model(tmp_path / text, text))
     home = tmp_path / 'registry' / NAME
     (home / '4' / 'tags.json').unlink()
     shutil.rmtree(str(home / '1'))
     parent = tracking.Folder(str(tmp_path / 'registry'))
     assert parent.champion(NAME)[0] == 3
-    assert put(make_model(tmp_path / 'five', 'five'))['version'] == 5
+    assert registered(make_model(tmp_path / 'five', 'five'))['version'] == 5
     (home / '5' / 'tags.json').write_text('{"auc":')
     with pytest.raises(tracking.TrackingError, match='5.tags.json cannot be read'):
         parent.champion(NAME)
-    assert put(make_model(tmp_path / 'six', 'six'))['version'] == 6
+    assert registered(make_model(tmp_path / 'six', 'six'))['version'] == 6
     assert parent.champion(NAME)[0] == 6
 
 
 def test_what_a_dead_registration_left_is_swept(tmp_path):
     model = make_model(tmp_path / 'model')
-    put(model)
+    registered(model)
     left = tmp_path / 'registry' / NAME / '.new-abc'
     shutil.copytree(str(model), str(left / 'model'))
     (tmp_path / 'registry' / NAME / '.lock').write_text('')
-    assert put(make_model(tmp_path / 'next', 'next'))['version'] == 2
+    assert registered(make_model(tmp_path / 'next', 'next'))['version'] == 2
     assert not left.exists()
 
 

@@ -16,8 +16,10 @@ from conftest import ROOT
 
 JOB = {'SYSTEM_OIDCREQUESTURI': 'http://devops/job', 'SYSTEM_ACCESSTOKEN': 'j0b t0ken'}
 CONNECTION = {'tenantId': 'tenant', 'servicePrincipalId': 'me', 'servicePrincipalKey': 's3cret'}
-JUNIT = '<testsuite><testcase classname="a" name="good"/>%s</testsuite>'
+JUNIT = '<testsuite><testcase classname="a" name="good"/>'
+SKIPPED = '<testcase classname="a" name="not here"><skipped/></testcase>'
 FAILURE = '<testcase classname="a" name="bad"><failure/></testcase>'
+END = '</testsuite>'
 
 
 @contextlib.contextmanager
@@ -196,8 +198,9 @@ inputs: {summaryFileLocation: $(System.DefaultWorkingDirectory)/coverage.xml,
 
 
 @pytest.mark.parametrize('step, files, result, said', [
-    (RESULTS, {'unit.xml': JUNIT % ''}, 'succeeded', 'Unit: 1 passed'),
-    (RESULTS, {'unit.xml': JUNIT % FAILURE}, 'failed', 'Unit: 1 passed, 1 failed'),
+    (RESULTS, {'unit.xml': JUNIT + END}, 'succeeded', 'Unit: 1 passed'),
+    (RESULTS, {'unit.xml': JUNIT + SKIPPED + END}, 'succeeded', 'Unit: 1 passed, 1 skipped'),
+    (RESULTS, {'unit.xml': JUNIT + FAILURE + END}, 'failed', 'Unit: 1 passed, 1 failed'),
     (RESULTS, {}, 'failed', 'unit.xml does not exist'),
     (RESULTS, {'unit.xml': '<testsuite>'}, 'failed', 'is no XML'),
     (COVERAGE, {'coverage.xml': '<coverage line-rate="0.925"/>'}, 'succeeded', 'coverage 92 %'),
@@ -222,10 +225,10 @@ stages:
           steps:
           - download: none
           - checkout: self
-          - script: %s
+          - script: DEPLOY
         routeTraffic:
           steps:
-          - script: %s
+          - script: SMOKE
         on:
           failure:
             steps:
@@ -240,8 +243,8 @@ stages:
 ])
 def test_hooks_of_a_deployment(project, deploy, smoke, result, hooks):
     called = []
-    assert project.run(DEPLOYMENT % (deploy, smoke),
-                       before_failure=lambda: called.append(True)) == {'deploy': result}
+    text = DEPLOYMENT.replace('DEPLOY', deploy).replace('SMOKE', smoke)
+    assert project.run(text, before_failure=lambda: called.append(True)) == {'deploy': result}
     folders = {path.name for path in (project.folder / 'out/1-deploy').iterdir()}
     assert folders == set(hooks)
     assert called == [True] * ('failure' in hooks)
@@ -416,8 +419,8 @@ def test_each_way_a_run_can_end_with_a_rollback_where_a_version_was_before(real)
     assert real.run('workspace.yml', 'workspace') == 'succeeded'
     assert run('train', 'train') == 'failed'
     assert results(real, 'train') == ['succeeded', 'failed', 'skipped']
-    assert run('first') == 'succeeded'
-    assert results(real, 'first') == ['succeeded'] * 3
+    assert run('blob', 'blob') == 'succeeded'
+    assert results(real, 'blob') == ['succeeded'] * 3
     for fault in ('deploy', 'smoke'):
         assert run(fault, fault) == 'failed'
         assert results(real, fault) == ['succeeded', 'succeeded', 'failed']

@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import re
+from pathlib import Path
 
 import numpy
 import pandas
@@ -12,7 +13,7 @@ import sample
 import table
 
 ROWS = 30000
-PUBLISHED = os.path.join(os.path.dirname(__file__), '..', '..', 'shared', 'data', 'columns.json')
+PUBLISHED = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'columns.json'
 CALC = [name for name in table.FEATURES if name.startswith('ps_calc_')]
 
 
@@ -157,10 +158,9 @@ def test_failure_leaves_no_half_written_file(tmp_path, capsys):
     assert sample.main(['--rows', '10', '--out', str(tmp_path / 'taken.csv' / 'a' / 'b.csv')]) == 0
 
 
-@pytest.mark.skipif(not os.path.exists(PUBLISHED), reason='the statistics are not on this machine')
+@pytest.mark.skipif(not PUBLISHED.exists(), reason='the statistics are not on this machine')
 def test_statistics_are_the_published_ones():
-    with open(PUBLISHED) as file:
-        published = json.load(file)
+    published = json.loads(PUBLISHED.read_text())
     assert list(published) == table.COLUMNS
     for name in table.COLUMNS[1:]:
         known, truth = table.KNOWN[name], published[name]

@@ -142,7 +142,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize('body, row, column, reason', REFUSED)
-def test_what_is_not_of_the_contract_is_refused_with_its_place(model, body, row, column, reason):
+def test_what_is_not_of_the_contract_is_refused_by_row_and_column(model, body, row, column, reason):
     status, answer = ask(body)
     assert status == 400
     first = answer['errors'][0]

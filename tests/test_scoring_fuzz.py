@@ -155,7 +155,7 @@ def nested(rng):
     opening, closing = rng.choice([('[', ']'), ('{"a":', '}'), ('{"data":', '}'),
                                    ('[{"data":[', ']}]')])
     text = opening * depth + rng.choice(['1', '', '{}']) + closing * rng.choice([depth, depth, 0])
-    return rng.choice([text, '{"data":%s}' % text, '{"data":[%s]}' % text]).encode()
+    return rng.choice([text, f'{{"data":{text}}}', f'{{"data":[{text}]}}']).encode()
 
 
 def request(rng):
@@ -312,9 +312,9 @@ def test_different_rows_from_many_clients_and_a_stop_under_load(model, tmp_path)
         after = megabytes(family(service.process.pid), 'Rss')
         answered = in_threads(until_stopped, CLIENTS)
         assert service.process.wait(60) == 0
-    print('\n%d different rows from %d clients, %d wrong or lost; memory %.1f MB after the first '
-          'quarter, %.1f MB at the end; %d whole and %d cut answers around SIGTERM' % (
-              REQUESTS, CLIENTS, len(problems), before, after, sum(answered), len(cut)))
+    print(f'\n{REQUESTS} different rows from {CLIENTS} clients, {len(problems)} wrong or lost; '
+          f'memory {before:.1f} MB after the first quarter, {after:.1f} MB at the end; '
+          f'{sum(answered)} whole and {len(cut)} cut answers around SIGTERM')
     assert problems == [] and cut == []
     assert sum(answered) >= 20
     assert after < before * (1 + MOST_GROWTH)

@@ -1,8 +1,19 @@
+import ast
+import contextlib
+import importlib
+import re
+
 import pytest
 
+import pipeline_yaml
 import settings
+from conftest import ROOT
 
 SUBSCRIPTION = '00000000-0000-0000-0000-000000000001'
+# What a script cannot do without, for those that read settings.
+SCRIPTS = {'workspace': [], 'dataset': ['--data', 'absent.csv'], 'publish': [], 'run': [],
+           'cancel_run': [], 'deploy': [], 'rollback': [], 'preflight': [],
+           'smoke_test': ['--service', 'aci'], 'branch_policy': [], 'devops_project': []}
 ENOUGH = {'SUBSCRIPTION_ID': SUBSCRIPTION, 'RESOURCE_GROUP': 'mlops-RG', 'WORKSPACE_NAME': 'ws1'}
 
 
@@ -68,3 +79,59 @@ def test_build_link_of_the_agent():
     ('LOCATION', 'West Europe')])
 def test_malformed_values_are_named(name, value):
     assert name + ' is ' in problems(dict(ENOUGH, **{name: value}))
+
+
+@pytest.mark.parametrize('name', sorted(SCRIPTS))
+def test_wrong_settings_are_wrong_use_in_every_script(name, tmp_path, monkeypatch, capsys):
+    for variable in ENOUGH:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv('AZURE_DEVOPS_ORG_URL', raising=False)
+    monkeypatch.setenv('MODEL_NAME', 'a b')
+    (tmp_path / 'outputs').mkdir()
+    (tmp_path / 'outputs' / 'service.json').write_text('{}')
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(name).main(SCRIPTS[name]) == 2
+    said = ''.join(capsys.readouterr())
+    assert re.search('SUBSCRIPTION_ID is not set|AZURE_DEVOPS_ORG_URL', said)
+
+
+def test_every_script_that_reads_settings_is_among_them():
+    readers = {path.stem for path in (ROOT / 'scripts').glob('*.py')
+               if re.search(r'SettingsError\b.* as error', path.read_text())}
+    assert readers == set(SCRIPTS)
+
+
+def option_defaults(path):
+    """{NAME: default} of the options of a script; a default that is computed is left out."""
+    found = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, 'attr', None) == 'add_argument':
+            for value in [word.value for word in node.keywords if word.arg == 'default']:
+                if isinstance(value, ast.Call) and getattr(value.func, 'id', None) == 'Path':
+                    value = value.args[0]
+                with contextlib.suppress(ValueError):
+                    name = ast.literal_eval(node.args[0]).strip('-').replace('-', '_').upper()
+                    found[name] = ast.literal_eval(value)
+    return found
+
+
+def test_makefile_settings_options_and_pipelines_have_the_same_defaults():
+    sources = {'Makefile': dict(re.findall(r'^([A-Z_]+) +\?= (\S+)$',
+                                           (ROOT / 'Makefile').read_text(), re.M)),
+               'settings': {name: default for name, default, _, _ in settings.SETTINGS},
+               'variables.yml': pipeline_yaml.variables(
+                   pipeline_yaml.read_pipeline(ROOT / 'devops' / 'ci.yml'))}
+    for folder in ('scripts', 'training'):
+        for path in (ROOT / folder).glob('*.py'):
+            if not path.name.startswith('bench_'):
+                sources[path.name] = option_defaults(path)
+    found = {}
+    for source, defaults in sources.items():
+        for name, value in defaults.items():
+            if value not in (None, ''):
+                text = str(value).lower() if isinstance(value, bool) else str(value)
+                found.setdefault(name, {}).setdefault(text, []).append(source)
+    assert {name: texts for name, texts in found.items() if len(texts) > 1} == {}
+    shared = {name for name, texts in found.items() if len(sum(texts.values(), [])) > 1}
+    assert {'MODEL_NAME', 'RUN_EVALUATION', 'ALLOW_RUN_CANCEL', 'ROWS', 'PORT', 'OUT', 'SERVICE',
+            'AML_CLUSTER_MAX_NODES', 'ACI_DEPLOYMENT_NAME', 'DATASET_NAME'} <= shared

@@ -104,15 +104,13 @@ def test_without_contributor_on_the_group_the_sentence_says_so(azure, role, said
 
 
 def test_contributor_on_the_group_is_enough(azure):
-    from loopback import resource_manager, sign_in
-    resource_manager.assign(azure, sign_in.OBJECT, None,
-                            f"/subscriptions/{VALUES['SUBSCRIPTION_ID']}")
+    azure.set_role(None, azure.subscription)
     create(azure)
     assert made(azure) == KINDS
 
 
 def test_a_provider_that_is_not_registered_is_named_with_what_to_do(azure):
-    azure.journal.table('unregistered')['x'] = {'namespace': 'Microsoft.KeyVault'}
+    azure.unregister('Microsoft.KeyVault')
     with pytest.raises(azure_ml.AzureError, match="namespace 'Microsoft.KeyVault'.*\n.*preflight"):
         create(azure)
     assert made(azure) == KINDS[:1]

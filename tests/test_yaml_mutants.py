@@ -280,14 +280,16 @@ def copies(tmp_path_factory):
 
 
 def problems_with(copies, mutant, with_schema):
-    """The problems of the file that uses a changed one."""
+    """The problems of the file that uses a changed one, with other parameters if need be."""
     name, old, new, _ = mutant
     path = copies / name
     text = path.read_text()
     assert old is None or old in text
     try:
         path.write_text(new if old is None else text.replace(old, new, 1))
-        return pipeline_checks.find_problems(copies / USERS.get(name, name), ROOT, with_schema)
+        path_used = copies / USERS.get(name, name)
+        return (pipeline_checks.find_problems(path_used, ROOT, with_schema, parameters={})
+                or pipeline_checks.find_problems(path_used, ROOT, with_schema))
     finally:
         path.write_text(text)
 

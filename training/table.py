@@ -1,4 +1,4 @@
-"""Read and check the safe driver table; the one place that knows its columns.
+"""Read and check the safe driver table; only this file knows its columns.
 
     python training/table.py --data outputs/data/safe_driver.csv
 """

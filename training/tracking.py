@@ -76,7 +76,8 @@ def replacing(path):
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
         yield temporary
-        _flush(temporary)
+        with open(temporary, 'rb+') as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):

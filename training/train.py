@@ -241,7 +241,8 @@ def write_set(folder, files):
     in storage that is mounted as one, an empty folder may vanish and no renaming is atomic.
     """
     for left in Path(folder).glob('.*.new'):
-        left.unlink()
+        with contextlib.suppress(OSError):
+            left.unlink()
     last = Path(folder, 'metrics.json')
     # What is entered first ends last.
     with contextlib.ExitStack() as stack:

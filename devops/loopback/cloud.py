@@ -40,8 +40,7 @@ class Cloud:
         self.tokens = sign_in.Tokens(self.journal)
         self._log_lock = threading.Lock()
         self._log = open(os.path.join(self.folder, 'requests.log'), 'a', encoding='utf-8')
-        resource_manager.assign(self, sign_in.OBJECT, 'Reader',
-                                f'/subscriptions/{resource_manager.SUBSCRIPTION}')
+        self.set_role('Reader', self.subscription)
         self._open_proxy()
         self.env = self._client_environment()
         self.jobs = Jobs(self)
@@ -134,8 +133,21 @@ class Cloud:
 
     def add_group(self, name, location='westeurope', role='Contributor'):
         """A resource group, as its owner makes it: with a role on it for the service principal."""
-        document = workspaces.create_group(self, name, location)
-        resource_manager.assign(self, sign_in.OBJECT, role, document['id'])
+        workspaces.create_group(self, name, location)
+        self.set_role(role, self.group(name))
+
+    subscription = f'/subscriptions/{resource_manager.SUBSCRIPTION}'
+
+    def group(self, name):
+        return f'{self.subscription}/resourceGroups/{name}'
+
+    def set_role(self, role, scope):
+        """Give the service principal this role, or with None none, at this scope."""
+        resource_manager.assign(self, sign_in.OBJECT, role, scope)
+
+    def unregister(self, namespace):
+        """A resource provider that the owner of the subscription has not registered."""
+        self.journal.table('unregistered')[namespace] = {'namespace': namespace}
 
     def report(self, text):
         """Note something that the stand-in does not know or does wrong."""

@@ -1,7 +1,7 @@
 """Execution of submitted pipelines: in order, each step as a real process, until done or canceled.
 
 Steps of one pipeline run one after the other, pipelines side by side. Sources: the pages on run
-states, cancelling and reuse of Azure ML v1 pipelines; the error texts of real runs.
+states and cancelling of Azure ML v1 pipelines; the error texts of real runs.
 """
 import threading
 import traceback
@@ -109,7 +109,7 @@ class Jobs:
     def _run_step(self, runs, step):
         """Whether the step is completed. When the stand-in stops, its run is left as it is."""
         step.find_run()
-        if runs[step.run]['dto']['status'] not in ENDED and not step.reuse():
+        if runs[step.run]['dto']['status'] not in ENDED:
             try:
                 self._wait_for_capacity(runs, step.run)
                 self._execute(runs, step)

@@ -47,6 +47,8 @@ def find_module(call, fingerprint):
 
 @route('POST', API, PIPELINES + '/Modules')
 def create_module(call):
+    if call.json.get('IsDeterministic'):
+        raise problem(501, 'LoopbackReuse', 'Loopback never reuses results: say allow_reuse=False.')
     document = _entity(dict(call.json, UploadState='1'))
     call.table('modules')[document['Id']] = document
     if call.json.get('IdentifierHash'):

@@ -29,8 +29,13 @@ ROLES = {
         'Microsoft.KeyVault/*', 'Microsoft.Storage/storageAccounts/*', 'Microsoft.Insights/*',
         'Microsoft.Resources/deployments/*'], []),
 }
+ML_VERSIONS = tuple('''2019-06-01 2019-11-01 2020-01-01 2020-02-02 2020-04-01 2020-06-01 2021-01-01
+    2021-04-01 2022-05-01 2022-10-01 2023-04-01 2023-10-01 2024-04-01 2024-10-01 2025-06-01
+    2025-09-01 2026-05-01'''.split())
 # Type: its api-versions.
 VERSIONS = {
+    f'{PROVIDER}/workspaces': ML_VERSIONS, f'{PROVIDER}/workspaces/computes': ML_VERSIONS,
+    f'{PROVIDER}/locations/vmSizes': ML_VERSIONS, f'{PROVIDER}/locations/usages': ML_VERSIONS,
     'Microsoft.Resources/subscriptions': ('2022-12-01', '2021-04-01', '2021-01-01', '2019-11-01',
                                           '2016-06-01'),
     'Microsoft.Resources/subscriptions/resourceGroups': ('2021-04-01', '2022-09-01'),
@@ -152,8 +157,9 @@ def check(call):
     assignments = [(row['scope'], row['role'])
                    for row in call.cloud.journal.table('assignments').values()
                    if row['principal'] == OBJECT]
-    # Whoever has a right in a subscription sees that it exists.
-    seen = kind == 'Microsoft.Resources/subscriptions' and assignments
+    # Whoever has a right in a subscription sees that it exists, and how far what they began is.
+    seen = assignments and (kind == 'Microsoft.Resources/subscriptions'
+                            or kind.lower().endswith('operationsstatus'))
     if not seen and not allowed(assignments, action, call.path):
         scope = call.path.rstrip('/')
         raise problem(403, 'AuthorizationFailed', f"The client '{CLIENT}' with object id "

@@ -6,7 +6,6 @@ training" of Azure ML v1 for outputs/ and logs/; MLOpsPython for the paths of pi
 container of a datastore is a folder here, so mounting it is naming it, unless the fault blob-mount
 strikes. As on Azure, a step makes the folder of its pipeline data itself.
 """
-import hashlib
 import json
 import os
 import shutil
@@ -72,24 +71,6 @@ class Step:
     def _siblings(self):
         return [row['dto'] for row in self._runs.values()
                 if row['dto']['parentRunId'] == self._parent]
-
-    def reuse(self):
-        """Take over the outputs of an equal completed step, where allow_reuse was not refused."""
-        if not self._module.get('IsDeterministic') or self._node.get('RegenerateOutput'):
-            return False
-        recipe = hashlib.sha256(json.dumps(
-            [self._module['Id'], self._parameters, self._sources()], sort_keys=True).encode())
-        for row in self._runs.values():
-            if row.get('recipe') == recipe.hexdigest() and row['dto']['status'] == 'Completed':
-                with self._runs.change(self.run) as own:
-                    own['outputs'] = row['outputs']
-                    own['dto']['status'] = 'Completed'
-                    own['dto']['properties'].update({
-                        'azureml.isreused': 'true', 'azureml.reusedrunid': row['dto']['runId']})
-                return True
-        with self._runs.change(self.run) as own:
-            own['recipe'] = recipe.hexdigest()
-        return False
 
     def prepare(self):
         """(command, folder, variables, log file), with the snapshot unpacked in the folder."""

@@ -324,13 +324,17 @@ class Job:
         files = sorted(glob.glob(str(self.sources / pattern)))
         if not files and is_yes(inputs.get('failTaskOnMissingResultsFile')):
             raise StepError(f'no test results: {pattern} does not exist')
-        cases, bad = 0, []
+        passed, skipped, bad = 0, 0, []
         for path in files:
             for case in self.xml_root(path).iter('testcase'):
-                cases += 1
                 if case.find('failure') is not None or case.find('error') is not None:
                     bad.append(f"{case.get('classname')}.{case.get('name')}")
-        said = f'{title}: {cases - len(bad)} passed'
+                elif case.find('skipped') is not None:
+                    skipped += 1
+                else:
+                    passed += 1
+        said = f'{title}: {passed} passed'
+        said += f', {skipped} skipped' if skipped else ''
         said += f', {len(bad)} failed' if bad else ''
         stream.write('\n'.join([said] + bad) + '\n')
         self.produced.append(said)

@@ -352,13 +352,13 @@ def combinations(declared):
 def find_problems(path, root=ROOT, with_schema=True, parameters=None):
     """All problems of one pipeline file, each once.
 
-    parameters: {name: value} to check with; else every combination of the listed values.
+    parameters: {name: value} to check with; None: every combination of the listed values.
     """
     found = []
     try:
         pipeline_yaml.read_pipeline(path, parameters)
         declared = pipeline_yaml.load_file(path).get('parameters', [])
-        for values in [parameters] if parameters else combinations(declared):
+        for values in combinations(declared) if parameters is None else [parameters]:
             pipeline = pipeline_yaml.read_pipeline(path, values)
             found += schema_problems(pipeline) if with_schema else []
             found += Checks(pipeline, root).find_problems()

@@ -155,13 +155,13 @@ class Client:
                           for node in nodes]}})
         return snapshot
 
-    def module(self, name, script, arguments, inputs=(), outputs=(), reuse=False):
+    def module(self, name, script, arguments, inputs=(), outputs=()):
         snapshot = self.snapshot()
         shape = {'Inputs': [{'Name': port} for port in inputs], 'Parameters': [],
                  'Outputs': [{'Name': port, 'DataStoreMode': 'mount'} for port in outputs],
                  'Arguments': [{'ValueType': kind, 'Value': value} for kind, value in arguments]}
         module = self.good('POST', 'pipelines/v1.0', '/Modules', {
-            'Name': name, 'IsDeterministic': reuse, 'StructuredInterface': shape,
+            'Name': name, 'IsDeterministic': False, 'StructuredInterface': shape,
             'StorageId': snapshot})
         values = [('0', 'Target', 'cpu'), ('0', 'Script', script), ('1', 'text', 'text')]
         return {'Id': name, 'ModuleId': module['Id'], 'ModuleParameters': [
@@ -180,9 +180,9 @@ class Client:
         return self.good('POST', 'pipelines/v1.0', '/PipelineRuns/PipelineSubmit/' + pipeline, {
             'ExperimentName': 'tests', 'ParameterAssignments': parameters})['Id']
 
-    def one_step(self, script, reuse=False):
+    def one_step(self, script):
         """Submit a pipeline of one step; its run."""
-        return self.submit(self.publish([self.module('only', script, [], reuse=reuse)]))
+        return self.submit(self.publish([self.module('only', script, [])]))
 
     def run(self, run):
         return self.good('GET', 'history/v1.0', '/runs/' + run)
@@ -432,17 +432,10 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize('reuse', [False, True])
-def test_a_step_is_run_again_unless_reuse_is_allowed(client, reuse):
-    pipeline = client.publish([client.module(
-        'only', 'write.py', [('Parameter', 'text'), ('Output', 'data')], outputs=['data'],
-        reuse=reuse)])
-    seen = []
-    for text in 'aba':
-        run = client.submit(pipeline, text=text)
-        assert client.ended(run) == 'Completed'
-        seen.append('azureml.isreused' in client.steps(run)['only']['properties'])
-    assert seen == [False, False, reuse]
+def test_a_step_whose_results_may_be_reused_is_refused(client):
+    answer = client.api('POST', 'pipelines/v1.0', '/Modules', {
+        'Name': 'only', 'IsDeterministic': True, 'StructuredInterface': {}, 'StorageId': 'x'})
+    assert (answer.status_code, 'allow_reuse=False' in answer.text) == (501, True)
 
 
 def test_a_step_that_fails_or_never_ends_on_demand(client, azure):

@@ -30,8 +30,8 @@ SECRETS = re.compile(
     r'|(?i:(accountkey|sharedaccesskey|client_secret|password)["\']?\s*[=:]\s*)["\']?[^\s"\',;&]+')
 
 ADVICE = {
-    401: 'the sign-in was refused: check the service connection, renew its secret if it has one, or '
-         'run `az login`',
+    401: 'the sign-in was refused: check the service connection, renew its secret if it has one, '
+         'or run `az login`',
     403: 'the sign-in has no right to do this: give it the role Contributor on the resource group',
     404: 'it is not there: `make preflight` tells which name is wrong',
     409: 'another operation on it is under way: run this again in a few minutes',

@@ -126,7 +126,7 @@ SETTINGS = (
     # A hosted agent ends a job after 60 minutes and says nothing; this comes first and says how
     # to go on.
     ('RUN_TIMEOUT_MINUTES', 40.0, minutes, 'the longest wait for a run'),
-    ('DEPLOY_TIMEOUT_MINUTES', 50.0, minutes, 'the longest wait for a deployment'),
+    ('DEPLOY_TIMEOUT_MINUTES', 45.0, minutes, 'the longest wait for a deployment'),
 )
 
 Settings = collections.namedtuple('Settings', [name.lower() for name, _, _, _ in SETTINGS])

@@ -44,16 +44,25 @@ def put_compute(call, name):
     if old and old['properties']['computeType'] != kind:
         raise problem(409, 'Conflict', f"Compute '{name}' exists and is of type "
                       f"{old['properties']['computeType']}.")
-    if not re.match(r'[a-zA-Z][a-zA-Z0-9-]{0,14}[a-zA-Z0-9]$', name):
+    if not re.match(r'[a-zA-Z][a-zA-Z0-9-]{1,22}[a-zA-Z0-9]$', name):
         raise problem(
-            400, 'BadRequest', f"Compute name '{name}' is invalid: 2 to 16 letters, digits or "
+            400, 'BadRequest', f"Compute name '{name}' is invalid: 3 to 24 letters, digits or "
             'hyphens, the first a letter, the last not a hyphen.')
     if kind == 'AmlCompute':
         size = asked['properties'].get('vmSize', '')
-        if size.lower() not in [known.lower() for known in SIZES]:
+        found = {known.lower(): known for known in SIZES}.get(size.lower())
+        if found is None:
             raise problem(
                 400, 'InvalidPropertyValue', f"The specified vmSize '{size}' is not available in "
                 f"this region. The available sizes are: {', '.join(sorted(SIZES))}")
+        family, cores, _ = SIZES[found]
+        least = (asked['properties'].get('scaleSettings') or {}).get('minNodeCount') or 0
+        if least * cores > QUOTA_CORES:
+            raise problem(
+                400, 'ClusterMinNodesExceedCoreQuota', 'The specified subscription has a '
+                f'standard{family}Family family vCPU quota of {QUOTA_CORES} and cannot accomodate '
+                f'for at least {least} requested managed compute nodes which maps to '
+                f'{least * cores} vCPUs.')
     call.table('computes')[name.lower()] = {
         'id': f"{call.workspace['id']}/computes/{name}", 'name': name,
         'type': PROVIDER + '/workspaces/computes', 'location': call.workspace['location'],

@@ -173,6 +173,13 @@ def check(call):
                       'to register subscriptions.')
 
 
+def may(cloud, principal, action, group):
+    """Whether a principal's roles in a resource group, or above it, allow the action."""
+    found = [(row['scope'], row['role']) for row in cloud.journal.table('assignments').values()
+             if row['principal'] == principal]
+    return allowed(found, action, f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}')
+
+
 def registered(cloud, namespace):
     off = {row['namespace'].lower() for row in cloud.journal.table('unregistered').values()}
     return namespace.lower() not in off

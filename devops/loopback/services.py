@@ -13,6 +13,7 @@ import re
 import secrets
 import uuid
 
+from . import resource_manager
 from .containers import OPERATION_ENDED
 from .models import MANAGEMENT, apply_patch, refused
 from .routing import API, SCORING, Answer, Dropped, route
@@ -79,6 +80,16 @@ def create_service(call):
     if resources['cpu'] > MOST_CORES or resources['memoryInGB'] > MOST_GB:
         raise refused(400, 'BadRequest', f'ACI gives {MOST_CORES} cores and {MOST_GB} GB at most, '
                       f"not {resources['cpu']} and {resources['memoryInGB']}.")
+    # Azure ML makes the container group; with which identity is inferred, see devops/README.md.
+    identity = call.workspace['identity']['principalId']
+    make = 'Microsoft.ContainerInstance/containerGroups/write'
+    if not resource_manager.may(call.cloud, identity, make, call.workspace['group']):
+        refusal = (f"The client with object id '{identity}' does not have authorization to perform "
+                   f"action '{make}' over the resource group. (Code: AuthorizationFailed)")
+        return _accepted(call, _operation(call, name, 'Failed', {
+            'code': 'AciDeploymentFailed', 'statusCode': 403,
+            'message': f'Aci Deployment failed with exception: {refusal}',
+            'details': [{'code': 'AuthorizationFailed', 'message': refusal}]}))
     old = call.table('services').get(name)
     if old and not asked.get('overwrite'):
         raise refused(409, 'Conflict', f'Service {name} {EXISTS}')

@@ -308,7 +308,7 @@ def test_an_unknown_route_fails_and_is_named(tmp_path):
 def test_a_compute_of_another_kind_or_of_an_unknown_size_is_refused(client):
     path = client.space + '/computes/'
     assert code(client.arm('PUT', path + 'cpu', compute('AKS'))) == (409, 'Conflict')
-    assert code(client.arm('PUT', path + 'x2', compute(size='Giant'))) == (
+    assert code(client.arm('PUT', path + 'x2x', compute(size='Giant'))) == (
         400, 'InvalidPropertyValue')
     assert code(client.arm('PUT', path + 'under_score', compute())) == (400, 'BadRequest')
     names = [one['name'] for one in client.arm('GET', path).json()['value']]

@@ -149,7 +149,7 @@ $(call VALUES,rows table parameters run-evaluation model-name build training-pin
 
 TABLE_CODE := training/table.py training/tracking.py training/columns.json
 
-$(OUT)/data/safe_driver.csv: training/sample.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
+$(OUT)/data/safe_driver.csv: training/sample.py training/tracking.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(ROWS) --out $@
 
 $(MODEL) &: training/train.py training/parameters.py training/metrics.py training/report.py $(TABLE_CODE) \

@@ -119,8 +119,8 @@ def state_of(resource):
 def refused(what, error, status):
     """An AzureError in the words of an ARM error, {"code", "message"}, with what to do."""
     code, message = str(error.get('code', '')), ' '.join(str(error['message']).split())
-    advice = next((way for words, way in ADVICE.items() if words in (code, message)
-                   or words in message), azure_ml.ADVICE.get(status))
+    advice = next((text for words, text in ADVICE.items() if words == code or words in message),
+                  azure_ml.ADVICE.get(status))
     return azure_ml.AzureError(
         f'could not {what}: HTTP {status}, {azure_ml.clean(code + ": " + message)[:400]}'
         + (f'\n{advice}' if advice else ''), status)

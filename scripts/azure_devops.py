@@ -139,11 +139,14 @@ def check_answer(answer, fields, doing, path=''):
 
 
 class Client:
-    """Calls to one organisation and project. `{project}` in a path is the project's name."""
+    """Calls to one organisation and project. `{project}` in a path is the project's name.
+
+    changes: how many things put_right changed, or would change without DRY_RUN=1.
+    """
 
     def __init__(self, settings):
         import requests
-        self.settings = settings
+        self.settings, self.changes = settings, 0
         self.session = requests.Session()
         self.session.headers.update({'Accept': 'application/json',
                                      # 401 rather than a redirect to the sign-in page
@@ -179,6 +182,34 @@ class Client:
         """
         answer, _ = self._call(method, path, doing, body, query, **more)
         return answer if fields is None else check_answer(answer, fields, doing)
+
+    def put_right(self, name, existing, differences, body, path, update='PUT', **more):
+        """Create a thing when `existing` is None, update it when something differs; print it.
+
+        differences: lines for people; update: the method that does it. Returns the JSON of the
+        answer, or None when nothing was to be sent, as in a dry run.
+        """
+        verb = 'create' if existing is None else 'update' if differences else 'ok'
+        number, answer = (existing or {}).get('id'), None
+        if verb != 'ok':
+            self.changes += 1
+            if not self.settings.dry_run:
+                answer = self.call('POST' if verb == 'create' else update,
+                                   f'{path}/{number}' if number else path,
+                                   f'{verb} the {name}', body, **more)
+        print(f'  {verb:8}{name}' + (f' (id {number})' if number else ''))
+        for line in differences:
+            print('            ' + line)
+        return answer
+
+    def summary(self):
+        """The last line: what put_right did or would do."""
+        if not self.changes:
+            return 'Nothing to change.'
+        things = f"{self.changes} thing{'s' * (self.changes > 1)}"
+        if self.settings.dry_run:
+            return f'Dry run: nothing was changed. Without DRY_RUN=1 this changes {things}.'
+        return f'Changed {things}.'
 
     def identities(self, search, doing):
         """Users and groups whose name or mail address is `search`."""

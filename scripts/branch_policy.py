@@ -33,12 +33,9 @@ POLICY = {'id': int, 'type': {'id': str}, 'createdBy?': {}, 'settings?': {
     'minimumApproverCount?': int,
     'scope?': [{'repositoryId?': str, 'refName?': str, 'matchKind?': str}]}}
 
-# One thing that should be so. verb: ok, create or update; what differs as lines.
-Change = collections.namedtuple('Change', 'verb name differences body id')
-
 
 def desired_policies(definition_id, scope):
-    """The policies as they are sent: (name for people, body). definition_id: of the PR pipeline."""
+    """The policies as they are to be: (name for people, body). definition_id: the PR pipeline's."""
     settings = (
         ('at least one reviewer, who is not the author', REVIEWERS, {
             'minimumApproverCount': 1,
@@ -60,8 +57,9 @@ def desired_policies(definition_id, scope):
         }),
         ('all comments resolved', COMMENTS, {}),
     )
-    return [(name, {'isEnabled': True, 'isBlocking': True, 'type': {'id': policy},
-                    'settings': dict(fields, scope=scope)}) for name, policy, fields in settings]
+    return [(f'policy "{name}"', {'isEnabled': True, 'isBlocking': True, 'type': {'id': policy},
+                                   'settings': dict(fields, scope=scope)})
+            for name, policy, fields in settings]
 
 
 def scope_of(repository, branch):
@@ -104,21 +102,6 @@ def applies_to(existing, repository, branch):
     return False
 
 
-def is_equal(have, want):
-    """Whether two values say the same: the service leaves out what is false, 0 or empty."""
-    return (have or None) == (want or None)
-
-
-def merge_into(existing, body):
-    """The body to send: what is there, our fields put right. More reviewers than asked stay."""
-    settings = dict(existing['settings'], **body['settings'])
-    if 'minimumApproverCount' in settings:
-        settings['minimumApproverCount'] = max(
-            body['settings']['minimumApproverCount'],
-            existing['settings'].get('minimumApproverCount') or 0)
-    return dict(body, settings=settings)
-
-
 def differences(existing, body):
     """Lines 'field: is -> should be' of the fields that we own; existing None: all of them."""
     lines = []
@@ -127,29 +110,11 @@ def differences(existing, body):
               for name in sorted(body['settings']) if name != 'scope']
     for name, have, want in pairs:
         value = (have or {}).get(name)
-        if existing is None or not is_equal(value, want[name]):
+        # The service leaves out what is false, 0 or empty.
+        if existing is None or (value or None) != (want[name] or None):
             lines.append(f"{name}: {'none' if value is None else json.dumps(value)} -> "
                          f'{json.dumps(want[name])}')
     return lines
-
-
-def plan_policies(existing, wanted, definitions):
-    """What to do about the wanted policies, and remarks about duplicates of them."""
-    changes, remarks = [], []
-    for name, body in wanted:
-        same = sorted((policy for policy in existing if is_same(policy, body, definitions)),
-                      key=lambda policy: policy['id'])
-        if not same:
-            changes.append(Change('create', name, differences(None, body), body, None))
-            continue
-        full = merge_into(same[0], body)
-        owned = dict(full, settings={key: full['settings'][key] for key in body['settings']})
-        lines = differences(same[0], owned)
-        changes.append(Change('update' if lines else 'ok', name, lines, full, same[0]['id']))
-        remarks += [f"duplicate: policy {policy['id']} does the same as policy {same[0]['id']}; "
-                    f"delete it: az repos policy delete --id {policy['id']}"
-                    for policy in same[1:]]
-    return changes, remarks
 
 
 def describe_policy(policy):
@@ -204,33 +169,10 @@ def find_pipelines(client, repository):
     return {path: sorted(group, key=lambda one: one['id']) for path, group in found.items()}
 
 
-def send_change(client, change):
-    """Do one change. Raises AzureDevOpsError also when the service kept something else."""
-    doing = f'{change.verb} the policy "{change.name}"'
-    if change.id is None:
-        kept = client.call('POST', POLICIES, doing, change.body, fields=POLICY,
-                           needs=EDIT_POLICIES)
-    else:
-        kept = client.call('PUT', f'{POLICIES}/{change.id}', doing, change.body, fields=POLICY,
-                           needs=EDIT_POLICIES)
-    lost = differences(kept, change.body)
-    if lost:
-        raise AzureDevOpsError(f'Azure DevOps took the policy "{change.name}" but did not keep it '
-                               f"all: {'; '.join(lost)}")
-
-
-def show_change(change):
-    """A change, its differences below it."""
-    label = f'  {change.verb:8}{change.name}'
-    print(label + (f' (id {change.id})' if change.id else ''))
-    for line in change.differences:
-        print('            ' + line)
-
-
 def apply_policies(client, repository, pipelines):
     """Bring the policies of the branch to what they should be, and print what is done.
 
-    pipelines: as find_pipelines gives them. Returns the number of changes.
+    pipelines: as find_pipelines gives them.
     """
     definitions = pipelines.get(PULL_REQUEST_YAML, [])
     if not definitions:
@@ -245,31 +187,39 @@ def apply_policies(client, repository, pipelines):
     in_use = [policy['settings']['buildDefinitionId'] for policy in existing
               if policy['settings'].get('buildDefinitionId') in ids]
     wanted = desired_policies((in_use or ids)[0], scope)
-    changes, remarks = plan_policies(existing, wanted, ids)
+    print(f"Branch policies of {client.settings.branch} in {repository['name']}")
+    remarks = []
+    for name, body in wanted:
+        same = sorted((policy for policy in existing if is_same(policy, body, ids)),
+                      key=lambda policy: policy['id'])
+        remarks += [f"duplicate: policy {policy['id']} does the same as policy {same[0]['id']}; "
+                    f"delete it: az repos policy delete --id {policy['id']}"
+                    for policy in same[1:]]
+        put_policy_right(client, name, same[0] if same else None, body)
     remarks += [describe_policy(policy) for policy in existing
                 if not any(is_same(policy, body, ids) for _, body in wanted)]
     remarks += [f"pipeline {one['id']}, {one['name']}, is {one['queueStatus']}: no pull request "
                 'can pass until it is enabled' for one in definitions
                 if one['id'] == wanted[1][1]['settings']['buildDefinitionId']
                 and one.get('queueStatus', 'enabled') != 'enabled']
-    print(f"Branch policies of {client.settings.branch} in {repository['name']}")
-    for change in changes:
-        if change.verb != 'ok' and not client.settings.dry_run:
-            send_change(client, change)
-        show_change(change)
     for remark in remarks:
         print('  ' + remark)
-    return sum(change.verb != 'ok' for change in changes)
 
 
-def summary(count, dry_run):
-    """The last line: what was done or would be done."""
-    if not count:
-        return 'Nothing to change.'
-    things = f"{count} thing{'s' * (count > 1)}"
-    if dry_run:
-        return f'Dry run: nothing was changed. Without DRY_RUN=1 this changes {things}.'
-    return f'Changed {things}.'
+def put_policy_right(client, name, existing, body):
+    """Create or update one policy. Raises AzureDevOpsError also when the service keeps less."""
+    there, wanted = (existing or {}).get('settings') or {}, body['settings']
+    if 'minimumApproverCount' in wanted:
+        # More reviewers than asked stay.
+        wanted['minimumApproverCount'] = max(wanted['minimumApproverCount'],
+                                             there.get('minimumApproverCount') or 0)
+    kept = client.put_right(name, existing, differences(existing, body),
+                            dict(body, settings=dict(there, **wanted)), POLICIES,
+                            fields=POLICY, needs=EDIT_POLICIES)
+    lost = kept and differences(kept, body)
+    if lost:
+        raise AzureDevOpsError(f"Azure DevOps took the {name} but did not keep it all: "
+                               f"{'; '.join(lost)}")
 
 
 def main(argv=None):
@@ -277,21 +227,16 @@ def main(argv=None):
         argparse.RawDescriptionHelpFormatter))
     parser.parse_args(argv)
     try:
-        settings = azure_devops.read_settings(os.environ)
-    except SettingsError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    try:
-        client = azure_devops.Client(settings)
+        client = azure_devops.Client(azure_devops.read_settings(os.environ))
         repository = find_repository(client)
         branches = find_branches(client, repository)
-        if settings.branch not in branches:
+        if client.settings.branch not in branches:
             raise AzureDevOpsError(absent_branch(client, repository, branches))
-        count = apply_policies(client, repository, find_pipelines(client, repository))
-    except AzureDevOpsError as error:
+        apply_policies(client, repository, find_pipelines(client, repository))
+    except (SettingsError, AzureDevOpsError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
-    print(summary(count, settings.dry_run))
+        return 2 if isinstance(error, SettingsError) else 1
+    print(client.summary())
     return 0
 
 

@@ -20,7 +20,6 @@ import azure_devops
 import branch_policy
 import settings
 from azure_devops import AzureDevOpsError
-from branch_policy import Change, show_change
 from settings import SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +35,8 @@ WANTED = ('SUBSCRIPTION_ID', 'RESOURCE_GROUP', 'WORKSPACE_NAME', 'LOCATION')
 APPROVAL = {'id': '8c6f20a7-a545-4486-9777-f762fafe0d4d', 'name': 'Approval'}
 # The longest that Azure DevOps lets a deployment wait for an approval: 30 days.
 APPROVAL_MINUTES = 43200
+# microsoft/terraform-provider-azuredevops, resource_check_exclusive_lock.
+LOCK = {'id': '2ef31ad6-baa0-403a-8b45-2cbc9b4e5563', 'name': 'ExclusiveLock'}
 PREVIEW = '7.1-preview.1'
 GROUPS = '{project}/_apis/distributedtask/variablegroups'
 ENVIRONMENTS = '{project}/_apis/distributedtask/environments'
@@ -109,7 +110,7 @@ def group_values(environ, group):
 
 
 def plan_group(name, group, values, project):
-    """Create the variable group, or put our values right in it; other variables stay.
+    """What differs, and the variable group to send; variables of others stay.
 
     A secret is read back without its value and is sent back so, which keeps it: as Microsoft's own
     command line does (az pipelines variable-group variable update).
@@ -133,17 +134,16 @@ def plan_group(name, group, values, project):
     }
     if (group or {}).get('description'):
         body['description'] = group['description']
-    verb = 'create' if group is None else 'update' if lines else 'ok'
-    return Change(verb, 'variable group ' + name, lines, body, (group or {}).get('id'))
+    return lines, body
 
 
 def plan_approval(environment, checks, approver, named):
-    """Someone must approve what goes to the environment.
+    """The approval that is there or None, what differs, and the one to send.
 
-    checks: the environment's; approver: {'id', 'name'}; named: whether a setting names them, else
-    any approval that is there will do. Approvers that others added stay.
+    Someone must approve what goes to the environment. checks: the environment's; approver: {'id',
+    'name'}; named: whether a setting names them, else any approval that is there will do.
+    Approvers that others added stay.
     """
-    name = 'approval before ' + environment['name']
     there = [check for check in checks if check['type']['id'] == APPROVAL['id']]
     if not there:
         body = {'type': APPROVAL, 'timeout': APPROVAL_MINUTES, 'settings': {
@@ -151,7 +151,7 @@ def plan_approval(environment, checks, approver, named):
             'minRequiredApprovers': 1, 'instructions': '', 'blockedApprovers': []},
             'resource': {'type': 'environment', 'id': str(environment['id']),
                          'name': environment['name']}}
-        return Change('create', name, ['approvers: none -> ' + approver['name']], body, None)
+        return None, ['approvers: none -> ' + approver['name']], body
     check = there[0]
     fields = check.get('settings') or {}
     approvers = fields.get('approvers') or []
@@ -165,18 +165,32 @@ def plan_approval(environment, checks, approver, named):
     body = {'type': APPROVAL, 'timeout': check.get('timeout', APPROVAL_MINUTES),
             'isDisabled': False, 'resource': check['resource'],
             'settings': dict(fields, approvers=[{'id': one['id']} for one in approvers])}
-    return Change('update' if lines else 'ok', name, lines, body, check['id'])
+    return check, lines, body
 
 
-def plan_permission(kind, resource, granted, pipelines):
-    """Let pipelines use a resource. granted: the service's answer; pipelines: {name: id}."""
-    everyone = ((granted or {}).get('allPipelines') or {}).get('authorized')
-    ids = {one['id'] for one in (granted or {}).get('pipelines') or [] if one.get('authorized')}
+def plan_lock(environment, checks):
+    """The exclusive lock that is there or None, what differs, and the one to send.
+
+    With it one deployment at a time goes to the environment, of whatever pipeline.
+    """
+    there = next((check for check in checks if check['type']['id'].lower() == LOCK['id']), None)
+    lines = ['isDisabled: true -> false'] if (there or {}).get('isDisabled') else []
+    body = {'type': LOCK, 'timeout': APPROVAL_MINUTES, 'isDisabled': False, 'settings': {},
+            'resource': {'type': 'environment', 'id': str(environment['id']),
+                         'name': environment['name']}}
+    return there, lines, body
+
+
+def plan_permission(granted, pipelines):
+    """What differs, and the permission to send, for all of {name: id} to use a resource.
+
+    granted: the service's answer.
+    """
+    everyone = (granted.get('allPipelines') or {}).get('authorized')
+    ids = {one['id'] for one in granted.get('pipelines') or [] if one.get('authorized')}
     lacking = [] if everyone else [name for name in sorted(pipelines) if pipelines[name] not in ids]
-    return Change('update' if lacking else 'ok', f'use of {KINDS[kind][0]} {resource}',
-                  [f'pipeline {name}: not allowed -> allowed' for name in lacking],
-                  {'pipelines': [{'id': pipelines[name], 'authorized': True} for name in lacking]},
-                  None)
+    return ([f'pipeline {name}: not allowed -> allowed' for name in lacking],
+            {'pipelines': [{'id': pipelines[name], 'authorized': True} for name in lacking]})
 
 
 def find_approver(client, wanted):
@@ -213,25 +227,12 @@ def find_group(client, name):
 
 
 class Work:
-    """The set-up: makes changes or, in a dry run, only shows them; counts; keeps what is left."""
+    """The set-up by one client; keeps what is left for a person."""
 
     def __init__(self, client):
         self.client = client
-        self.changes = 0
         self.by_hand = []
         self.complete = True
-
-    def make_change(self, change, method, path, needs, fields=None, version=azure_devops.VERSION):
-        """One change by one call. Returns the answer, or None when there was nothing to send."""
-        answer = None
-        if change.verb != 'ok':
-            self.changes += 1
-            if not self.client.settings.dry_run:
-                answer = self.client.call(method, path, f'{change.verb} the {change.name}',
-                                          change.body, fields=fields, needs=needs,
-                                          version=version)
-        show_change(change)
-        return answer
 
     def leave_to_person(self, text):
         """Something that only a person can do and that the set-up is not complete without."""
@@ -242,11 +243,11 @@ class Work:
         """The variable group's id (None in a dry run that would create it) and its values."""
         group = find_group(self.client, name)
         values = group_values(environ, group)
-        change = plan_group(name, group, values, project)
-        path = '_apis/distributedtask/variablegroups' + ('' if group is None
-                                                         else f"/{group['id']}")
-        answer = self.make_change(change, 'POST' if group is None else 'PUT', path, LIBRARY,
-                                  {'id': int})
+        lines, body = plan_group(name, group, values, project)
+        # Variable groups are made for several projects at once, outside of any.
+        answer = self.client.put_right('variable group ' + name, group, lines, body,
+                                       '_apis/distributedtask/variablegroups',
+                                       fields={'id': int}, needs=LIBRARY)
         return (answer or group or {}).get('id'), values
 
     def set_up_environment(self, name, wanted):
@@ -254,22 +255,23 @@ class Work:
         fields = {'id': int, 'name': str}
         listed = self.client.pages(ENVIRONMENTS, 'list the environments', fields, {'name': name},
                                    needs=ENVIRONMENT)
-        there = [one for one in listed if one['name'].lower() == name.lower()]
-        change = Change('ok' if there else 'create', 'environment ' + name, [],
-                        {'name': name, 'description': 'The service of the safe driver model'}, None)
-        made = self.make_change(change, 'POST', ENVIRONMENTS, ENVIRONMENT, fields)
-        environment = made or (there or [None])[0]
+        there = next((one for one in listed if one['name'].lower() == name.lower()), None)
+        environment = self.client.put_right(
+            'environment ' + name, there, [],
+            {'name': name, 'description': 'The service of the safe driver model'}, ENVIRONMENTS,
+            fields=fields, needs=ENVIRONMENT) or there
         checks = environment and self.client.pages(
             CHECKS, 'read the checks of the environment', CHECK, {
                 'resourceType': 'environment', 'resourceId': environment['id'],
                 '$expand': 'settings'}, needs=ENVIRONMENT, version=PREVIEW)
-        change = plan_approval(environment or {'id': None, 'name': name}, checks or [],
-                               find_approver(self.client, wanted), bool(wanted))
-        if change.id is None:
-            self.make_change(change, 'POST', CHECKS, ENVIRONMENT, version=PREVIEW)
-        else:
-            self.make_change(change, 'PATCH', f'{CHECKS}/{change.id}', ENVIRONMENT,
-                             version=PREVIEW)
+        shown = environment or {'id': None, 'name': name}
+        for title, planned in (
+                ('approval before', plan_approval(shown, checks or [], find_approver(
+                    self.client, wanted), bool(wanted))),
+                ('exclusive lock on', plan_lock(shown, checks or []))):
+            check, lines, body = planned
+            self.client.put_right(f'{title} {name}', check, lines, body, CHECKS,
+                                  update='PATCH', needs=ENVIRONMENT, version=PREVIEW)
         return environment and environment['id']
 
     def find_connection(self, name, subscription, group):
@@ -294,13 +296,14 @@ class Work:
         """Create the pipelines that are missing, and add them to what find_pipelines found."""
         for name, path in PIPELINES:
             there = known.get(path, [None])[0]
-            body = {'name': name, 'folder': '\\', 'configuration': {
-                'type': 'yaml', 'path': '/' + path, 'repository': {
-                    'id': repository['id'], 'name': repository['name'], 'type': 'azureReposGit'}}}
-            label = f"pipeline {there['name'] if there else name}, {path}"
-            change = Change('ok' if there else 'create', label, [], body, None)
-            answer = self.make_change(change, 'POST', '{project}/_apis/pipelines',
-                                      "'Create build pipeline'", {'id': int, 'name': str})
+            answer = self.client.put_right(
+                f"pipeline {there['name'] if there else name}, {path}", there, [],
+                {'name': name, 'folder': '\\', 'configuration': {
+                    'type': 'yaml', 'path': '/' + path, 'repository': {
+                        'id': repository['id'], 'name': repository['name'],
+                        'type': 'azureReposGit'}}},
+                '{project}/_apis/pipelines', fields={'id': int, 'name': str},
+                needs="'Create build pipeline'")
             if not there:
                 known[path] = [answer or {'id': 'that of ' + name, 'name': name}]
             if path in FIRST_RUN and not known[path][0].get('latestBuild'):
@@ -314,12 +317,12 @@ class Work:
                      if (kind, name) in needed[path] and path in known}
             if not users:
                 continue
-            path = f'{PERMISSIONS}/{kind}/{number}'
+            path, (words, needs) = f'{PERMISSIONS}/{kind}/{number}', KINDS[kind]
             granted = number is not None and self.client.call(
-                'GET', path, 'read who may use the ' + KINDS[kind][0], fields=USERS,
-                version=PREVIEW)
-            self.make_change(plan_permission(kind, name, granted or None, users), 'PATCH', path,
-                             KINDS[kind][1], version=PREVIEW)
+                'GET', path, f'read who may use the {words}', fields=USERS, version=PREVIEW)
+            lines, body = plan_permission(granted or {}, users)
+            self.client.put_right(f'use of {words} {name}', {}, lines, body, path,
+                                  update='PATCH', needs=needs, version=PREVIEW)
 
 
 def set_up(work, environ):
@@ -362,7 +365,7 @@ def set_up(work, environ):
     known = branch_policy.find_pipelines(client, repository)
     work.create_pipelines(repository, known)
     work.permit_pipelines(resources, needed, known)
-    work.changes += branch_policy.apply_policies(client, repository, known)
+    branch_policy.apply_policies(client, repository, known)
 
 
 def main(argv=None):
@@ -384,7 +387,7 @@ def main(argv=None):
     except (SettingsError, AzureDevOpsError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
-    print(branch_policy.summary(work.changes, config.dry_run))
+    print(work.client.summary())
     if work.by_hand:
         print('\nLeft for you:')
         for number, text in enumerate(work.by_hand, 1):

@@ -89,13 +89,14 @@ def submit_pipeline(space, config, published, build_id):
                      'CodeCommit': given['code_commit']}}
     what = f'submit the pipeline {published.name}'
     for attempt in range(1, SUBMIT_TRIES + 1):
-        pause = 2 ** attempt
+        pause = FIRST_PAUSE_SECONDS * 2 ** attempt
         try:
             with azure_ml.asking(what, config.call_timeout_seconds):
                 answer = requests.post(
                     published.endpoint, json=body, timeout=config.call_timeout_seconds / 3,
                     headers=sign_in.authentication(os.environ).get_authentication_header())
-                pause = int(answer.headers.get('Retry-After') or pause)
+                said = answer.headers.get('Retry-After', '')
+                pause = int(said) if said.isdigit() else pause
                 answer.raise_for_status()
                 found = answer.json()
                 if not isinstance(found, dict) or not found.get('Id'):

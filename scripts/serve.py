@@ -13,7 +13,7 @@ from pathlib import Path
 
 SCORING = Path(__file__).resolve().parent.parent / 'scoring'
 SERVER = 'azureml_inference_server_http'
-VERSION = re.compile('[1-9][0-9]*$')
+VERSION = re.compile('[1-9][0-9]*')
 
 
 def newest_version(registry, name):
@@ -22,7 +22,7 @@ def newest_version(registry, name):
     The rule is that of training/tracking.py: a number, and tags.json, which is written last.
     """
     versions = [folder for folder in (registry / name).glob('*')
-                if VERSION.match(folder.name) and (folder / 'tags.json').is_file()]
+                if VERSION.fullmatch(folder.name) and (folder / 'tags.json').is_file()]
     if not versions:
         raise LookupError(f'no version of the model {name} in {registry}; `make retrain` registers '
                           'one')

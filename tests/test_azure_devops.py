@@ -105,7 +105,7 @@ def test_all_pages_are_read(service):
         service.add_pipeline(f'p{number}', 'x.yml')
     service.page_size = 2
     found = client_of(service).pages('{project}/_apis/build/definitions', 'list the pipelines',
-                                      {'name': str})
+                                     {'name': str})
     assert [one['name'] for one in found] == ['p0', 'p1', 'p2', 'p3', 'p4']
     assert len(service.requests) == 3
 
@@ -117,13 +117,13 @@ def test_passing_faults_are_ridden_out(service, waits, fault):
     assert len(waits) == 2
 
 
-@pytest.mark.parametrize('fault, calls', [('broken', 1), ('stopped', 1), ('busy', 2)])
-def test_a_post_is_sent_again_only_when_it_was_turned_away(service, waits, fault, calls):
+@pytest.mark.parametrize('fault, times', [('broken', 1), ('stopped', 1), ('busy', 2)])
+def test_a_post_is_sent_again_only_when_it_was_turned_away(service, waits, fault, times):
     service.misbehave(fault)
     body = {'name': 'aci'}
     with contextlib.suppress(azure_devops.AzureDevOpsError):
         client_of(service).call('POST', '{project}/_apis/distributedtask/environments', 'x', body)
-    assert len(service.requests) == calls
+    assert len(service.requests) == times
 
 
 def test_a_pause_longer_than_the_deadline_is_not_waited_for(service, waits):

@@ -27,11 +27,11 @@ def test_dry_run_shows_and_changes_nothing(ready):
     row('branch-policy, dry run', code, text)
     assert code == 0
     assert ready.writes() == []
-    for line in ('create  at least one reviewer', 'creatorVoteCounts: none -> false',
+    for line in ('create  policy "at least one reviewer', 'creatorVoteCounts: none -> false',
                  'minimumApproverCount: none -> 1', 'resetOnSourcePush: none -> true',
                  'blockLastPusherVote: none -> true', 'filenamePatterns: none -> []',
                  f"buildDefinitionId: none -> {ready.pipeline['id']}",
-                 'create  all comments resolved', 'Dry run: nothing was changed'):
+                 'create  policy "all comments resolved"', 'Dry run: nothing was changed'):
         assert line in text
 
 
@@ -249,7 +249,8 @@ def test_no_pipeline_yet(service):
     ('broken', 'did not list the branch policies (HTTP 500): TF400898'),
     ('stopped', 'did not list the branch policies (HTTP 503): TF24668'),
     ('not JSON', 'is not JSON but text/plain, 19 bytes'),
-    ('no list', 'asked to list the branch policies, and its answer cannot be used: value is missing'),
+    ('no list', 'asked to list the branch policies, and its answer cannot be used: value is '
+                'missing'),
     ('stalled', 'No answer from 127.0.0.1'),
 ])
 def test_bad_answers_are_sentences(ready, waits, monkeypatch, fault, words):

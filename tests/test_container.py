@@ -38,9 +38,9 @@ def test_every_setting_is_passed_by_name_and_no_value_is_in_the_command():
     environ = {row[0]: 's3cret' for row in settings.SETTINGS}
     environ.update({name: 's3cret' for name in container.PASSED}, OTHER='x')
     command = container.docker_run('image', ['make', 'test'], environ, USER)
-    flags, image, words = docker_stand_in.parse(command[2:])
-    assert image == 'image' and words[-2:] == ['make', 'test']
-    assert set(environ) - set(flags['env']) == {'OTHER'}
+    args = docker_stand_in.parse(command[2:])
+    assert args.image == 'image' and args.command[-2:] == ['make', 'test']
+    assert set(environ) - set(args.env) == {'OTHER'}
     assert not any('s3cret' in word for word in command)
 
 
@@ -95,21 +95,16 @@ def test_a_cancelled_step_reaches_the_script_behind_make(docker, tmp_path):
 
 
 @pytest.mark.parametrize('words, code, said', [
-    (['run', '--nope', 'image'], 125, 'unknown flag: --nope'),
-    (['run', '-z', 'image'], 125, "unknown shorthand flag: 'z' in -z"),
-    (['run', '--user'], 125, 'flag needs an argument: --user'),
-    (['run', '--rm'], 1, "'docker run' requires at least 1 argument"),
-    (['run', '-e', '=x', 'image'], 125, 'invalid environment variable: =x'),
-    (['run', '-w', 'here', 'image'], 125, 'it needs to be an absolute path'),
+    (['run', '--volume', '/tmp:/tmp', 'image'], 125, 'unrecognized arguments: --volume'),
+    (['run', '--user'], 125, 'expected one argument'),
+    (['run', '--workdir', 'here', 'image'], 125, 'it needs to be an absolute path'),
     (['run', '--mount', 'type=bind,source=/no/such,target=/no/such', 'image'], 125,
      'bind source path does not exist: /no/such'),
-    (['run', '--mount', 'type=bind,sauce=/tmp,target=/tmp', 'image'], 125,
-     "unexpected key 'sauce'"),
-    (['run', '-v', '/tmp:/tmp', 'image'], 125, 'does not imitate --volume'),
+    (['run', '--mount', 'type=bind,sauce=/tmp,target=/tmp', 'image'], 125, 'can only bind'),
     (['run', 'image'], 125, "without the agent's user"),
-    (['run', '-u', USER, 'image:no-such-tag'], 125, 'manifest unknown'),
-    (['run', '-u', USER, 'image', 'sh', '-c', 'exit 9'], 9, ''),
-    (['run', f'-u{USER}', '-eNAME=x', 'image', 'sh', '-c', 'test $NAME = x'], 0, ''),
+    (['run', '--user', USER, 'image:no-such-tag'], 125, 'manifest unknown'),
+    (['run', '--user', USER, '--env', 'NAME=x', 'image', 'sh', '-c', 'test $NAME = x; exit 9'], 9,
+     ''),
     (['pull', 'image:no-such-tag'], 1, 'manifest unknown'),
     (['build', '.'], 125, 'does not imitate docker build'),
 ])

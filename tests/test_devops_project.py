@@ -38,7 +38,8 @@ def allowed(service):
 
 
 def test_the_yaml_says_what_each_pipeline_uses():
-    found = {path: devops_project.used_resources(ROOT / path) for _, path in devops_project.PIPELINES}
+    found = {path: devops_project.used_resources(ROOT / path)
+             for _, path in devops_project.PIPELINES}
     both = {('variablegroup', GROUP), ('endpoint', '$(AZURE_RM_SVC_CONNECTION)')}
     assert found == {
         # It runs code that nobody has reviewed.
@@ -77,7 +78,8 @@ def test_apply_then_apply_again(ready):
     assert {one['name']: one['process']['yamlFilename'] for one in ready.definitions.values()} == {
         'safe-driver-pr': '/devops/pr.yml', 'safe-driver-ci': '/devops/ci.yml',
         'safe-driver-workspace': '/devops/workspace.yml'}
-    check, = ready.checks.values()
+    check, lock = ready.checks.values()
+    assert (lock['type']['name'], lock['settings']) == ('ExclusiveLock', {})
     assert [one['id'] for one in check['settings']['approvers']] == [ready.users[0]['id']]
     users = ['safe-driver-ci', 'safe-driver-workspace']
     assert allowed(ready) == {'variablegroup': users, 'endpoint': users,
@@ -133,7 +135,7 @@ def spoil_pipeline(service):
 
 def spoil_policy(service):
     service.policies.popitem()
-    return 'create  all comments resolved'
+    return 'create  policy "all comments resolved"'
 
 
 @pytest.mark.parametrize('spoil', [spoil_group, spoil_variable, spoil_permission, spoil_approval,
@@ -148,7 +150,7 @@ def test_drift_is_put_right(ready, spoil):
     assert group(ready)['variables'] == EVERYTHING
     assert not next(iter(ready.checks.values())).get('isDisabled')
     assert allowed(ready)['variablegroup'] == ['safe-driver-ci', 'safe-driver-workspace']
-    assert (len(ready.definitions), len(ready.policies), len(ready.checks)) == (3, 3, 1)
+    assert (len(ready.definitions), len(ready.policies), len(ready.checks)) == (3, 3, 2)
     assert 'Nothing to change' in run(devops_project, ready.env)[1]
 
 
@@ -206,7 +208,7 @@ def test_what_failed_half_way_is_finished_by_the_next_run(ready, point):
     code, text = run(devops_project, ready.env)
     assert code == 0
     assert (len(ready.groups), len(ready.environments), len(ready.checks), len(ready.definitions),
-            len(ready.policies)) == (1, 1, 1, 3, 3)
+            len(ready.policies)) == (1, 1, 2, 3, 3)
 
 
 def test_before_the_code_is_pushed(ready):
@@ -214,7 +216,7 @@ def test_before_the_code_is_pushed(ready):
     code, text = run(devops_project, ready.env)
     row('devops-project, nothing pushed yet', code, text)
     assert code == 1
-    assert (len(ready.groups), len(ready.checks), len(ready.definitions)) == (1, 1, 0)
+    assert (len(ready.groups), len(ready.checks), len(ready.definitions)) == (1, 2, 0)
     assert '_git/safe-driver HEAD:refs/heads/master' in text
     assert 'Not complete' in text
     ready.branches[ready.repositories[0]['id']] = ['master']
@@ -257,7 +259,7 @@ def test_the_approver_is_a_setting(ready):
     assert 'Nothing to change' in run(devops_project, ready.env)[1]
     ready.checks[next(iter(ready.checks))]['settings']['minRequiredApprovers'] = 2
     code, text = run(devops_project, dict(ready.env, APPROVER='[Safe Driver]\\Contributors'))
-    check, = ready.checks.values()
+    check, lock = ready.checks.values()
     assert [one['id'] for one in check['settings']['approvers']] == [
         ready.users[1]['id'], ready.users[2]['id']]
     assert check['settings']['minRequiredApprovers'] == 2

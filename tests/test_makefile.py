@@ -28,7 +28,7 @@ case $name in
             touch $(dirname $out)/registry/safe_driver_model/1/tags.json $out;;
   *) mkdir -p $(dirname $out); touch $out;;
 esac
-echo $name >> calls
+echo $name >> log
 '''
 
 
@@ -56,14 +56,14 @@ class Project:
 
     def make(self, *words, fails=False):
         """Names of the scripts that make ran, in order."""
-        calls = self.folder / 'calls'
-        calls.write_text('')
+        log = self.folder / 'log'
+        log.write_text('')
         done = subprocess.run(
             ['make', 'PYTHON=./python'] + list(words), cwd=str(self.folder),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
             env={'PATH': f'{self.folder}:/usr/bin:/bin'})
         assert (done.returncode != 0) == fails, done.stdout
-        return calls.read_text().split()
+        return log.read_text().split()
 
 
 @pytest.fixture(scope='module')

@@ -128,6 +128,16 @@ def test_expressions(text, value):
     assert pipeline_yaml.evaluate(tree, lambda words: {'x': 'y'}[words[1]], status) == value
 
 
+@pytest.mark.parametrize('text, words', [
+    ("eq('a', 'b'", 'the end where ) is expected'), ("eq('a', ", 'it ends too early'),
+    ("eq('a', 'b'))", ') is left over'), ("eq('a')", ') where , is expected'),
+    ('eq("a", 1)', '"" is not known here'), ('variables.x != 1', '!= is not known here'),
+    ('x', 'neither a function call nor a value')])
+def test_an_expression_that_cannot_be_read_is_a_sentence(text, words):
+    with pytest.raises(pipeline_yaml.PipelineError, match=re.escape(words)):
+        pipeline_yaml.parse_expression(text)
+
+
 def test_macros_that_are_not_defined_stay_as_in_the_agent():
     assert pipeline_yaml.fill_in_macros('$(A.b) $(date) $c', {'a.b': 1}) == '1 $(date) $c'
 

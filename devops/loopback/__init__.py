@@ -11,9 +11,9 @@ or in the foreground, see __main__.py. Neither needs the other, nor its packages
 def start(folder, python=None):
     """Start loopback Azure ML on `folder` and return its Cloud; stop() it, or use `with`.
 
-    Everything lives in the folder, so a new start on it goes on where the last one ended. Steps
-    and containers run with the interpreter `python`, else with this one. A request that no route
-    knows is answered with 501. Raises OSError.
+    Blobs, steps, containers and the log of requests are in the folder, all else is in memory and
+    ends with it. Steps and containers run with the interpreter `python`, else with this one. A
+    request that no route knows is answered with 501. Raises OSError.
     """
     from .cloud import Cloud
     return Cloud(folder, python)

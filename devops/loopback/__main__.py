@@ -2,7 +2,7 @@
 
     cd devops
     python -m loopback azure-devops
-    python -m loopback azure-ml --folder DIR
+    python -m loopback azure-ml
 
 It prints `export` lines to paste into another shell. Azure ML exits with 1 if it was asked for
 something that it does not know.
@@ -16,10 +16,8 @@ import threading
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog='python -m loopback', description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(prog='python -m loopback', description=__doc__.splitlines()[0])
     parser.add_argument('service', choices=('azure-ml', 'azure-devops'))
-    parser.add_argument('--folder', help='where Azure ML keeps everything; used again, it goes on '
-                                         'from there (default: a temporary one)')
     args = parser.parse_args(argv)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -28,7 +26,7 @@ def main(argv=None):
         try:
             if args.service == 'azure-ml':
                 from loopback.cloud import Cloud
-                service = Cloud(args.folder or scratch)
+                service = Cloud(scratch)
             else:
                 from loopback.azure_devops import AzureDevOps
                 service = AzureDevOps()

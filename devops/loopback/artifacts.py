@@ -59,22 +59,15 @@ def create_artifacts(call, origin, container):
 
 @route('GET', API, ARTIFACTS + '/contentinfo/{origin}/{container}/{path*}')
 def get_content(call, origin, container, path):
-    get_artifact(call, origin, container, path)
+    if not os.path.isfile(artifact_path(call.cloud, call.workspace, origin, container, path)):
+        raise problem(404, 'UserError', f'There is no artifact {origin}/{container}/{path}.')
     return _content(call, origin, container, path)
 
 
 @route('GET', API, ARTIFACTS + '/prefix/contentinfo/{origin}/{container}/{path*}')
-@route('GET', API, ARTIFACTS + '/prefix/contentinfo/{origin}/{container}')
-def list_contents(call, origin, container, path=''):
+def list_contents(call, origin, container, path):
     names = artifact_names(call.cloud, call.workspace, origin, container, path)
     return {'value': [_content(call, origin, container, name) for name in names]}
-
-
-@route('GET', API, ARTIFACTS + '/metadata/{origin}/{container}/{path*}')
-def get_artifact(call, origin, container, path):
-    if not os.path.isfile(artifact_path(call.cloud, call.workspace, origin, container, path)):
-        raise problem(404, 'UserError', f'There is no artifact {origin}/{container}/{path}.')
-    return _artifact(origin, container, path)
 
 
 @route('GET', API, ARTIFACTS + '/{origin}/{container}')

@@ -100,7 +100,8 @@ class Contract:
         self.definitions = dict(text['definitions'], **CORRECTIONS)
         check = self.definitions['pipelinesChecks_CheckConfiguration']
         self.definitions['pipelinesChecks_CheckConfiguration'] = dict(
-            check, properties=dict(check['properties'], settings=APPROVAL_SETTINGS))
+            check, properties=dict(check['properties'], settings={
+                'anyOf': [APPROVAL_SETTINGS, _object()]}))
         self.operations = [self._operation(method.upper(), template, operation)
                            for template, methods in text['paths'].items()
                            for method, operation in methods.items()]

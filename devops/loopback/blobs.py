@@ -74,13 +74,6 @@ def list_blobs(call, container):
     return Answer(text.encode(), 200, {'Content-Type': 'application/xml'})
 
 
-@route('PUT', BLOB, '/{container}', signed_in=False)
-def put_container(call, container):
-    """Containers are there as soon as they are named."""
-    _account(call)
-    return Answer(b'', 201)
-
-
 @route('HEAD', BLOB, '/{container}/{name*}', signed_in=False)
 @route('GET', BLOB, '/{container}/{name*}', signed_in=False)
 def get_blob(call, container, name):

@@ -35,34 +35,23 @@ class Cloud:
         self.unknown = []
         self.exchanges = collections.deque(maxlen=EXCHANGES)
         self.faults = Faults()
-        self.journal = state.Journal(os.path.join(self.folder, 'state.jsonl'))
+        self.journal = state.Journal()
         self.blobs = state.Blobs(os.path.join(self.folder, 'blobs'))
-        self.tokens = sign_in.Tokens(self.journal)
+        self.tokens = sign_in.Tokens()
+        self.new_job = self.tokens.new_job
+        self._seed = secrets.token_bytes(16)
         self._log_lock = threading.Lock()
         self._log = open(os.path.join(self.folder, 'requests.log'), 'a', encoding='utf-8')
         self.set_role('Reader', self.subscription)
-        self._open_proxy()
-        self.env = self._client_environment()
         self.jobs = Jobs(self)
         self.containers = Containers(self)
-        self._proxy.start()
-        self.jobs.resume()
-        self.containers.resume()
-
-    def _open_proxy(self):
-        """Listen on the port of the last start, if it is free, so that clients find it again."""
-        settings = self.journal.table('settings')
-        known = settings.get('stand-in') or {'seed': secrets.token_hex(16), 'port': 0}
-        self._seed = known['seed'].encode()
-        try:
-            self._proxy = transport.Proxy(self, known['port'])
-        except OSError:
-            self._proxy = transport.Proxy(self)
-        settings['stand-in'] = dict(known, port=self._proxy.server_port)
+        self._proxy = transport.Proxy(self)
         self.url = f'http://127.0.0.1:{self._proxy.server_port}'
         self._authority = os.path.join(self.folder, 'ca.pem')
-        with state.private_file(self._authority, 'wb') as file:
+        with state.open_private(self._authority) as file:
             file.write(self._proxy.authority.cert_pem.bytes())
+        self.env = self._client_environment()
+        self._proxy.start()
 
     def __enter__(self):
         return self
@@ -71,12 +60,11 @@ class Cloud:
         self.stop()
 
     def stop(self):
-        """End all processes and connections. What was under way goes on at the next start."""
+        """End all processes and connections."""
         self.faults.stopping.set()
         self.jobs.stop()
         self.containers.stop()
         self._proxy.stop()
-        self.journal.close()
         self._log.close()
 
     def table(self, workspace, name):
@@ -101,14 +89,14 @@ class Cloud:
         return variables
 
     def _client_environment(self):
-        """As above, with a fresh home and a fresh password for the service principal."""
-        home = os.path.join(self.folder, f'client-{secrets.token_hex(4)}')
+        """As above, with a home of its own and the service principal's password."""
+        home = os.path.join(self.folder, 'client')
         homes = {'HOME': home, 'AZUREML_AUTH_CONFIG_DIR': os.path.join(home, 'azureml'),
                  'AZURE_CONFIG_DIR': os.path.join(home, 'azure'),
                  'SSL_CERT_DIR': os.path.join(home, 'no-certificates')}
         for folder in homes.values():
             os.makedirs(folder, mode=0o700, exist_ok=True)
-        secret = self.tokens.new_secret()
+        secret = self.tokens.secret
         return dict(
             self.proxy_environment(), SUBSCRIPTION_ID=resource_manager.SUBSCRIPTION,
             AZUREML_SERVICE_PRINCIPAL_TENANT_ID=sign_in.TENANT, tenantId=sign_in.TENANT,
@@ -118,18 +106,11 @@ class Cloud:
     @property
     def connection(self):
         """What a task of Azure Pipelines gets of a service connection, of either kind."""
-        ids = {'TENANT_ID': sign_in.TENANT, 'CLIENT_ID': sign_in.CLIENT,
-               'SERVICE_CONNECTION_ID': sign_in.CONNECTION}
-        return dict({f'AZURESUBSCRIPTION_{name}': value for name, value in ids.items()}, **{
-            name: self.env[name] for name in ('tenantId', 'servicePrincipalId',
-                                              'servicePrincipalKey')})
-
-    def new_job(self, with_connection):
-        """The variables by which a job of Azure Pipelines asks for OIDC tokens.
-
-        with_connection: whether its tasks name the service connection.
-        """
-        return self.tokens.new_job([sign_in.CONNECTION] if with_connection else [])
+        return {
+            'tenantId': sign_in.TENANT, 'AZURESUBSCRIPTION_TENANT_ID': sign_in.TENANT,
+            'servicePrincipalId': sign_in.CLIENT, 'AZURESUBSCRIPTION_CLIENT_ID': sign_in.CLIENT,
+            'servicePrincipalKey': self.tokens.secret,
+            'AZURESUBSCRIPTION_SERVICE_CONNECTION_ID': sign_in.CONNECTION}
 
     def add_group(self, name, location='westeurope', role='Contributor'):
         """A resource group, as its owner makes it: with a role on it for the service principal."""

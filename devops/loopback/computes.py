@@ -80,15 +80,7 @@ def patch_compute(call, name):
     get_compute(call, name)
     with call.table('computes').change(name.lower()) as document:
         document['properties']['properties'].update(call.json['properties'].get('properties') or {})
-        document['properties']['modifiedOn'] = now()
     return Answer(get_compute(call, name), 200, _operation(call))
-
-
-@route('DELETE', ARM, WORKSPACE + '/computes/{name}')
-def delete_compute(call, name):
-    get_compute(call, name)
-    del call.table('computes')[name.lower()]
-    return Answer(status=202, headers=_operation(call))
 
 
 def _current(call, document):

@@ -36,13 +36,6 @@ class Containers:
         self._stopping = False
         self._containers = {}
 
-    def resume(self):
-        """Start again what ran at the last stop."""
-        for workspace in self.cloud.journal.table('workspaces').values():
-            for document in self.cloud.table(workspace, 'services').values():
-                if document['state'] != 'Failed':
-                    self.replace(workspace, document['name'], document['operationId'])
-
     def replace(self, workspace, name, operation):
         """Put a new container in the place of the service's old one, if there is one."""
         container = _Container(self, workspace, name, operation)

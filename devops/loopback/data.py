@@ -37,23 +37,6 @@ def get_datastore(call, name=DEFAULT):
             'resourceGroup': call.workspace['group']}}
 
 
-@route('GET', API, DATASTORES + '/datastores')
-def list_datastores(call):
-    return {'value': [get_datastore(call, name) for name in CONTAINERS]}
-
-
-@route('POST', API, DATASETS + '/saveddatasets')
-def save_dataset(call):
-    document = dict(call.json, id=call.json.get('id') or str(uuid.uuid4()))
-    call.table('saved-datasets')[document['id']] = document
-    return document
-
-
-@route('GET', API, DATASETS + '/saveddatasets/{identity}')
-def get_saved_dataset(call, identity):
-    return call.table('saved-datasets')[identity]
-
-
 @route('POST', API, DATASETS + '/datasets')
 def register_dataset(call):
     asked = call.json
@@ -102,25 +85,6 @@ def list_datasets_by_saved_id(call, saved):
                       if document['latest']['savedDatasetId'] == saved]}
 
 
-@route('GET', API, DATASETS + '/datasets')
-def list_datasets(call):
-    return {'value': [row['versions'][-1] for row in call.table('datasets').values()]}
-
-
-@route('GET', API, DATASETS + '/datasets/{identity}')
-def get_dataset_by_id(call, identity):
-    for row in call.table('datasets').values():
-        if row['id'] == identity:
-            return row['versions'][-1]
-    raise problem(404, 'UserError', f'No dataset with id {identity}.')
-
-
-@route('GET', API, DATASETS + '/datasets/{identity}/versions')
-def list_dataset_versions(call, identity):
-    rows = [row for row in call.table('datasets').values() if row['id'] == identity]
-    return {'value': [version['latest'] for row in rows for version in row['versions']]}
-
-
 @route('GET', API, '/data/v1.0' + WORKSPACE + '/dataversion/{name}/versions/{version}')
 def get_data_version(call, name, version):
     """What the Rust reader asks for before it reads a dataset that is saved but not registered."""
@@ -155,11 +119,6 @@ def get_environment(call, name, version=None):
             return document
     raise problem(404, 'UserError', f"No environment {name}, version {version or 'any'}, in "
                   f"workspace {call.workspace['name']}.")
-
-
-@route('GET', API, ENVIRONMENTS)
-def list_environments(call):
-    return {'value': [row['versions'][-1] for row in call.table('environments').values()]}
 
 
 IMAGES = '/environment/v2.0' + WORKSPACE + '/environments/{name}/versions/{version}/image'

@@ -16,10 +16,6 @@ HISTORY = '/history/v1.0' + WORKSPACE
 PREFIXES = ('', '/experiments/{experiment}', '/experimentids/{experiment}')
 METRICS = '/metric/v2.0' + WORKSPACE + '/runs/{run}'
 ENDED = ('Completed', 'Failed', 'Canceled')
-EVENTS = {'Microsoft.MachineLearning.Run.Start': 'Running',
-          'Microsoft.MachineLearning.Run.Completed': 'Completed',
-          'Microsoft.MachineLearning.Run.Failed': 'Failed',
-          'Microsoft.MachineLearning.Run.Canceled': 'Canceled'}
 ORIGIN = 'ExperimentRun'
 LOGS = ('user_logs/', 'azureml-logs/', 'system_logs/', 'logs/azureml/')
 
@@ -79,11 +75,6 @@ def _experiment(call, name):
     return get_or_create_experiment(call.table('experiments'), name)
 
 
-@route('POST', API, HISTORY + '/experiments:query')
-def list_experiments(call):
-    return {'value': call.table('experiments').values(), 'continuationToken': None}
-
-
 @route('GET', API, HISTORY + '/experiments/{name}')
 def get_experiment(call, name):
     return call.table('experiments')[name]
@@ -117,14 +108,6 @@ def patch_run(call, run, experiment=None):
     return row['dto']
 
 
-@runs_route('DELETE', '/runs/{run}/tags')
-def delete_tags(call, run, experiment=None):
-    with call.table('runs').change(run) as row:
-        for key in call.json:
-            row['dto']['tags'].pop(key, None)
-    return row['dto']
-
-
 @runs_route('GET', '/runs/{run}/details')
 def get_details(call, run, experiment=None):
     row = call.table('runs')[run]
@@ -146,7 +129,6 @@ def list_children(call, run, experiment=None):
 
 
 @runs_route('POST', '/runs:query')
-@runs_route('POST', '/runs/:query')
 def query_runs(call, experiment=None):
     """The newest first."""
     wanted = call.json.get('filter') or ''
@@ -177,14 +159,6 @@ def _matches_term(dto, term):
     return (value == wanted) == (operator == 'eq')
 
 
-@runs_route('POST', '/runs/{run}/events')
-def post_event(call, run, experiment=None):
-    status = EVENTS.get(call.json.get('name'))
-    if status:
-        set_status(call.table('runs'), run, status)
-    return {}
-
-
 @runs_route('GET', '/runs/{run}/token')
 def get_token(call, run, experiment=None):
     """A fresh token for the process of the run."""
@@ -201,7 +175,6 @@ def _metrics(call, run):
 
 
 @route('POST', API, METRICS + '/batch')
-@runs_route('POST', '/runs/{run}/batch/metrics')
 def post_metrics(call, run, experiment=None):
     with call.cloud.journal.lock:
         call.table('metrics')[run] = {'values': _metrics(call, run) + call.json['values']}
@@ -227,9 +200,3 @@ def get_metric(call, run):
     for step, cell in enumerate(cells):
         cell['step'] = step
     return dict(values[-1], continuationToken=None, value=cells)
-
-
-@runs_route('POST', '/metrics:query')
-def query_metrics(call, experiment=None):
-    """The first generation of metrics, which the SDK asks for as well: there are none."""
-    return {'value': [], 'continuationToken': None}

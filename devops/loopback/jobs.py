@@ -7,10 +7,8 @@ import threading
 import traceback
 
 from . import processes
-from .history import ENDED, set_status
+from .history import set_status
 from .steps import Step, StepFailed
-
-CANCELED = ('Canceled', 'CancelRequested')
 
 
 class Jobs:
@@ -18,55 +16,37 @@ class Jobs:
 
     def __init__(self, cloud):
         self._cloud = cloud
-        self._threads = []
+        self._started = []
+        # {run of a step: (its process, its compute)}
         self._processes = {}
-        self._busy = {}
         self._changed = threading.Condition()
-        self.stopping = False
-
-    def resume(self):
-        """Go on with what was under way at the last stop; a step that was broken off starts anew.
-        """
-        for workspace in self._cloud.journal.table('workspaces').values():
-            for row in self._cloud.table(workspace, 'runs').values():
-                dto = row['dto']
-                if dto['runType'] == 'azureml.PipelineRun' and dto['status'] not in ENDED:
-                    self.start(workspace, dto['runId'])
 
     def start(self, workspace, run):
         thread = threading.Thread(target=self._guard, args=(workspace, run), daemon=True)
-        self._threads.append(thread)
+        self._started.append((workspace, run, thread))
         thread.start()
 
     def cancel(self, workspace, run):
         """Ask the pipeline run to end. The process of its step is killed at once."""
         runs = self._cloud.table(workspace, 'runs')
         with self._changed:
-            for dto in self._family(runs, run):
-                if dto['status'] not in ENDED:
-                    set_status(runs, dto['runId'], 'CancelRequested')
-                    if dto['runId'] in self._processes:
-                        processes.kill(self._processes[dto['runId']])
+            for step in family(runs, run):
+                set_status(runs, step, 'CancelRequested')
+                if step in self._processes:
+                    processes.kill(self._processes[step][0])
             self._changed.notify_all()
 
     def nodes(self, compute):
         """How many nodes of the compute are busy."""
-        return self._busy.get(compute, 0)
+        with self._changed:
+            return sum(target == compute for _, target in self._processes.values())
 
     def stop(self):
-        """Kill all steps and leave their runs as they are, to be resumed."""
-        with self._changed:
-            self.stopping = True
-            self._changed.notify_all()
-            for process in self._processes.values():
-                processes.kill(process)
-        for thread in self._threads:
+        """End all pipelines."""
+        for workspace, run, _ in self._started:
+            self.cancel(workspace, run)
+        for _, _, thread in self._started:
             thread.join(10)
-
-    @staticmethod
-    def _family(runs, run):
-        return [row['dto'] for row in runs.values()
-                if run in (row['dto']['runId'], row['dto']['parentRunId'])]
 
     def _guard(self, workspace, run):
         """Run the pipeline; a mistake of the stand-in itself fails the run and is named."""
@@ -87,17 +67,15 @@ class Jobs:
         values.update(facts['ParameterAssignments'] or {})
         failed = []
         for node in in_order(kept['graph']):
-            if runs[run]['dto']['status'] in CANCELED or failed and not kept['go_on']:
+            if canceled(runs, run) or failed and not kept['go_on']:
                 break
             set_status(runs, run, 'Running')
             step = Step(self._cloud, workspace, run, kept['graph'], node, values)
-            if not self._run_step(runs, step) and not self.stopping:
+            if not self._run_step(runs, run, step):
                 failed.append(step.name)
-            if self.stopping:
-                return
-        if runs[run]['dto']['status'] in CANCELED:
-            for dto in self._family(runs, run):
-                set_status(runs, dto['runId'], 'Canceled')
+        if canceled(runs, run):
+            for one in family(runs, run):
+                set_status(runs, one, 'Canceled')
         elif failed:
             nodes = ', /'.join(failed)
             set_status(runs, run, 'Failed', error(
@@ -106,47 +84,46 @@ class Jobs:
         else:
             set_status(runs, run, 'Completed')
 
-    def _run_step(self, runs, step):
-        """Whether the step is completed. When the stand-in stops, its run is left as it is."""
-        step.find_run()
-        if runs[step.run]['dto']['status'] not in ENDED:
-            try:
-                self._wait_for_capacity(runs, step.run)
-                self._execute(runs, step)
-                status, reason = 'Completed', None
-            except StepFailed as failure:
-                status, reason = 'Failed', error('UserError', str(failure))
-            if self.stopping:
-                return False
-            if runs[step.run]['dto']['status'] in CANCELED:
-                status, reason = 'Canceled', None
-            set_status(runs, step.run, status, reason)
-        return runs[step.run]['dto']['status'] == 'Completed'
+    def _run_step(self, runs, run, step):
+        """Whether the step is completed."""
+        status, reason = 'Completed', None
+        try:
+            self._execute(runs, run, step)
+        except StepFailed as failure:
+            status, reason = 'Failed', error('UserError', str(failure))
+        if canceled(runs, run):
+            status, reason = 'Canceled', None
+        set_status(runs, step.run, status, reason)
+        return status == 'Completed'
 
-    def _execute(self, runs, step):
+    def _execute(self, runs, run, step):
+        with self._changed:
+            # Queued while the fault no-capacity lasts.
+            while self._cloud.faults.capacity_errors() and not canceled(runs, run):
+                self._changed.wait(0.2)
         command, folder, environ, log = step.prepare()
         with self._changed:
-            if self.stopping or runs[step.run]['dto']['status'] in CANCELED:
-                raise StepFailed('It was canceled before it started.')
+            if canceled(runs, run):
+                return
             process = processes.start(command, folder, environ, log)
-            self._processes[step.run] = process
-            self._busy[step.target] = self._busy.get(step.target, 0) + 1
+            self._processes[step.run] = process, step.target
             set_status(runs, step.run, 'Running')
         try:
             step.wait(process)
         finally:
             with self._changed:
-                self._busy[step.target] -= 1
                 del self._processes[step.run]
-            if not self.stopping:
-                step.upload()
+            step.upload()
 
-    def _wait_for_capacity(self, runs, run):
-        """Stay queued while the fault no-capacity lasts."""
-        with self._changed:
-            while self._cloud.faults.capacity_errors() and not self.stopping \
-                    and runs[run]['dto']['status'] not in CANCELED:
-                self._changed.wait(0.2)
+
+def family(runs, run):
+    """The pipeline run and those of its steps."""
+    return [row['dto']['runId'] for row in runs.values()
+            if run in (row['dto']['runId'], row['dto']['parentRunId'])]
+
+
+def canceled(runs, run):
+    return runs[run]['dto']['status'] in ('Canceled', 'CancelRequested')
 
 
 def in_order(graph):

@@ -50,13 +50,10 @@ def get_asset(call, asset):
     return call.table('assets')[asset]
 
 
-@models_route('POST', '/list')
 @models_route('GET')
 def list_models(call):
     """The newest first. Conditions on tags and properties are written key=value or key."""
-    asked = dict(call.query)
-    if call.body:
-        asked.update(call.json)
+    asked = call.query
     found = call.table('models').values()
     for field in ('name', 'runId', 'framework'):
         if asked.get(field):

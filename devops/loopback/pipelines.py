@@ -7,10 +7,8 @@ meaning of the numbers; what azureml-sdk 1.55 and 1.62 send.
 import json
 import uuid
 
-from .artifacts import artifact_path
-from .history import ENDED, ORIGIN, get_or_create_experiment, new_run
+from .history import ENDED, get_or_create_experiment, new_run
 from .routing import API, WORKSPACE, Answer, problem, route
-from .steps import USER_LOG
 from .workspaces import api_root, need_registry, now
 
 PIPELINES = '/pipelines/v1.0' + WORKSPACE
@@ -116,16 +114,6 @@ def set_pipeline_status(call, pipeline):
         document['EntityStatus'] = str(call.json)
 
 
-@route('GET', API, PIPELINES + '/Graphs/{graph}')
-def get_graph(call, graph):
-    return call.table('graphs')[graph]['graph']
-
-
-@route('GET', API, PIPELINES + '/Graphs/{graph}/Interface')
-def get_graph_interface(call, graph):
-    return call.table('graphs')[graph]['interface']
-
-
 @route('POST', API, RUNS + 'PipelineSubmit/{pipeline}')
 def submit_published(call, pipeline):
     published = call.table('pipelines')[pipeline]
@@ -189,12 +177,6 @@ def get_pipeline_run(call, run):
         'CreationTime': dto['createdUtc'], 'EndTime': dto['endTimeUtc']})
 
 
-@route('GET', API, RUNS + 'Pipeline/{pipeline}')
-def list_pipeline_runs(call, pipeline):
-    return [get_pipeline_run(call, one['Id']) for one in call.table('pipeline-runs').values()
-            if one['PipelineId'] == pipeline]
-
-
 @route('DELETE', API, RUNS + '{run}/Execution')
 def cancel_pipeline_run(call, run):
     status = call.table('runs')[run]['dto']['status']
@@ -213,24 +195,13 @@ def _step(call, run):
     return None
 
 
-@route('GET', API, NODES + 'Node/Status')
-@route('POST', API, NODES + 'Node/Status')
-def get_node_status(call, run):
-    row = _step(call, run)
-    dto = row['dto'] if row else {}
-    return {'StatusCode': CODES[dto.get('status', 'NotStarted')][1], 'StatusDetail': None,
-            'RunId': dto.get('runId'), 'StartTime': dto.get('startTimeUtc'),
-            'EndTime': dto.get('endTimeUtc')}
-
-
-@route('GET', API, NODES + 'Node/StatusCode')
 @route('POST', API, NODES + 'Node/StatusCode')
 def get_node_code(call, run):
-    return get_node_status(call, run)['StatusCode']
+    row = _step(call, run)
+    return CODES[row['dto']['status'] if row else 'NotStarted'][1]
 
 
 @route('POST', API, RUNS + '{run}/Outputs')
-@route('POST', API, NODES + 'Node/Outputs')
 def get_node_outputs(call, run):
     row = _step(call, run) or {}
     outputs = {}
@@ -239,13 +210,3 @@ def get_node_outputs(call, run):
         outputs[name] = {'DataTypeId': 'AnyDirectory', 'DataLocation': {
             'StorageType': '3', 'DataReference': {'Type': '1', 'AzureBlobReference': reference}}}
     return outputs
-
-
-@route('POST', API, NODES + 'Shareable/JobLog')
-@route('POST', API, NODES + 'Shareable/StdOut')
-@route('POST', API, NODES + 'Shareable/StdErr')
-def get_node_log(call, run):
-    container = _step(call, run)['dto']['dataContainerId']
-    path = artifact_path(call.cloud, call.workspace, ORIGIN, container, USER_LOG)
-    with open(path, encoding='utf-8', errors='replace') as log:
-        return log.read()

@@ -23,8 +23,6 @@ from .workspaces import api_root, need_registry, now
 SERVICES = MANAGEMENT + '/services'
 HOLD_SECONDS = 4
 MOST_CORES, MOST_GB = 4, 16
-EXISTS = ('with the same name already exists, please use a different service name or delete the '
-          'existing service.')
 HOP_BY_HOP = ('connection', 'keep-alive', 'proxy-connection', 'transfer-encoding',
               'content-length', 'host')
 
@@ -40,16 +38,8 @@ def list_services(call):
 
 
 @route('POST', API, SERVICES + '/validate')
-@route('POST', API, SERVICES + '/validate/resource')
 def validate(call):
     """What the SDK asks before it deploys; an answer without `error` lets it go on."""
-    return {}
-
-
-@route('POST', API, SERVICES + '/validate/name/{name}')
-def validate_name(call, name):
-    if name in call.table('services'):
-        return {'error': {'code': 'Conflict', 'message': f'Service {name} {EXISTS}'}}
     return {}
 
 
@@ -92,7 +82,8 @@ def create_service(call):
             'details': [{'code': 'AuthorizationFailed', 'message': refusal}]}))
     old = call.table('services').get(name)
     if old and not asked.get('overwrite'):
-        raise refused(409, 'Conflict', f'Service {name} {EXISTS}')
+        raise refused(409, 'Conflict', f'Service {name} with the same name already exists, please '
+                      'use a different service name or delete the existing service.')
     if old and old['state'] == 'Transitioning':
         raise refused(409, 'Conflict', f'Service {name} has an operation in progress.')
     if old and old['state'] != 'Failed' and old['containerResourceRequirements'] != resources:
@@ -213,10 +204,8 @@ def get_logs(call, name):
     return {'content': ''.join(lines[-int(call.query.get('tail', 5000)):])}
 
 
-@route('GET', SCORING, '/', signed_in=False)
 @route('GET', SCORING, '/{path*}', signed_in=False)
 @route('POST', SCORING, '/{path*}', signed_in=False)
-@route('OPTIONS', SCORING, '/{path*}', signed_in=False)
 def forward(call, path=''):
     """Hand a request to the container of that host name; while there is none, nobody listens."""
     found = call.cloud.containers.container_behind(call.host)

@@ -2,13 +2,11 @@
 
 Sources: learn.microsoft.com/entra/identity-platform, the pages v2-oauth2-client-creds-grant-flow
 and reference-error-codes (AADSTS90002, AADSTS700016, AADSTS7000215, AADSTS700213, AADSTS700024).
-The SDK reads `exp` and `tid` of a token. Of secrets and tokens only SHA-256 hashes are kept.
+The SDK reads `exp` and `tid` of a token.
 A federated service connection: MicrosoftDocs/vsts-rest-api-specs, distributedTask/7.1, operation
 Oidctoken_Create; that its job must name the connection: dotnet/docker-tools, issue 2012.
 """
 import base64
-import hashlib
-import hmac
 import json
 import secrets
 import time
@@ -25,71 +23,53 @@ ASSERTION = 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer'
 
 
 class Tokens:
-    """Who may come in. The journal has the hashes, so what was given out outlives a restart."""
+    """Who may come in. All of it is in memory only, so that no secret is ever written."""
 
-    def __init__(self, journal):
-        self._secrets = journal.table('secrets')
-        self._tokens = journal.table('tokens')
-        self._assertions = journal.table('assertions')
-        self._jobs = journal.table('jobs of Azure DevOps')
-        for row in self._tokens.values():
-            if row['expires'] < time.time():
-                del self._tokens[row['hash']]
-
-    def new_secret(self):
-        secret = secrets.token_urlsafe(30)
-        self._secrets[_hash(secret)] = {'client': CLIENT}
-        return secret
-
-    def knows_secret(self, secret):
-        return _hash(secret) in self._secrets
+    def __init__(self):
+        self.secret = secrets.token_urlsafe(30)
+        # When each expires, in seconds since 1970.
+        self._tokens, self._assertions = {}, {}
+        # {job of Azure Pipelines: (its token, whether its tasks name the service connection)}
+        self._jobs = {}
 
     def issue(self, audience='https://management.azure.com'):
         """A token as the SDK expects it: three parts, the middle one JSON with exp and tid."""
-        now = int(time.time())
-        claims = {
-            'aud': audience, 'iss': f'https://sts.windows.net/{TENANT}/', 'iat': now, 'nbf': now,
-            'exp': now + LIFETIME, 'appid': CLIENT, 'oid': OBJECT, 'tid': TENANT}
-        head = {'typ': 'JWT', 'alg': 'RS256'}
-        token = '.'.join((_part(head), _part(claims), secrets.token_urlsafe(32)))
-        self._tokens[_hash(token)] = {'hash': _hash(token), 'expires': now + LIFETIME}
+        token = _token({'aud': audience, 'iss': f'https://sts.windows.net/{TENANT}/',
+                        'appid': CLIENT, 'oid': OBJECT, 'tid': TENANT}, LIFETIME)
+        self._tokens[token] = self.expiry()
         return token
 
-    def new_job(self, connections):
+    def new_job(self, with_connection):
         """The variables by which a job of Azure Pipelines asks for OIDC tokens.
 
-        connections: ids of the service connections that its tasks name; it gets none for others.
+        with_connection: whether its tasks name the service connection; else it gets none.
         """
         job, token = secrets.token_hex(8), secrets.token_urlsafe(40)
-        self._jobs[job] = {'token': _hash(token), 'connections': list(connections)}
+        self._jobs[job] = token, with_connection
         return {'SYSTEM_ACCESSTOKEN': token, 'SYSTEM_OIDCREQUESTURI':
                 'https://dev.azure.com/rehearsal/rehearsal/_apis/distributedtask/hubs/build/plans/'
                 f'plan/jobs/{job}/oidctoken'}
 
     def oidc_token(self, job, authorization, connection):
         """An OIDC token for a job of Azure Pipelines. Raises Answer."""
-        row = self._jobs.get(job)
-        if row is None or _hash((authorization or '').partition(' ')[2]) != row['token']:
+        token, with_connection = self._jobs.get(job, (None, False))
+        if token is None or (authorization or '').partition(' ')[2] != token:
             raise Answer({'$id': '1', 'message': 'TF400813: The user is not authorized to access '
                           'this resource.', 'typeKey': 'UnauthorizedRequestException'}, 401)
-        if connection not in row['connections']:
+        if connection != CONNECTION or not with_connection:
             raise Answer({'count': 151, 'value': 'There is no explicit reference to service '
                           f'connection {connection} from current stage.'}, 400)
-        now = int(time.time())
-        token = '.'.join((_part({'typ': 'JWT', 'alg': 'RS256'}), _part({
-            'aud': 'api://AzureADTokenExchange', 'sub': f'/eid1/c/sc/{connection}', 'iat': now,
-            'iss': f'https://login.microsoftonline.com/{TENANT}/v2.0',
-            'exp': now + OIDC_LIFETIME}), secrets.token_urlsafe(32)))
-        self._assertions[_hash(token)] = {'expires': now + OIDC_LIFETIME}
+        token = _token({'aud': 'api://AzureADTokenExchange', 'sub': f'/eid1/c/sc/{connection}',
+                        'iss': f'https://login.microsoftonline.com/{TENANT}/v2.0'}, OIDC_LIFETIME)
+        self._assertions[token] = time.time() + OIDC_LIFETIME
         return token
 
     def check_assertion(self, assertion):
         """Raise Answer unless this is an OIDC token from here, not older than ten minutes."""
-        row = self._assertions.get(_hash(assertion))
-        if row is None:
+        if assertion not in self._assertions:
             raise refused(401, 'invalid_client', 700213, 'No matching federated identity record '
                           'found for presented assertion subject.')
-        if row['expires'] < time.time():
+        if self._assertions[assertion] < time.time():
             raise refused(401, 'invalid_client', 700024,
                           'Client assertion is not within its valid time range.')
 
@@ -104,10 +84,9 @@ class Tokens:
         if scheme.lower() != 'bearer' or not token:
             raise problem(401, 'AuthenticationFailed',
                           'Authentication failed. The \'Authorization\' header is missing.')
-        row = self._tokens.get(_hash(token))
-        if row is None:
+        if token not in self._tokens:
             raise problem(401, 'InvalidAuthenticationToken', 'The access token is invalid.')
-        if row['expires'] < time.time():
+        if self._tokens[token] < time.time():
             raise expired()
 
 
@@ -136,7 +115,6 @@ def instance(call):
 
 
 @route('POST', SIGN_IN, '/{tenant}/oauth2/v2.0/token', signed_in=False)
-@route('POST', SIGN_IN, '/{tenant}/oauth2/token', signed_in=False)
 def token(call, tenant):
     check_tenant(tenant)
     form = call.form
@@ -144,17 +122,17 @@ def token(call, tenant):
     if form.get('grant_type') != 'client_credentials':
         raise refused(400, 'unsupported_grant_type', 70003,
                       'The app requested an unsupported grant type.')
-    if not hmac.compare_digest(client, CLIENT):
+    if client != CLIENT:
         raise refused(400, 'unauthorized_client', 700016, 'Application with identifier '
                       f"'{client}' was not found in the directory 'Loopback'.")
     if form.get('client_assertion_type') == ASSERTION:
         call.cloud.tokens.check_assertion(form.get('client_assertion', ''))
-    elif not call.cloud.tokens.knows_secret(form.get('client_secret', '')):
+    elif form.get('client_secret') != call.cloud.tokens.secret:
         raise refused(
             401, 'invalid_client', 7000215,
             'Invalid client secret provided. Ensure the secret being sent in the request is the '
             f"client secret value, not the client secret ID, for a secret added to app '{client}'.")
-    audience = form.get('scope', form.get('resource', '')).replace('/.default', '')
+    audience = form.get('scope', '').replace('/.default', '')
     return {'token_type': 'Bearer', 'expires_in': LIFETIME, 'ext_expires_in': LIFETIME,
             'access_token': call.cloud.tokens.issue(audience)}
 
@@ -181,8 +159,10 @@ def refused(status, error, code, text):
         'timestamp': time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime())}, status)
 
 
-def _hash(text):
-    return hashlib.sha256(text.encode()).hexdigest()
+def _token(claims, lifetime):
+    now = int(time.time())
+    claims = dict(claims, iat=now, nbf=now, exp=now + lifetime)
+    return f"{_part({'typ': 'JWT', 'alg': 'RS256'})}.{_part(claims)}.{secrets.token_urlsafe(32)}"
 
 
 def _part(value):

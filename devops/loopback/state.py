@@ -1,10 +1,5 @@
-"""All that the stand-in remembers: tables of JSON documents in one journal, and files for blobs.
-
-The journal is replayed and tidied at start, so that the stand-in can be stopped at any moment
-and started again on the same folder. A torn last line, left by a kill, is dropped.
-"""
+"""All that the stand-in remembers while it runs: tables of JSON documents, and blobs as files."""
 import contextlib
-import hashlib
 import json
 import os
 import threading
@@ -15,83 +10,56 @@ class Missing(KeyError):
 
 
 class Journal:
-    """Tables of JSON documents in one file. What is read is a copy; what is put back is kept."""
+    """Tables of JSON documents in memory, by name."""
 
-    def __init__(self, path):
+    def __init__(self):
         self.lock = threading.RLock()
         self._tables = {}
-        if os.path.exists(path):
-            with open(path, encoding='utf-8') as lines:
-                for line in lines:
-                    if line.endswith('\n'):
-                        self._apply(*json.loads(line))
-        with private_file(path + '.new') as tidy:
-            for table, rows in self._tables.items():
-                for key, text in rows.items():
-                    tidy.write(_line(table, key, text))
-        os.replace(path + '.new', path)
-        self._file = open(path, 'a', encoding='utf-8')
 
     def table(self, name):
-        return Table(self, name)
-
-    def rows(self, table):
-        return self._tables.setdefault(table, {})
-
-    def write(self, table, key, document):
-        with self.lock:
-            self._apply(table, key, document)
-            if not self._file.closed:
-                self._file.write(_line(table, key, json.dumps(document)))
-                self._file.flush()
-
-    def close(self):
-        with self.lock:
-            self._file.close()
-
-    def _apply(self, table, key, document):
-        if document is None:
-            self.rows(table).pop(key, None)
-        else:
-            self.rows(table)[key] = json.dumps(document)
+        return self._tables.setdefault(name, Table(name, self.lock))
 
 
 class Table:
-    """A dictionary of JSON documents by key, in the order in which the keys first came."""
+    """Documents by key, in the order in which the keys first came.
 
-    def __init__(self, journal, name):
-        self._journal = journal
-        self._name = name
+    What is read is a copy; what is put back is kept.
+    """
+
+    def __init__(self, name, lock):
+        self._name, self._lock, self._texts = name, lock, {}
 
     def __getitem__(self, key):
         try:
-            return json.loads(self._journal.rows(self._name)[key])
+            return json.loads(self._texts[key])
         except KeyError:
             raise Missing(f"{self._name.rsplit('/', 1)[-1].rstrip('s')} {key}")
 
     def __setitem__(self, key, document):
-        self._journal.write(self._name, key, document)
+        with self._lock:
+            self._texts[key] = json.dumps(document)
 
     def __delitem__(self, key):
-        self._journal.write(self._name, key, None)
+        with self._lock:
+            self._texts.pop(key, None)
 
     def __contains__(self, key):
-        return key in self._journal.rows(self._name)
+        return key in self._texts
 
     def __len__(self):
-        return len(self._journal.rows(self._name))
+        return len(self._texts)
 
     def get(self, key):
         return self[key] if key in self else None
 
     def values(self):
-        with self._journal.lock:
-            return [json.loads(text) for text in self._journal.rows(self._name).values()]
+        with self._lock:
+            return [json.loads(text) for text in self._texts.values()]
 
     @contextlib.contextmanager
     def change(self, key):
         """The document under `key`, to be changed in place while nobody else writes."""
-        with self._journal.lock:
+        with self._lock:
             document = self[key]
             yield document
             self[key] = document
@@ -102,8 +70,7 @@ class Blobs:
 
     def __init__(self, folder):
         self.folder = os.path.abspath(folder)
-        self._staged = os.path.join(os.path.dirname(self.folder), 'blocks')
-        os.makedirs(self._staged, mode=0o700, exist_ok=True)
+        self._blocks = {}
 
     def path(self, account, container, name=''):
         root = os.path.join(self.folder, account, container)
@@ -114,24 +81,18 @@ class Blobs:
 
     def write(self, path, content):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        temporary = os.path.join(self._staged, f'new.{threading.get_ident()}')
-        with private_file(temporary, 'wb') as file:
+        # Beside the folder: in a container it would be a blob.
+        temporary = f'{self.folder}.{threading.get_ident()}'
+        with open_private(temporary) as file:
             file.write(content)
         os.replace(temporary, path)
 
     def stage_block(self, path, block, content):
-        self.write(os.path.join(self._staged, _flat(path), _flat(block)), content)
+        self._blocks[path, block] = content
 
     def join_blocks(self, path, blocks):
         """Make the blob of its staged blocks, as Put Block List does."""
-        staged = os.path.join(self._staged, _flat(path))
-        parts = []
-        for block in blocks:
-            with open(os.path.join(staged, _flat(block)), 'rb') as file:
-                parts.append(file.read())
-        self.write(path, b''.join(parts))
-        for name in os.listdir(staged) if os.path.isdir(staged) else []:
-            os.remove(os.path.join(staged, name))
+        self.write(path, b''.join(self._blocks.pop((path, block)) for block in blocks))
 
     def names(self, account, container, prefix=''):
         """The names of the container's blobs that begin with `prefix`, in order."""
@@ -145,15 +106,6 @@ class Blobs:
         return sorted(found)
 
 
-def private_file(path, mode='w'):
-    """Open `path` for writing, readable by its owner only."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    return os.fdopen(descriptor, mode, encoding=None if 'b' in mode else 'utf-8')
-
-
-def _line(table, key, text):
-    return f'[{json.dumps(table)}, {json.dumps(key)}, {text}]\n'
-
-
-def _flat(name):
-    return hashlib.sha256(name.encode()).hexdigest()
+def open_private(path):
+    """Open `path` for writing bytes, readable by its owner only."""
+    return open(path, 'wb', opener=lambda name, flags: os.open(name, flags, 0o600))

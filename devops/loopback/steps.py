@@ -45,14 +45,9 @@ class Step:
             self._parameters[given['Name']] = _value(given, values)
         self.name = self._module['Name']
         self.target = self._parameters.get('Target')
-        self.run = None
+        self.run = self._new_run()
 
-    def find_run(self):
-        """Find this step's run, left by an earlier life of the stand-in, or make it."""
-        for dto in self._siblings():
-            if dto['properties']['azureml.nodeid'] == self._node['Id']:
-                self.run = dto['runId']
-                return
+    def _new_run(self):
         experiment = self._cloud.table(self._workspace, 'experiments')[
             self._runs[self._parent]['experiment']]
         row = new_run(
@@ -66,7 +61,7 @@ class Step:
                 'azureml.moduleName': self.name, 'ComputeTargetType': 'AmlCompute',
                 'StepType': self._module.get('StepType') or 'PythonScriptStep',
                 'ContentSnapshotId': self._module['StorageId']})
-        self.run = row['dto']['runId']
+        return row['dto']['runId']
 
     def _siblings(self):
         return [row['dto'] for row in self._runs.values()

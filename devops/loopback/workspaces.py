@@ -105,13 +105,6 @@ def create_group(cloud, group, location):
     return document
 
 
-@route('GET', ARM, GROUP + '/resources')
-def list_resources(call, group):
-    found = list_workspaces(call, group)['value']
-    return {'value': [{key: one[key] for key in ('id', 'name', 'type', 'location')}
-                      for one in found]}
-
-
 @route('PUT', ARM, GROUP + DEPLOYMENTS + '/{name}')
 def deploy_template(call, group, name):
     """The SDK's Workspace.create: its template deploys into a resource group of its own making.
@@ -196,30 +189,8 @@ def get_workspace(call):
         call.workspace['properties'], provisioningState=state['provisioningState']))
 
 
-@route('GET', ARM, GROUP + '/providers/' + PROVIDER + '/workspaces')
-def list_workspaces(call, group):
-    find_group(call.cloud, group)
-    return {'value': [_public(one) for one in call.cloud.journal.table('workspaces').values()
-                      if one['group'].lower() == group.lower()]}
-
-
-@route('DELETE', ARM, WORKSPACE)
-def delete_workspace(call):
-    del call.cloud.journal.table('workspaces')[call.workspace['id'].lower()]
-
-
-@route('POST', ARM, WORKSPACE + '/listKeys')
-def list_keys(call):
-    properties = call.workspace['properties']
-    return {'userStorageKey': call.cloud.storage_key(account(call.workspace)),
-            'userStorageResourceId': properties['storageAccount'],
-            'appInsightsInstrumentationKey': properties['workspaceId'],
-            'containerRegistryCredentials': None, 'notebookAccessKeys': None}
-
-
 @route('GET', API, '/discovery', signed_in=False)
-@route('GET', API, '/discovery/workspaces/{identity}', signed_in=False)
-def discover(call, identity=None):
+def discover(call):
     """Where each service of the workspace lives: all at one address here."""
     return dict({service: 'https://' + call.host for service in SERVICES},
                 studio='https://ml.azure.com')

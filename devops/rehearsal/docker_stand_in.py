@@ -1,12 +1,14 @@
-"""In place of docker in a rehearsal: takes its words apart as Docker would, and runs them here.
+"""In place of docker in a rehearsal: runs on this machine what is for the container.
 
     python devops/rehearsal/docker_stand_in.py run --rm python:3.11 make test
 
 What the command line does not pass or mount is missing, as it would be in a container. With
 CONTAINER=1 the real docker runs it, with the stand-in for Azure within reach.
-Sources: flags, exit codes and messages of github.com/docker/cli at 28f7560 (container/opts.go,
-run.go, cobra.go); signals of github.com/krallin/tini at 369448a (docker's init).
+With a flag that is not imitated the rehearsal could not tell what Docker would do: it is refused.
+Sources: messages of github.com/docker/cli at 28f7560 (container/opts.go, run.go); signals of
+github.com/krallin/tini at 369448a (docker's init).
 """
+import argparse
 import csv
 import os
 import signal
@@ -17,29 +19,6 @@ from pathlib import Path
 
 # Every image can be pulled but one with this tag, which FAULT=image names.
 NO_SUCH_TAG = 'no-such-tag'
-SWITCHES = set(
-    'detach disable-content-trust help init interactive no-healthcheck oom-kill-disable '
-    'privileged publish-all quiet read-only rm sig-proxy tty'.split())
-VALUES = set(
-    'add-host annotation attach blkio-weight blkio-weight-device cap-add cap-drop cgroup-parent '
-    'cgroupns cidfile cpu-count cpu-percent cpu-period cpu-quota cpu-rt-period cpu-rt-runtime '
-    'cpu-shares cpus cpuset-cpus cpuset-mems detach-keys device device-cgroup-rule '
-    'device-read-bps device-read-iops device-write-bps device-write-iops dns dns-opt dns-option '
-    'dns-search domainname entrypoint env env-file expose gpus group-add health-cmd '
-    'health-interval health-retries health-start-interval health-start-period health-timeout '
-    'hostname io-maxbandwidth io-maxiops ip ip6 ipc isolation kernel-memory label label-file link '
-    'link-local-ip log-driver log-opt mac-address memory memory-reservation memory-swap '
-    'memory-swappiness mount name net net-alias network network-alias oom-score-adj pid '
-    'pids-limit platform publish pull restart runtime security-opt shm-size stop-signal '
-    'stop-timeout storage-opt sysctl tmpfs ulimit user userns uts volume volume-driver '
-    'volumes-from workdir'.split())
-SHORT = {'a': 'attach', 'c': 'cpu-shares', 'd': 'detach', 'e': 'env', 'h': 'hostname',
-         'i': 'interactive', 'l': 'label', 'm': 'memory', 'P': 'publish-all', 'p': 'publish',
-         'q': 'quiet', 't': 'tty', 'u': 'user', 'v': 'volume', 'w': 'workdir'}
-# What is imitated here; with any other flag the rehearsal could not tell what Docker would do.
-IMITATED = {'rm', 'init', 'quiet', 'user', 'env', 'mount', 'workdir'}
-USAGE = ('\n\nUsage:  docker run [OPTIONS] IMAGE [COMMAND] [ARG...]\n\n'
-         "Run 'docker run --help' for more information")
 # What an image would bring: its Python, the size of the sample, how pip reaches its index.
 IMAGE = ('PYTHON', 'ROWS', 'OMP_NUM_THREADS')
 IMAGE_BEGINNINGS = ('PIP_', 'UV_')
@@ -56,72 +35,40 @@ class DockerError(Exception):
 
 
 def parse(words):
-    """({flag: [values]}, image, command) of the words after `docker run`. Raises DockerError.
+    """The words after `docker run`, taken apart. Raises DockerError."""
+    def refuse(text):
+        raise DockerError(f'the stand-in for docker: {text}')
 
-    The first word that is no flag is the image; all after it is the command.
-    """
-    flags, words = {}, list(words)
-    while words and words[0].startswith('-') and words[0] != '-':
-        word = words.pop(0)
-        if word == '--':
-            break
-        if word.startswith('--'):
-            name, joined, value = word[2:].partition('=')
-            if name not in SWITCHES | VALUES:
-                raise DockerError(f'unknown flag: --{name}{USAGE}')
-            found = [(name, value if joined else None)]
-        else:
-            found = short_flags(word)
-        for name, value in found:
-            if name in VALUES and value is None:
-                if not words:
-                    raise DockerError(f'flag needs an argument: {word}{USAGE}')
-                value = words.pop(0)
-            flags.setdefault(name, []).append(value)
-    if not words:
-        raise DockerError(f"docker: 'docker run' requires at least 1 argument{USAGE}", 1)
-    return flags, words[0], words[1:]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = refuse
+    for name in ('--rm', '--init', '--quiet'):
+        parser.add_argument(name, action='store_true')
+    for name in ('--env', '--mount'):
+        parser.add_argument(name, action='append', default=[])
+    parser.add_argument('--user')
+    parser.add_argument('--workdir', default='/')
+    parser.add_argument('image')
+    parser.add_argument('command', nargs=argparse.REMAINDER)
+    return parser.parse_args(words)
 
 
-def short_flags(word):
-    """[(name, value or None)] of a word such as -it or -uroot."""
-    found, letters = [], word[1:]
-    while letters:
-        letter, letters = letters[0], letters[1:]
-        if letter not in SHORT:
-            raise DockerError(f"unknown shorthand flag: '{letter}' in {word}{USAGE}")
-        if SHORT[letter] in VALUES:
-            return found + [(SHORT[letter], letters.lstrip('=') or None)]
-        found.append((SHORT[letter], None))
-    return found
-
-
-def variables(flags, environ):
+def variables(texts, environ):
     """{name: value} of the --env flags: a name alone takes the caller's value, if it has one."""
     passed = {}
-    for text in flags.get('env', []):
+    for text in texts:
         name, given, value = text.partition('=')
-        if not name:
-            raise DockerError(f'docker: invalid environment variable: {text}')
-        if given:
-            passed[name] = value
-        elif name in environ:
-            passed[name] = environ[name]
+        if given or name in environ:
+            passed[name] = value if given else environ[name]
     return passed
 
 
-def mounts(flags):
+def mounts(texts):
     """The folders that are mounted. Raises DockerError unless each exists, under its own path."""
     folders = []
-    for text in flags.get('mount', []):
+    for text in texts:
         fields = dict(item.partition('=')[::2] for item in next(csv.reader([text])))
-        unknown = sorted(set(fields) - {'type', 'source', 'src', 'target', 'dst', 'destination'})
-        if unknown:
-            raise DockerError(f'docker: invalid argument "{text}" for "--mount" flag: unexpected '
-                              f"key '{unknown[0]}'{USAGE}")
-        source = fields.get('source') or fields.get('src') or ''
-        target = fields.get('target') or fields.get('dst') or fields.get('destination') or ''
-        if fields.get('type') != 'bind' or source != target:
+        source = fields.get('source', '')
+        if fields != {'type': 'bind', 'source': source, 'target': source}:
             raise DockerError('the stand-in for docker can only bind a folder under its own path, '
                               f'not {text}')
         if not os.path.isdir(source):
@@ -131,28 +78,24 @@ def mounts(flags):
     return folders
 
 
-def check(flags, image, command, passed, home):
+def check(args, passed, home):
     """Raise DockerError for what would not work in a container.
 
     home: the folder of the job on the agent, of which a container sees only what is mounted.
     """
-    strange = sorted(set(flags) - IMITATED)
-    if strange:
-        raise DockerError(f'the stand-in for docker does not imitate --{strange[0]}')
-    if image.endswith(':' + NO_SUCH_TAG):
-        raise DockerError(f"Unable to find image '{image}' locally\n"
-                          f'docker: Error response from daemon: {unknown_manifest(image)}')
-    workdir = flags.get('workdir', ['/'])[-1]
-    if not os.path.isabs(workdir):
-        raise DockerError(f"docker: Error response from daemon: the working directory '{workdir}' "
-                          'is invalid, it needs to be an absolute path')
-    seen = mounts(flags)
-    for text in [workdir] + command + list(passed.values()):
+    if args.image.endswith(':' + NO_SUCH_TAG):
+        raise DockerError(f"Unable to find image '{args.image}' locally\n"
+                          f'docker: Error response from daemon: {unknown_manifest(args.image)}')
+    if not os.path.isabs(args.workdir):
+        raise DockerError('docker: Error response from daemon: the working directory '
+                          f"'{args.workdir}' is invalid, it needs to be an absolute path")
+    seen = mounts(args.mount)
+    for text in [args.workdir] + args.command + list(passed.values()):
         path = Path(text)
         if path.is_absolute() and home in path.parents and not any(
                 folder == path or folder in path.parents for folder in seen):
             raise DockerError(f'{path} is not mounted, so there is nothing there in the container')
-    if flags.get('user', [''])[-1] != f'{os.getuid()}:{os.getgid()}':
+    if args.user != f'{os.getuid()}:{os.getgid()}':
         raise DockerError("without the agent's user and group by --user, the files that this "
                           "writes would not be the agent's to change")
 
@@ -161,20 +104,20 @@ def unknown_manifest(image):
     return f'manifest for {image} not found: manifest unknown'
 
 
-def run(flags, command, passed):
+def run(args, passed):
     """Run the command with these variables and no others; its exit code.
 
     As with docker's init, a signal goes to all processes with TINI_KILL_PROCESS_GROUP, else to the
     command alone.
     """
-    group = 'TINI_KILL_PROCESS_GROUP' in passed and 'init' in flags
+    group = 'TINI_KILL_PROCESS_GROUP' in passed and args.init
     with tempfile.TemporaryDirectory() as scratch:
         # The /tmp of a container is its own.
         passed = {name: scratch if value == '/tmp' else value for name, value in passed.items()}
         environ = {'PATH': os.environ['PATH'], 'HOME': '/', 'LANG': 'C.UTF-8', 'TMPDIR': scratch}
         environ.update({name: value for name, value in os.environ.items()
                         if name in IMAGE + NETWORK or name.startswith(IMAGE_BEGINNINGS)})
-        process = subprocess.Popen(command, cwd=flags.get('workdir', ['/'])[-1],
+        process = subprocess.Popen(args.command, cwd=args.workdir,
                                    env=dict(environ, **passed), preexec_fn=os.setpgrp)
 
         def hand_on(number, frame):
@@ -212,16 +155,12 @@ def main(argv=None):
                 raise DockerError(f'Error response from daemon: {unknown_manifest(image)}', 1)
             print(image)
             return 0
-        if verb == '--help':
-            print(f'usage: docker pull|run ...\n\n{__doc__}')
-            return 0
         if verb != 'run':
             raise DockerError(f'the stand-in for docker does not imitate docker {verb}')
-        flags, image, command = parse(words)
-        passed = variables(flags, os.environ)
-        home = Path(os.environ.get('AGENT_BUILDDIRECTORY') or os.devnull)
-        check(flags, image, command, passed, home)
-        return run_really(words) if really else run(flags, command, passed)
+        args = parse(words)
+        passed = variables(args.env, os.environ)
+        check(args, passed, Path(os.environ.get('AGENT_BUILDDIRECTORY') or os.devnull))
+        return run_really(words) if really else run(args, passed)
     except DockerError as error:
         print(error, file=sys.stderr)
         return error.code

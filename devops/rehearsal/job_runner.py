@@ -5,7 +5,7 @@ predefined variables, caching) and of the five tasks. Tasks that only publish ar
 inputs, their files, what is in them.
 """
 import collections
-import glob
+import contextlib
 import hashlib
 import os
 import platform
@@ -63,10 +63,8 @@ def link_tree(source, target):
     """
     def link(origin, copy):
         if 'site-packages' in Path(origin).parts:
-            try:
+            with contextlib.suppress(OSError):
                 return os.link(origin, copy)
-            except OSError:
-                pass
         return shutil.copy2(origin, copy)
 
     shutil.copytree(str(source), str(target), symlinks=True, copy_function=link)
@@ -83,7 +81,8 @@ class Job:
         self.status, self.outputs, self.produced = 'succeeded', {}, []
         self.environ, self.path, self.steps = dict(run.environ), [str(run.programs)], steps
         self.masked, self.to_save = set(), []
-        self.end = time.monotonic() + int(minutes) * run.minute
+        self.end = time.monotonic() + minutes * run.minute
+        # Variables as {name in lower case: (name, value)}.
         self.plain, self.secret = {}, {}
         for name, value in dict(run.variables, **{
                 'Agent.OS': platform.system(), 'Agent.TempDirectory': self.temp,
@@ -93,8 +92,7 @@ class Job:
                 'System.StageAttempt': 1}).items():
             self.set_variable(name, value)
         # Which connections a job names is known before it runs, by the inputs of its tasks.
-        found = run.new_job(any('azureSubscription' in (step.get('inputs') or {})
-                                for step in steps))
+        found = run.new_job(any('azureSubscription' in step.get('inputs', ()) for step in steps))
         self.set_variable('System.OidcRequestUri', found['SYSTEM_OIDCREQUESTURI'])
         self.set_variable('System.AccessToken', found['SYSTEM_ACCESSTOKEN'], secret=True)
 
@@ -105,8 +103,7 @@ class Job:
 
     def values(self):
         """{name in lower case: value} of all variables, secret ones too."""
-        both = list(self.plain.items()) + list(self.secret.items())
-        return {key: value for key, (_, value) in both}
+        return {key: value for key, (_, value) in dict(self.plain, **self.secret).items()}
 
     def fill_in_variables(self, text):
         return pipeline_yaml.fill_in_macros(text, self.values())
@@ -118,16 +115,14 @@ class Job:
 
     def condition_holds(self, condition):
         """Whether a step's condition is met."""
-        status = {'succeeded': self.status == 'succeeded', 'canceled': self.status == 'canceled',
-                  'succeededOrFailed': self.status != 'canceled'}
-        tree = pipeline_yaml.parse_expression(condition or 'succeeded()')
-        return pipeline_yaml.is_true(pipeline_yaml.evaluate(
-            tree, lambda words: self.values().get('.'.join(words[1:]).lower(), ''), status.get))
+        return pipeline_yaml.condition_holds(
+            condition, lambda words: self.values().get('.'.join(words[1:]).lower(), ''),
+            {self.status})
 
     def run_steps(self):
         """Run the steps; returns 'succeeded', 'failed' or 'canceled'."""
         for number, step in enumerate(self.steps, 1):
-            kind = next(kind for kind in pipeline_yaml.STEPS if kind in step)
+            kind = pipeline_yaml.step_kind(step)
             title = step.get('displayName', f'{kind} {step[kind]}')
             title = self.mask_secrets(self.fill_in_variables(title))
             if not self.condition_holds(step.get('condition')):
@@ -145,12 +140,12 @@ class Job:
                     result = 'failed'
             if result == 'failed' and time.monotonic() >= self.end:
                 result, self.end = 'canceled', time.monotonic() + CANCEL_MINUTES * self.run.minute
-            if result != 'succeeded' and self.status == 'succeeded':
-                self.produced.append(f'{result}: {title}')
-            if result != 'succeeded' and self.status != 'canceled':
-                self.status = result
             self.run.say(f'    {time.monotonic() - began:5.1f} s  {result:9}  {title}')
             if result != 'succeeded':
+                if self.status == 'succeeded':
+                    self.produced.append(f'{result}: {title}')
+                if self.status != 'canceled':
+                    self.status = result
                 for line in log.read_text(encoding='utf-8').splitlines()[-TAIL_LINES:]:
                     self.run.say('             | ' + line)
                 self.run.say(f'             all of it: {log}')
@@ -164,7 +159,7 @@ class Job:
         for name, value in self.plain.values():
             result[re.sub(r'\W', '_', name).upper()] = value
         result['PATH'] = os.pathsep.join(self.path + [result.get('PATH', os.defpath)])
-        for name, value in (step.get('env') or {}).items():
+        for name, value in step.get('env', {}).items():
             result[name] = self.fill_in_variables(value)
         return result
 
@@ -181,10 +176,8 @@ class Job:
             start_new_session=True)
 
         def end():
-            try:
+            with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except OSError:
-                pass
 
         def reap():
             process.wait()
@@ -264,7 +257,7 @@ class Job:
 
     def step_task(self, step, stream):
         inputs = {name: self.fill_in_variables(value) if isinstance(value, str) else value
-                  for name, value in (step.get('inputs') or {}).items()}
+                  for name, value in step['inputs'].items()}
         name = step['task'].split('@')[0].lower()
         getattr(self, 'task_' + name)(inputs, step, stream)
 
@@ -275,8 +268,7 @@ class Job:
         step_environ = self.step_environ(step)
         if is_yes(inputs.get('addSpnToEnvironment')):
             step_environ.update(self.run.connection)
-            self.masked |= {self.run.connection.get(name, '')
-                            for name in ('servicePrincipalKey', 'idToken')}
+            self.masked.add(self.run.connection.get('servicePrincipalKey', ''))
         self.run_shell(inputs['inlineScript'], step_environ, step, stream)
 
     def task_downloadpipelineartifact(self, inputs, step, stream):
@@ -285,9 +277,8 @@ class Job:
             raise StepError(f"no stage published the artifact {inputs['artifactName']}")
         target = Path(inputs['targetPath'])
         target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(source.iterdir()):
-            shutil.copy2(str(path), str(target))
-            stream.write(f'{target / path.name}\n')
+        for path in source.iterdir():
+            stream.write(f'{shutil.copy2(str(path), str(target))}\n')
 
     def cache_key(self, key):
         """A cache's name: a segment in quotes counts as it is, a file by its content."""
@@ -321,19 +312,14 @@ class Job:
 
     def task_publishtestresults(self, inputs, step, stream):
         pattern, title = inputs['testResultsFiles'], inputs['testRunTitle']
-        files = sorted(glob.glob(str(self.sources / pattern)))
+        files = sorted(self.sources.glob(pattern))
         if not files and is_yes(inputs.get('failTaskOnMissingResultsFile')):
             raise StepError(f'no test results: {pattern} does not exist')
-        passed, skipped, bad = 0, 0, []
-        for path in files:
-            for case in self.xml_root(path).iter('testcase'):
-                if case.find('failure') is not None or case.find('error') is not None:
-                    bad.append(f"{case.get('classname')}.{case.get('name')}")
-                elif case.find('skipped') is not None:
-                    skipped += 1
-                else:
-                    passed += 1
-        said = f'{title}: {passed} passed'
+        cases = [case for path in files for case in self.xml_root(path).iter('testcase')]
+        bad = [f"{case.get('classname')}.{case.get('name')}" for case in cases
+               if case.find('failure') is not None or case.find('error') is not None]
+        skipped = sum(case.find('skipped') is not None for case in cases)
+        said = f'{title}: {len(cases) - skipped - len(bad)} passed'
         said += f', {skipped} skipped' if skipped else ''
         said += f', {len(bad)} failed' if bad else ''
         stream.write('\n'.join([said] + bad) + '\n')

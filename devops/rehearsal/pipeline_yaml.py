@@ -14,9 +14,12 @@ import yaml
 FUNCTIONS = {'and': 2, 'eq': 2, 'ne': 2, 'succeeded': 0, 'succeededOrFailed': 0, 'canceled': 0}
 STATUS_FUNCTIONS = ('succeeded', 'succeededOrFailed', 'canceled')
 
-ROOT = {'trigger', 'pr', 'parameters', 'variables', 'pool', 'stages', 'jobs'}
+# The keys that are known, by what has them.
+PIPELINE = {'trigger', 'pr', 'parameters', 'variables', 'pool', 'stages', 'jobs'}
+VARIABLE = {'name', 'value', 'group'}
 STAGE = {'stage', 'displayName', 'dependsOn', 'condition', 'jobs', 'lockBehavior'}
-JOB = {'displayName', 'timeoutInMinutes'}
+JOBS = {'job': {'job', 'displayName', 'timeoutInMinutes', 'steps'},
+        'deployment': {'deployment', 'displayName', 'timeoutInMinutes', 'environment', 'strategy'}}
 HOOKS = ('deploy', 'routeTraffic')
 STEP = {'displayName', 'name', 'condition', 'env'}
 STEPS = {'script': STEP, 'task': STEP | {'inputs'}, 'publish': STEP | {'artifact'},
@@ -31,11 +34,13 @@ TASKS = {
     'PublishCodeCoverageResults@2': {'summaryFileLocation', 'pathToSources',
                                      'failIfCoverageEmpty'},
 }
+# The values that steps of these kinds can have.
+STEP_VALUES = {'task': TASKS, 'checkout': ('self',), 'download': ('none',)}
 
 EXPRESSION = re.compile(r'\$\{\{\s*(.*?)\s*\}\}', re.S)
 MACRO = re.compile(r'\$\(([A-Za-z_][\w.]*)\)')
-TOKEN = re.compile(r"\s*(?:('(?:[^']|'')*')|(-?\d+)|([A-Za-z_]\w*)|([\[\](),.]))")
-STRING, NUMBER, WORD = 1, 2, 3
+# A text, a number, a name or path such as a.b['c'], or a sign.
+TOKEN = re.compile(r"('(?:[^']|'')*'|-?\d+|[A-Za-z_]\w*(?:\.\w+|\['[^']*'\])*|[(),])")
 
 
 class PipelineError(ValueError):
@@ -45,7 +50,12 @@ class PipelineError(ValueError):
 class Map(dict):
     """A mapping of a YAML file that knows its location, 'ci.yml:12'."""
 
-    location = '?'
+    def __init__(self, location, items=()):
+        super().__init__(items)
+        self.location = location
+
+    def __missing__(self, key):
+        raise PipelineError(f'{self.location}: {key} is missing')
 
 
 class Loader(yaml.SafeLoader):
@@ -64,8 +74,7 @@ class Loader(yaml.SafeLoader):
         return f'{self.name}:{item.start_mark.line + 1}'
 
     def mapping(self, node):
-        result = Map()
-        result.location = self.location_of(node)
+        result = Map(self.location_of(node))
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in result:
@@ -110,67 +119,46 @@ def parse_expression(text):
     They are ('literal', text), ('call', function, arguments) and ('path', words), as in
     dependencies.train.outputs['a.b.c']. Raises PipelineError, which says what is wrong with it.
     """
-    tokens, position = [], 0
+    between, tokens = TOKEN.split(text)[::2], TOKEN.findall(text)
 
     def refuse(why):
         raise PipelineError(f'expression "{text}": {why}')
 
-    while text[position:].strip():
-        match = TOKEN.match(text, position)
-        if not match:
-            refuse(f'cannot be read from "{text[position:]}"')
-        tokens.append((match.lastindex, match.group(match.lastindex)))
-        position = match.end()
-
-    def take(expected=None):
-        if not tokens:
-            refuse('ends too early' + (f', {expected} is missing' if expected else ''))
-        kind, word = tokens.pop(0)
-        if expected and word != expected:
+    def take(expected):
+        word = tokens.pop(0) if tokens else 'the end'
+        if word != expected:
             refuse(f'{word} where {expected} is expected')
-        return kind, word
 
     def term():
-        kind, word = take()
-        if kind == STRING:
+        word = tokens.pop(0) if tokens else refuse('it ends too early')
+        if word[0] == "'":
             return 'literal', word[1:-1].replace("''", "'")
-        if kind == NUMBER or word in ('true', 'false'):
+        if word in ('true', 'false') or re.match(r'-?\d', word):
             return 'literal', word
-        if kind != WORD:
-            refuse(f'{word} where a value is expected')
-        if tokens and tokens[0][1] == '(':
+        if tokens[:1] == ['(']:
             return call(word)
-        words = [word]
-        while tokens and tokens[0][1] in ('.', '['):
-            if take()[1] == '.':
-                words.append(take()[1])
-            else:
-                kind, name = take()
-                if kind != STRING:
-                    refuse(f"{name} where a name in '' is expected")
-                words.append(name[1:-1])
-                take(']')
-        if len(words) == 1:
+        words = [name or quoted for name, quoted in re.findall(r"(\w+)|'([^']*)'", word)]
+        if len(words) < 2:
             refuse(f'{word} is neither a function call nor a value')
         return 'path', words
 
     def call(name):
         if name not in FUNCTIONS:
             refuse(f"{name}() is no function that is known here ({', '.join(sorted(FUNCTIONS))})")
-        arguments = []
         take('(')
-        while not tokens or tokens[0][1] != ')':
-            if arguments:
+        arguments = []
+        for number in range(FUNCTIONS[name]):
+            if number:
                 take(',')
             arguments.append(term())
         take(')')
-        if len(arguments) != FUNCTIONS[name]:
-            refuse(f'{name}() takes {FUNCTIONS[name]} arguments, not {len(arguments)}')
         return 'call', name, arguments
 
+    if ''.join(between).strip():
+        refuse(f"{''.join(between).strip()} is not known here")
     tree = term()
     if tokens:
-        refuse(f'"{tokens[0][1]}" is left over')
+        refuse(f'{tokens[0]} is left over')
     return tree
 
 
@@ -209,6 +197,13 @@ def evaluate(tree, look_up, status=None):
     return same if name == 'eq' else not same
 
 
+def condition_holds(condition, look_up, results):
+    """Whether a condition, None for the default one, is met after these results."""
+    status = {'succeeded': results <= {'succeeded'}, 'canceled': 'canceled' in results,
+              'succeededOrFailed': results <= {'succeeded', 'failed'}}
+    return is_true(evaluate(parse_expression(condition or 'succeeded()'), look_up, status.get))
+
+
 def fill_in_macros(text, variables):
     """`text` with each $(name) replaced that `variables`, whose names are in lower case, has."""
     def replace(match):
@@ -219,58 +214,56 @@ def fill_in_macros(text, variables):
 
 def bind_parameters(declared, given, location):
     """The values of a file's parameters: those `given`, checked, and the defaults."""
-    if not all(isinstance(parameter, Map) and 'name' in parameter for parameter in declared):
+    if not all(isinstance(parameter, Map) for parameter in declared):
         raise PipelineError(f'{location}: parameters are a list of name, type and default')
-    values, known = {}, [parameter['name'] for parameter in declared]
-    for name in given:
-        if name not in known:
-            raise PipelineError(f'{location}: parameter {name} is not declared (there is '
-                                f"{', '.join(known) or 'none'})")
+    values = {}
     for parameter in declared:
         name, kind = parameter['name'], parameter.get('type', 'string')
-        value = given.get(name, parameter.get('default'))
+        value = values[name] = given.get(name, parameter.get('default'))
+        problem = None
         if value is None:
-            raise PipelineError(f'{location}: parameter {name} has no default and is not given')
-        if kind not in ('string', 'number'):
-            raise PipelineError(f'{location}: parameter {name}: the type {kind} is not known here')
-        if kind == 'number' and not re.match(r'^-?\d+$', str(value)):
-            raise PipelineError(f'{location}: parameter {name} is {value}, which is no number')
-        for one in (value, parameter.get('default', value)):
-            if one not in parameter.get('values', [one]):
-                raise PipelineError(f'{location}: parameter {name} is {one}, not one of '
-                                    f"{', '.join(map(str, parameter['values']))}")
-        values[name] = value
+            problem = 'has no default and is not given'
+        elif kind not in ('string', 'number'):
+            problem = f'is of type {kind}, which is not known here'
+        elif kind == 'number' and not re.match(r'^-?\d+$', str(value)):
+            problem = f'is {value}, which is no number'
+        elif value not in parameter.get('values', [value]):
+            problem = f"is {value}, not one of {', '.join(map(str, parameter['values']))}"
+        if problem:
+            raise PipelineError(f'{location}: parameter {name} {problem}')
+    unknown = sorted(set(given) - set(values))
+    if unknown:
+        raise PipelineError(f'{location}: parameter {unknown[0]} is not declared (there is '
+                            f"{', '.join(values) or 'none'})")
     return values
 
 
 class Expansion:
-    """One file and what its ${{ }} may refer to."""
+    """One file and what its ${{ }} may refer to. location: of what is being expanded."""
 
     def __init__(self, path, parameters, variables):
-        self.path = path
+        self.path, self.location = path, path.name
         self.known = {'parameters': parameters, 'variables': variables}
 
     def look_up(self, words):
         root, name = words[0], '.'.join(words[1:])
-        if root not in self.known:
-            raise PipelineError(f'{root} is not known in ${{{{ }}}}')
-        if name not in self.known[root]:
+        if name not in self.known.get(root, ()):
             raise PipelineError(f'{root} has no {name} when templates are read')
         return self.known[root][name]
 
-    def value(self, expression, location):
+    def value(self, expression):
         try:
             return evaluate(parse_expression(expression), self.look_up)
         except PipelineError as error:
-            raise PipelineError(f'{location}: {error}') from None
+            raise PipelineError(f'{self.location}: {error}') from None
 
-    def text(self, text, location):
+    def text(self, text):
         whole = EXPRESSION.fullmatch(text)
         if whole:
-            return self.value(whole.group(1), location)
-        return EXPRESSION.sub(lambda match: str(self.value(match.group(1), location)), text)
+            return self.value(whole.group(1))
+        return EXPRESSION.sub(lambda match: str(self.value(match.group(1))), text)
 
-    def branch(self, key, before, location):
+    def branch(self, key, before):
         """What a key ${{ if ... }} or ${{ else }} decides: None for any other key.
 
         before: the decision of the branch before it, None when there is none.
@@ -280,53 +273,49 @@ class Expansion:
             return None
         word, _, condition = match.group(1).partition(' ')
         if word == 'if':
-            return is_true(self.value(condition, location))
-        if word != 'else' or condition:
-            raise PipelineError(f'{location}: ${{{{ {word} }}}} as a key is not known here')
-        if before is None:
-            raise PipelineError(f'{location}: ${{{{ else }}}} without ${{{{ if }}}}')
+            return is_true(self.value(condition))
+        if word != 'else' or condition or before is None:
+            raise PipelineError(f'{self.location}: {key}: only if and, after it, else are known '
+                                'here as keys')
         return not before
 
-    def expand(self, value, location):
+    def expand(self, value):
         if isinstance(value, Map):
             return self.expand_map(value)
         if isinstance(value, list):
-            return self.expand_list(value, location)
-        return self.text(value, location) if isinstance(value, str) else value
+            return self.expand_list(value)
+        return self.text(value) if isinstance(value, str) else value
 
     def expand_map(self, source):
-        result, decision = Map(), None
-        result.location = source.location
+        result, decision = Map(source.location), None
         for key, value in source.items():
-            decision = self.branch(key, decision, source.location)
+            self.location = source.location
+            decision = self.branch(key, decision)
             if decision is False:
                 continue
-            added = self.expand(value, source.location)
+            added = self.expand(value)
             for name, item in (added.items() if decision else [(key, added)]):
                 if name in result:
                     raise PipelineError(f'{source.location}: duplicate key {name}')
                 result[name] = item
         return result
 
-    def expand_list(self, source, location):
+    def expand_list(self, source):
         result, decision = [], None
         for item in source:
-            location = item.location if isinstance(item, Map) else location
+            self.location = getattr(item, 'location', self.location)
             key = next(iter(item)) if isinstance(item, Map) and len(item) == 1 else ''
-            decision = self.branch(key, decision, location)
+            decision = self.branch(key, decision)
             if decision:
-                result += self.expand(item[key], location)
+                result += self.expand(item[key])
             elif decision is None and isinstance(item, Map) and 'template' in item:
-                result += self.template(item)
+                result += self.template(check_keys(item, {'template', 'parameters'}, 'a template'))
             elif decision is None:
-                result.append(self.expand(item, location))
+                result.append(self.expand(item))
         return result
 
     def template(self, item):
         """The list that a template stands for."""
-        for key in item:
-            if key not in ('template', 'parameters'):
-                raise PipelineError(f'{item.location}: {key} beside template')
         path = self.path.parent / str(item['template'])
         if not path.is_file():
             raise PipelineError(f"{item.location}: the template {item['template']} does not exist")
@@ -335,10 +324,10 @@ class Expansion:
         if len(lists) != 1 or not lists <= {'variables', 'jobs', 'steps'}:
             raise PipelineError(f'{path.name}: a template holds one list of variables, jobs or '
                                 f"steps, not {', '.join(sorted(map(str, lists)))}")
-        given = self.expand(item.get('parameters', Map()), item.location)
-        values = bind_parameters(document.get('parameters', []), given, item.location)
-        inner = Expansion(path, values, self.known['variables'])
-        return inner.expand(document[lists.pop()], path.name)
+        values = bind_parameters(document.get('parameters', []),
+                                 self.expand(item.get('parameters', Map(item.location))),
+                                 item.location)
+        return Expansion(path, values, self.known['variables']).expand(document[lists.pop()])
 
 
 def read_pipeline(path, parameters=None):
@@ -350,23 +339,22 @@ def read_pipeline(path, parameters=None):
     document = load_file(path)
     values = bind_parameters(document.get('parameters', []), parameters or {}, path.name)
     expansion = Expansion(path, values, {})
-    expanded = Map()
-    expanded.location = path.name
+    expanded = Map(path.name)
     if 'variables' in document:
-        expanded['variables'] = expansion.expand(document['variables'], path.name)
-        if not all(isinstance(item, Map) for item in expanded['variables']):
-            raise PipelineError(f'{path.name}: variables are a list of name and value')
+        expanded['variables'] = expansion.expand(document['variables'])
+        for item in expanded['variables']:
+            check_keys(item, VARIABLE, 'a variable', path.name)
         expansion.known['variables'] = variables(expanded)
     for key, value in document.items():
         if key not in ('variables', 'parameters'):
-            expanded[key] = expansion.expand(value, path.name)
+            expanded[key] = expansion.expand(value)
     return expanded
 
 
 def variables(pipeline):
     """{name: value} of the variables in the files; the last of two wins, as in the service."""
     return {item['name']: item['value'] for item in pipeline.get('variables', [])
-            if 'name' in item}
+            if 'group' not in item}
 
 
 def groups(pipeline):
@@ -374,92 +362,83 @@ def groups(pipeline):
     return [item['group'] for item in pipeline.get('variables', []) if 'group' in item]
 
 
-def report_unknown_keys(item, allowed, what, problems):
-    problems += [f'{item.location}: {what}: {key} is not known here'
-                 for key in item if key not in allowed]
+def check_keys(item, known, what, location=None):
+    """The item, which has to be a Map with known keys only; location: of what it is in."""
+    if not isinstance(item, Map):
+        raise PipelineError(f'{location}: {what} is a mapping, not {item!r}')
+    for key in item:
+        if key not in known:
+            raise PipelineError(f'{item.location}: {what}: {key} is not known here')
+    return item
 
 
 def stages(pipeline):
     """The stages in order: dicts of name, title, needs (names), condition, location and jobs.
 
-    A job has name, title, kind, environment, minutes, location and hooks: [(hook, steps)]. An
-    ordinary job has the one hook '', a deployment those of its strategy and 'failure'; each is a
-    job of its own, on a fresh machine. Raises PipelineError with every construct not known here.
+    A job has name, title, kind, minutes, location and hooks: [(hook, steps)]. An ordinary job has
+    the one hook '', a deployment those of its strategy and 'failure'; each is a job of its own, on
+    a fresh machine. Raises PipelineError for a construct that is not known here.
     """
-    problems, result, before = [], [], []
-    report_unknown_keys(pipeline, ROOT, 'the pipeline', problems)
+    check_keys(pipeline, PIPELINE, 'the pipeline')
     if ('stages' in pipeline) == ('jobs' in pipeline):
-        problems.append(f'{pipeline.location}: a pipeline has either stages or jobs')
-    listed = pipeline.get('stages')
-    if listed is None:
-        listed = [Map(stage='', jobs=pipeline.get('jobs'))]
-        listed[0].location = pipeline.location
+        raise PipelineError(f'{pipeline.location}: a pipeline has either stages or jobs')
+    if 'jobs' in pipeline:
+        listed = [Map(pipeline.location, {'stage': '', 'jobs': pipeline['jobs']})]
+    else:
+        listed = pipeline['stages']
+    result, before = [], []
     for stage in listed:
-        if not isinstance(stage, Map) or 'stage' not in stage:
-            problems.append(f'{pipeline.location}: no stage: {stage}')
-            continue
-        name = stage['stage']
-        report_unknown_keys(stage, STAGE, f'stage {name}', problems)
+        name = check_keys(stage, STAGE, 'a stage', pipeline.location)['stage']
         needs = stage.get('dependsOn', before)
         result.append({
             'name': name, 'title': stage.get('displayName', name), 'location': stage.location,
             'needs': [needs] if isinstance(needs, str) else needs,
             'condition': stage.get('condition'),
-            'jobs': [read_job(item, stage.location, problems) for item in stage.get('jobs') or []]})
+            'jobs': [read_job(item, stage.location) for item in stage['jobs']]})
         before = [name]
-    if problems:
-        raise PipelineError('\n'.join(problems))
     return result
 
 
-def read_job(item, location, problems):
-    """A job of stages(); constructs that are not known are added to `problems`."""
-    if not isinstance(item, Map) or 'job' not in item and 'deployment' not in item:
-        problems.append(f'{location}: no job: {item}')
-        return None
-    kind = 'deployment' if 'deployment' in item else 'job'
-    what = f'{kind} {item[kind]}'
-    own = {'deployment', 'environment', 'strategy'} if kind == 'deployment' else {'job', 'steps'}
-    report_unknown_keys(item, JOB | own, what, problems)
-    hooks = [('', item)]
-    if kind == 'deployment':
-        strategy = Map(item.get('strategy') or {})
-        hooks = dict(strategy.get('runOnce') or {})
-        handlers = Map(hooks.pop('on', {}))
-        strategy.location = handlers.location = item.location
-        report_unknown_keys(strategy, {'runOnce'}, what, problems)
-        report_unknown_keys(handlers, {'failure'}, what + ': on', problems)
-        problems += [f'{item.location}: {what}: the hook {hook} is not known here'
-                     for hook in hooks if hook not in HOOKS]
-        hooks.update(handlers)
-        hooks = [(hook, hooks[hook]) for hook in HOOKS + ('failure',) if hook in hooks]
-    hooks = [(hook, content.get('steps') or []) for hook, content in hooks]
-    for _, steps in hooks:
-        for one in steps:
-            check_step(one, item.location, problems)
+def read_job(item, location):
+    """A job of stages()."""
+    kind = 'deployment' if isinstance(item, Map) and 'deployment' in item else 'job'
+    check_keys(item, JOBS[kind], f'a {kind}', location)
+    hooks = {'': item['steps']} if kind == 'job' else read_hooks(item)
+    minutes = item.get('timeoutInMinutes', 60)
+    if not isinstance(minutes, int):
+        raise PipelineError(f'{item.location}: timeoutInMinutes: {minutes} is no number')
+    for steps in hooks.values():
+        for step in steps:
+            check_step(step, item.location)
     return {'name': item[kind], 'title': item.get('displayName', item[kind]), 'kind': kind,
-            'environment': item.get('environment'),
-            'minutes': item.get('timeoutInMinutes', 60), 'location': item.location, 'hooks': hooks}
+            'minutes': minutes, 'location': item.location, 'hooks': list(hooks.items())}
 
 
-def check_step(item, location, problems):
-    """Add to `problems` what is not known here of a step."""
-    if not isinstance(item, Map):
-        problems.append(f'{location}: a step is a mapping, not {item!r}')
-        return
-    kinds = [kind for kind in STEPS if kind in item]
-    if len(kinds) != 1:
-        problems.append(f"{item.location}: a step is one of {', '.join(sorted(STEPS))}, not "
-                        f"{' and '.join(kinds or map(str, item))}")
-        return
-    kind, value = kinds[0], item[kinds[0]]
-    report_unknown_keys(item, STEPS[kind] | {kind}, kind, problems)
+def read_hooks(item):
+    """{hook: its steps} of a deployment, in the order in which they run."""
+    if not item['environment']:
+        raise PipelineError(f'{item.location}: without environment nobody is asked')
+    strategy = check_keys(item['strategy'], {'runOnce'}, 'strategy', item.location)
+    hooks = check_keys(strategy['runOnce'], HOOKS + ('on',), 'runOnce', item.location)
+    found = {hook: hooks[hook] for hook in HOOKS if hook in hooks}
+    if 'on' in hooks:
+        found['failure'] = check_keys(hooks['on'], {'failure'}, 'on', item.location)['failure']
+    return {hook: check_keys(content, {'steps'}, hook, item.location)['steps']
+            for hook, content in found.items()}
+
+
+def step_kind(step):
+    return next(kind for kind in STEPS if kind in step)
+
+
+def check_step(item, location):
+    """Raise PipelineError for what is not known here of a step."""
+    check_keys(item, set().union(STEPS, *STEPS.values()), 'a step', location)
+    if not set(STEPS) & set(item):
+        raise PipelineError(f"{item.location}: a step is one of {', '.join(sorted(STEPS))}")
+    kind = step_kind(item)
+    check_keys(item, STEPS[kind] | {kind}, kind)
+    if item[kind] not in STEP_VALUES.get(kind, [item[kind]]):
+        raise PipelineError(f'{item.location}: {kind}: {item[kind]} is not known here')
     if kind == 'task':
-        if value in TASKS:
-            inputs = Map(item.get('inputs') or {})
-            inputs.location = item.location
-            report_unknown_keys(inputs, TASKS[value], value, problems)
-        else:
-            problems.append(f'{item.location}: the task {value} is not known here')
-    if value != {'checkout': 'self', 'download': 'none'}.get(kind, value):
-        problems.append(f'{item.location}: {kind}: {value} is not known here')
+        check_keys(item['inputs'], TASKS[item[kind]], item[kind], item.location)

@@ -140,9 +140,6 @@ def condition_holds(stage, done, outputs):
     error, since a stage would be skipped, and green, for ever.
     """
     import pipeline_yaml
-    needed = {done[name] for name in stage['needs']}
-    status = {'succeeded': needed <= {'succeeded'}, 'canceled': 'canceled' in needed,
-              'succeededOrFailed': needed <= {'succeeded', 'failed'}}
 
     def output(words):
         _, source, _, name = words
@@ -151,8 +148,8 @@ def condition_holds(stage, done, outputs):
                                  f"outputs['{name}'] of stage {source}, which set no such variable")
         return outputs[source].get(name, '')
 
-    tree = pipeline_yaml.parse_expression(stage['condition'] or 'succeeded()')
-    return pipeline_yaml.is_true(pipeline_yaml.evaluate(tree, output, status.get))
+    return pipeline_yaml.condition_holds(
+        stage['condition'], output, {done[name] for name in stage['needs']})
 
 
 def run_job(run, folder, job, before_failure):

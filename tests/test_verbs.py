@@ -1,0 +1,479 @@
+"""The project's own verbs in this process, by the real SDK, against Azure ML on loopback.
+
+One path from an empty subscription to a rollback is taken once, in fixtures that follow each
+other; the tests look at what it did and said. Steps and the scoring container are processes.
+"""
+import collections
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+
+import pytest
+from _pytest.monkeypatch import MonkeyPatch
+
+import azure_ml
+import deploy
+import sdk_contract
+import settings
+
+pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
+pytest.importorskip('azureml_inference_server_http')
+pytest.importorskip('trustme')
+
+ROWS = 2000
+# A value for every setting that is not its default; see test_every_setting_arrives.
+GIVEN = {
+    'RESOURCE_GROUP': 'absent-group', 'WORKSPACE_NAME': 'verbs-space', 'LOCATION': 'northeurope',
+    'BASE_NAME': 'verbs', 'EXPERIMENT_NAME': 'verbs-experiment', 'MODEL_NAME': 'verbs-model',
+    'MODEL_VERSION': '1', 'DATASET_NAME': 'verbs-data', 'DATASET_VERSION': '1',
+    'DATA_FILE_PATH': 'verbs/table.csv', 'DATASTORE_NAME': 'workspaceartifactstore',
+    'TRAINING_PIPELINE_NAME': 'verbs-pipeline', 'AML_COMPUTE_CLUSTER_NAME': 'verbs-cluster',
+    'AML_COMPUTE_CLUSTER_CPU_SKU': 'STANDARD_D4DS_V5', 'AML_CLUSTER_MIN_NODES': '1',
+    'AML_CLUSTER_MAX_NODES': '3', 'AML_CLUSTER_PRIORITY': 'lowpriority', 'AML_ENV_NAME': 'verbs',
+    'AML_REBUILD_ENVIRONMENT': 'true', 'RUN_EVALUATION': 'false', 'ALLOW_RUN_CANCEL': 'false',
+    'ACI_DEPLOYMENT_NAME': 'verbs-service', 'ACI_REPLACE': 'true', 'BUILD_BUILDID': '1',
+    'BUILD_URI': 'https://dev.azure.com/o/p', 'SYSTEM_STAGEATTEMPT': '3',
+    'BUILD_SOURCEVERSION': 'c' * 40, 'CALLER_RUN_ID': 'verbs-caller',
+    'CALL_TIMEOUT_SECONDS': '170', 'RUN_TIMEOUT_MINUTES': '0.001', 'DEPLOY_TIMEOUT_MINUTES': '0'}
+# The rest is given to single verbs.
+ALWAYS = (
+    'WORKSPACE_NAME', 'LOCATION', 'BASE_NAME', 'EXPERIMENT_NAME', 'MODEL_NAME', 'DATASET_NAME',
+    'TRAINING_PIPELINE_NAME', 'AML_COMPUTE_CLUSTER_NAME', 'AML_COMPUTE_CLUSTER_CPU_SKU',
+    'AML_CLUSTER_MIN_NODES', 'AML_CLUSTER_PRIORITY', 'AML_ENV_NAME', 'ACI_DEPLOYMENT_NAME',
+    'CALL_TIMEOUT_SECONDS')
+# What a run is given anew, whatever the pipeline was published with.
+EACH_RUN = ('DATASET_VERSION', 'DATASTORE_NAME', 'RUN_EVALUATION', 'ALLOW_RUN_CANCEL', 'BUILD_URI',
+            'BUILD_SOURCEVERSION', 'CALLER_RUN_ID')
+PUBLISHED_WITH = {'RUN_EVALUATION': 'true', 'MODEL_NAME': 'another', 'DATASET_NAME': 'another'}
+# Notes its arguments, then becomes Python.
+PYTHON = '''#!/bin/sh
+printf '%s\\t' "$@" >> {log}
+echo >> {log}
+export OMP_NUM_THREADS=1
+exec {python} "$@"
+'''
+
+
+def given(*names):
+    return {name: GIVEN[name] for name in names}
+
+
+class Exchanges(collections.deque):
+    """The stand-in's record of exchanges; notes the deadlines that run while it answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.deadlines = set()
+
+    def append(self, exchange):
+        super().append(exchange)
+        self.deadlines.update(thread.interval for thread in threading.enumerate()
+                              if isinstance(thread, threading.Timer))
+
+
+class Screen(io.StringIO):
+    """Takes what is printed; sends SIGTERM to this process when a text is among it."""
+
+    def __init__(self, sigterm_at):
+        super().__init__()
+        self.sigterm_at = sigterm_at
+
+    def write(self, text):
+        if self.sigterm_at and self.sigterm_at in text:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().write(text)
+
+
+class Verbs:
+    """Calls verbs against one stand-in and looks at what it holds."""
+
+    def __init__(self, azure, folder):
+        self.azure, self.folder, self.out, self.texts = azure, folder, folder / 'outputs', []
+
+    def __call__(self, verb, *argv, code=0, sigterm_at=None, **changes):
+        """What a verb's main says; its exit code must be `code`."""
+        argv = [str(word) for word in argv]
+        if verb in ('publish', 'run', 'deploy', 'rollback', 'smoke_test') and '--out' not in argv:
+            argv += ['--out', str(self.out)]
+        before, screen = dict(os.environ), Screen(sigterm_at)
+        os.environ.update(changes)
+        try:
+            with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+                result = importlib.import_module(verb).main(argv)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.texts.append(screen.getvalue())
+        assert result == code, screen.getvalue()
+        return screen.getvalue()
+
+    @property
+    def workspace(self):
+        workspace, = self.azure.journal.table('workspaces').values()
+        return workspace
+
+    def rows(self, table):
+        return self.azure.table(self.workspace, table).values()
+
+    def pipeline_runs(self):
+        return [row['dto'] for row in self.rows('runs') if not row['dto']['parentRunId']]
+
+    def read(self, name):
+        return json.loads((self.out / name).read_text())
+
+    def count(self, method, part):
+        """How often Azure was asked by this method for a path that holds the part."""
+        return sum(one[0] == method and part in one[1] for one in self.azure.exchanges)
+
+    def words(self, script):
+        """The arguments of the last process of that script."""
+        lines = [line.split('\t') for line in (self.folder / 'argv').read_text().splitlines()]
+        return [line for line in lines if line[0] == script][-1]
+
+    def option(self, script, name):
+        words = self.words(script)
+        return words[words.index(name) + 1]
+
+
+@pytest.fixture(scope='module')
+def verbs(tmp_path_factory):
+    import loopback
+    folder = tmp_path_factory.mktemp('verbs')
+    python = folder / 'python'
+    python.write_text(PYTHON.format(log=folder / 'argv', python=sys.executable))
+    python.chmod(0o755)
+    patch, terminated = MonkeyPatch(), signal.getsignal(signal.SIGTERM)
+    with loopback.start(str(folder / 'azure'), python=str(python)) as azure:
+        azure.exchanges = Exchanges()
+        for name in GIVEN:
+            patch.delenv(name, raising=False)
+        for name, value in dict(azure.env, **given(*ALWAYS)).items():
+            patch.setenv(name, value)
+        # The real Azure is slower.
+        for name, seconds in (('arm.PAUSE_SECONDS', 0.1), ('workspace.PAUSE_SECONDS', 0.1),
+                              ('deploy.PAUSE_SECONDS', 0.1), ('run.FIRST_PAUSE_SECONDS', 0.2),
+                              ('run.LONGEST_PAUSE_SECONDS', 0.5)):
+            patch.setattr(name, seconds)
+        # What a subscription's owner gives to a team.
+        azure.add_group('verbs-RG')
+        yield Verbs(azure, folder)
+        patch.undo()
+    signal.signal(signal.SIGTERM, terminated)
+    logging.disable(logging.NOTSET)
+    assert azure.unknown == []
+
+
+@pytest.fixture(scope='module')
+def empty(verbs):
+    return verbs('preflight', code=1, **given('RESOURCE_GROUP'))
+
+
+@pytest.fixture(scope='module')
+def workspace(verbs, empty):
+    return verbs('workspace', **given('AML_CLUSTER_MAX_NODES'))
+
+
+@pytest.fixture(scope='module')
+def table(verbs):
+    import sample
+    path = verbs.folder / 'table.csv'
+    with contextlib.redirect_stdout(io.StringIO()):
+        sample.main(['--rows', str(ROWS), '--out', str(path)])
+    return path
+
+
+@pytest.fixture(scope='module')
+def dataset(verbs, workspace, table):
+    return verbs('dataset', '--data', table, **given('DATASTORE_NAME'))
+
+
+@pytest.fixture(scope='module')
+def published(verbs, dataset):
+    verbs.azure.faults.add('reset', path='POST .*/Pipelines/Create', after=True)
+    return verbs('publish', **dict(PUBLISHED_WITH, BUILD_BUILDID='1'))
+
+
+@pytest.fixture(scope='module')
+def trained(verbs, published):
+    # The answer to the submission is lost, so the run is found by its tag.
+    verbs.azure.faults.add('reset', path='PipelineSubmit', after=True)
+    return verbs('run', TF_BUILD='True', **given('BUILD_BUILDID', *EACH_RUN))
+
+
+@pytest.fixture(scope='module')
+def deployed(verbs, trained):
+    text = verbs('deploy', **given('BUILD_BUILDID', 'SYSTEM_STAGEATTEMPT', 'BUILD_SOURCEVERSION'))
+    return text, verbs.rows('services')[0]
+
+
+@pytest.fixture(scope='module')
+def spoilt(verbs, deployed):
+    """Build 2 deploys a container that crashes, with more memory than before."""
+    import shutil
+    source = verbs.folder / 'scoring'
+    shutil.copytree(str(deploy.SOURCE), str(source))
+    wanted = json.loads((source / deploy.SETTINGS).read_text())
+    (source / deploy.SETTINGS).write_text(json.dumps(dict(wanted, memory_gb=2)))
+    verbs.azure.faults.add('crash-loop')
+    patch = MonkeyPatch()
+    patch.setattr(deploy, 'SOURCE', source)
+    # Without run.json in OUT, the version is a setting.
+    out = ('--out', verbs.folder / 'elsewhere')
+    refused = verbs('deploy', *out, code=1, BUILD_BUILDID='2', **given('MODEL_VERSION'))
+    text = verbs('deploy', *out, code=1, BUILD_BUILDID='2', **given('MODEL_VERSION', 'ACI_REPLACE'))
+    patch.undo()
+    return refused, text, verbs.rows('services')[0]
+
+
+@pytest.fixture(scope='module')
+def rolled_back(verbs, spoilt):
+    return verbs('rollback', BUILD_BUILDID='2')
+
+
+@pytest.fixture(scope='module')
+def busy(verbs, rolled_back):
+    """A deployment while another one is under way."""
+    services = verbs.azure.table(verbs.workspace, 'services')
+    with services.change('verbs-service') as service:
+        service['state'] = 'Transitioning'
+    text = verbs('deploy', code=1, **given('DEPLOY_TIMEOUT_MINUTES'))
+    with services.change('verbs-service') as service:
+        service['state'] = 'Healthy'
+    return text
+
+
+@pytest.fixture(scope='module')
+def late(verbs, published):
+    """Build 4: its run never ends, so it is given up, attached to, and cancelled."""
+    verbs.azure.faults.add('step-never-ends', step='train')
+    how = dict(BUILD_BUILDID='4', code=1)
+    given_up = verbs('run', **dict(how, **given('RUN_TIMEOUT_MINUTES', 'DATA_FILE_PATH')))
+    stopped = verbs('run', sigterm_at='step train: Running', **how)
+    return given_up, stopped, verbs('cancel_run', BUILD_BUILDID='4')
+
+
+def test_preflight_names_what_is_missing_with_what_to_do(verbs, empty, workspace):
+    lines = {line[:16].strip(): line[17:] for line in empty.splitlines()}
+    assert lines['sign-in'].startswith('ok') and lines['machine size'].startswith('ok')
+    assert 'az group create --name absent-group --location northeurope' in lines['resource group']
+    assert lines['workspace'].startswith('unknown')
+    text = verbs('preflight', code=1, DATASET_NAME='absent')
+    assert re.findall('^(.*?) +MISSING', text, re.M) == ['dataset']
+    assert 'make dataset DATA=' in text
+    assert 'renew the secret' in verbs('preflight', code=1, servicePrincipalKey='wrong')
+
+
+def test_preflight_finds_nothing_missing(verbs, dataset):
+    text = verbs('preflight')
+    assert 'verbs-data, version 1' in text and 'MISSING' not in text
+
+
+def test_a_workspace_that_is_there_is_left_alone_but_for_the_number_of_nodes(verbs, workspace):
+    assert 'workspace verbs-space: created' in workspace
+    assert 'compute cluster verbs-cluster: created' in workspace
+    again = verbs('workspace', AML_CLUSTER_MAX_NODES='3')
+    assert 'workspace verbs-space: there already' in again
+    assert 'compute cluster verbs-cluster: there already' in again
+    assert again.count('registered, its image is built') == 2
+    assert 'compute cluster verbs-cluster: updated' in verbs(
+        'workspace', AML_CLUSTER_MAX_NODES='4')
+    verbs('workspace', AML_CLUSTER_MAX_NODES='3')
+    assert len(verbs.rows('environments')) == 2
+
+
+def test_a_table_is_registered_once_and_a_damaged_one_never(verbs, dataset, table, tmp_path):
+    assert dataset == 'dataset verbs-data, version 1: registered\n'
+    # DATASTORE_NAME is workspaceartifactstore, whose container is azureml.
+    stored, = (verbs.folder / 'azure' / 'blobs').glob('*/azureml/verbs-data/*/table.csv')
+    assert stored.read_bytes() == table.read_bytes()
+    assert 'version 1: holds this table already' in verbs('dataset', '--data', table)
+    (tmp_path / 'bad.csv').write_text('id,target\n')
+    assert 'was not uploaded' in verbs('dataset', '--data', tmp_path / 'bad.csv', code=1)
+
+
+def test_a_build_publishes_one_pipeline_though_the_answer_is_lost(verbs, published):
+    known = verbs.read('pipeline.json')
+    assert f"pipeline verbs-pipeline, version 1: published, id {known['id']}" in published
+    assert known == {'id': known['id'], 'name': 'verbs-pipeline', 'build_id': '1'}
+    assert 'published already' in verbs('publish', BUILD_BUILDID='1')
+    assert [row['Id'] for row in verbs.rows('pipelines') if row['EntityStatus'] == '0'] == [
+        known['id']]
+
+
+def test_a_run_registers_the_model_and_says_so_to_the_pipeline(verbs, trained):
+    result = verbs.read('run.json')
+    assert [result[name] for name in ('result', 'model', 'version')] == [
+        'registered', 'verbs-model', 1]
+    # Not RUN_EVALUATION=true, with which it was published.
+    assert 'RUN_EVALUATION=false' in result['reason']
+    assert '##vso[task.setvariable variable=result;isOutput=true]registered\n' in trained
+    assert '##vso[task.setvariable variable=version;isOutput=true]1\n' in trained
+    model, = verbs.rows('models')
+    assert float(model['kvTags']['auc']) > 0.3 and model['kvTags']['data_rows'] == str(ROWS)
+
+
+def test_figures_are_on_the_pipelines_run(verbs, trained):
+    from azureml.pipeline.core import PipelineRun
+    space = importlib.import_module('workspace').connect(settings.read(os.environ))
+    figures = PipelineRun.get(space, verbs.read('run.json')['run_id']).get_metrics()
+    model, = verbs.rows('models')
+    assert str(figures['auc']) == model['kvTags']['auc']
+
+
+def test_a_build_runs_once(verbs, trained):
+    before = len(verbs.pipeline_runs())
+    text = verbs('run', BUILD_BUILDID='1')
+    assert f"run {verbs.read('run.json')['run_id']} of build 1: attached" in text
+    assert '##vso' not in text
+    assert len(verbs.pipeline_runs()) == before
+
+
+def test_a_failed_step_is_shown_with_the_end_of_its_log(verbs, published):
+    verbs.azure.faults.add('step-fails', step='train')
+    # Without pipeline.json the newest of the name is run.
+    text = verbs('run', '--out', verbs.folder / 'elsewhere', code=1, BUILD_BUILDID='3')
+    assert 'step train failed: Execution failed' in text
+    assert '  RuntimeError: loopback: this step fails on demand' in text
+    assert re.search('^error: the run .* ended as Failed; step train failed', text, re.M)
+    assert 'run this again to submit it anew' in text
+    assert 'make publish' in verbs('run', '--out', verbs.folder / 'elsewhere', code=1,
+                                   TRAINING_PIPELINE_NAME='absent')
+
+
+def test_a_run_that_takes_too_long_goes_on_and_can_be_cancelled(verbs, late):
+    given_up, stopped, cancelled = late
+    assert 'step train: Running' in given_up or 'run: ' in given_up
+    identity = re.search('run (.*): submitted', given_up).group(1)
+    assert f'run {identity} of build 4: attached' in stopped
+    for text in given_up, stopped:
+        assert 'BUILD_BUILDID=4 make run\n' in text and 'BUILD_BUILDID=4 make cancel-run' in text
+    assert stopped.splitlines()[-2].startswith('error: stopped; if it was submitted, the run goes')
+    assert cancelled == f'build 4: cancelled run {identity}\n'
+    state, = [dto['status'] for dto in verbs.pipeline_runs() if dto['runId'] == identity]
+    assert state == 'Canceled'
+    assert verbs('cancel_run', BUILD_BUILDID='4').endswith('nothing to cancel\n')
+
+
+def test_a_cluster_without_capacity_is_named(verbs, published):
+    verbs.azure.faults.add('no-capacity')
+    text = verbs('run', code=1, BUILD_BUILDID='5', **given('RUN_TIMEOUT_MINUTES'))
+    assert '; compute cluster verbs-cluster: ClusterCoreQuotaReached' in text
+    verbs('cancel_run', BUILD_BUILDID='5')
+    verbs.azure.faults.clear()
+
+
+def test_a_service_is_deployed_and_answers_as_the_model(verbs, deployed):
+    assert 'service verbs-service: create with version 1 of verbs-model' in deployed[0]
+    assert 'answers as verbs-model version 1 does' in verbs('smoke_test', '--service', 'aci')
+    assert 'runs version 1 already' in verbs('deploy', BUILD_BUILDID='1', SYSTEM_STAGEATTEMPT='3')
+    verbs.azure.faults.add('scoring-500')
+    text = verbs('smoke_test', '--service', 'aci', code=1)
+    assert 'status 500' in text and 'An unexpected error' in text
+
+
+def test_a_kept_version_is_not_deployed(verbs, deployed, tmp_path):
+    (tmp_path / 'run.json').write_text(json.dumps(dict(verbs.read('run.json'), result='kept')))
+    assert verbs('deploy', '--out', tmp_path) == (
+        'nothing to deploy: the run kept the registered version\n')
+    assert not (tmp_path / 'service.json').exists()
+
+
+def test_a_container_that_crashes_is_shown_with_the_way_back(verbs, spoilt):
+    refused, text, service = spoilt
+    assert 'set ACI_REPLACE=true' in refused
+    assert 'service verbs-service: create with version 1 of verbs-model' in text
+    assert 'RuntimeError: loopback: this container crashes on demand' in text
+    assert 'it ran version 1 before: `make rollback` puts it back' in text
+    assert service['state'] == 'Failed'
+
+
+def test_rollback_puts_back_what_ran_and_only_what_its_build_changed(verbs, spoilt, rolled_back):
+    assert 'service verbs-service: back from version 1 to version 1' in rolled_back
+    assert 'answers as verbs-model version 1 does' in rolled_back
+    assert verbs.read('service.json')['previous_version'] is None
+    service, = verbs.rows('services')
+    was, now = spoilt[2]['kvTags'], service['kvTags']
+    assert now['scoring'] == was['previous_scoring'] != was['scoring']
+    assert service['state'] == 'Healthy'
+    assert 'nothing to roll back: ' in verbs('rollback', BUILD_BUILDID='6')
+    assert 'names none before it' in verbs('rollback', code=1)
+    assert 'MODEL_VERSION=n make deploy creates it' in verbs(
+        'rollback', code=1, ACI_DEPLOYMENT_NAME='absent')
+
+
+def test_a_deployment_waits_for_the_one_before(busy):
+    assert 'the service verbs-service is being deployed already; waiting' in busy
+    assert 'is still busy with an earlier deployment after 0 minutes' in busy
+
+
+def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_back, busy):
+    before = verbs.count('PUT', '/environments/')
+    verbs('workspace', **given('AML_REBUILD_ENVIRONMENT', 'AML_CLUSTER_MAX_NODES'))
+    rebuilt = verbs.count('PUT', '/environments/') == before + 2
+    runs = {dto['tags'].get('BuildId'): dto for dto in verbs.pipeline_runs()}
+    asked = {build: json.loads(dto['properties']['azureml.parameters'])
+             for build, dto in runs.items()}
+    cluster = verbs.rows('computes')[0]
+    size = cluster['properties']['properties']
+    model, = verbs.rows('models')
+    service, = verbs.rows('services')
+    experiment, = {row['experiment'] for row in verbs.rows('runs')}
+    environment, = {row['versions'][0]['name'].split('-')[0] for row in verbs.rows('environments')}
+    arrived = {
+        'SUBSCRIPTION_ID': verbs.workspace['id'].split('/')[2],
+        'RESOURCE_GROUP': re.search('--name (.*) --location', empty).group(1),
+        'WORKSPACE_NAME': verbs.workspace['name'],
+        'LOCATION': verbs.workspace['location'],
+        'BASE_NAME': verbs.workspace['group'].split('-')[0],
+        'EXPERIMENT_NAME': experiment,
+        'MODEL_NAME': model['name'],
+        'MODEL_VERSION': service['kvTags']['version'],
+        'DATASET_NAME': verbs.option('train.py', '--dataset-name'),
+        'DATASET_VERSION': verbs.option('train.py', '--dataset-version'),
+        'DATA_FILE_PATH': asked['4']['data_file_path'],
+        'DATASTORE_NAME': verbs.option('train.py', '--datastore-name'),
+        'TRAINING_PIPELINE_NAME': verbs.rows('pipelines')[0]['Name'],
+        'AML_COMPUTE_CLUSTER_NAME': cluster['name'],
+        'AML_COMPUTE_CLUSTER_CPU_SKU': size['vmSize'],
+        'AML_CLUSTER_MIN_NODES': str(size['scaleSettings']['minNodeCount']),
+        'AML_CLUSTER_MAX_NODES': str(size['scaleSettings']['maxNodeCount']),
+        'AML_CLUSTER_PRIORITY': size['vmPriority'].lower(),
+        'AML_ENV_NAME': environment,
+        'AML_REBUILD_ENVIRONMENT': str(rebuilt).lower(),
+        'RUN_EVALUATION': verbs.option('evaluate.py', '--run-evaluation'),
+        'ALLOW_RUN_CANCEL': verbs.option('evaluate.py', '--allow-run-cancel'),
+        'ACI_DEPLOYMENT_NAME': service['name'],
+        'ACI_REPLACE': str(service['containerResourceRequirements']['memoryInGB'] == 2).lower(),
+        'BUILD_BUILDID': model['kvTags']['BuildId'],
+        'BUILD_URI': model['kvTags']['BuildUri'],
+        'SYSTEM_STAGEATTEMPT': deployed[1]['kvTags']['Attempt'],
+        'BUILD_SOURCEVERSION': runs['1']['tags']['CodeCommit'],
+        'CALLER_RUN_ID': model['kvTags']['caller_run_id'],
+        'CALL_TIMEOUT_SECONDS': ' '.join(
+            str(seconds) for seconds in verbs.azure.exchanges.deadlines if 160 < seconds < 200),
+        'RUN_TIMEOUT_MINUTES': re.search('took longer than (.*) minutes', late[0]).group(1),
+        'DEPLOY_TIMEOUT_MINUTES': re.search('after (.*) minutes', busy).group(1)}
+    assert arrived == dict(GIVEN, SUBSCRIPTION_ID=verbs.azure.env['SUBSCRIPTION_ID'])
+    assert set(arrived) == {name for name, _, _, _ in settings.SETTINGS}
+
+
+def test_requests_and_answers_fit_the_models_of_the_sdk(verbs, rolled_back, late):
+    problems, used = sdk_contract.violations(list(verbs.azure.exchanges))
+    unused = [row for row in sdk_contract.CONTRACT if row not in used]
+    assert not problems, '\n'.join(problems)
+    assert not unused, '\n'.join(map(str, unused))
+
+
+def test_no_secret_is_said(verbs, rolled_back):
+    service, = verbs.rows('services')
+    secrets = [verbs.azure.env['servicePrincipalKey']] + list(service['keys'].values())
+    assert not [text for text in verbs.texts for secret in secrets if secret in text]
+    assert not re.search('eyJ[A-Za-z0-9_-]{20,}', ''.join(verbs.texts))

@@ -81,7 +81,7 @@ lint: $(LOCAL) ## pycodestyle over all Python; findings on the screen and in OUT
 test: $(FULL) | $(TESTRESULTS) ## Unit tests with coverage; OUT/test-results/unit.xml and OUT/coverage.xml
 	$(PY) -m pytest tests -m "not end_to_end" $(XDIST) --junitxml=$(TESTRESULTS)/unit.xml $(COVERAGE) --cov-report=xml:$(OUT)/coverage.xml
 end-to-end: $(FULL) | $(TESTRESULTS) ## The slower tests: whole paths, real servers, the real SDK against loopback Azure ML
-	$(PY) -m pytest tests -m end_to_end --junitxml=$(TESTRESULTS)/end_to_end.xml
+	$(PY) -m pytest tests -m end_to_end $(subst loadfile,worksteal,$(XDIST)) --junitxml=$(TESTRESULTS)/end_to_end.xml
 bench: bench-training bench-scoring ## Both benchmarks; tables and pictures in OUT/bench
 bench-training: $(LOCAL) ## Training against the challenge's reference script
 	$(PY) scripts/bench_training.py --out $(OUT)/bench

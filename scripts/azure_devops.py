@@ -269,12 +269,10 @@ class Client:
 
     def _signed_out(self, response, page):
         how = str(response.status_code)
-        if response.status_code != 401:
-            how += ', a sign-in page' if page and response.status_code < 300 else (
-                ', a redirect to sign in')
-        words = error_words(response)[0]
-        if words:
-            how += ', ' + words
+        if how != '401':
+            how += ', a sign-in page' if page and how[0] == '2' else ', a redirect to sign in'
+        if error_words(response)[0]:
+            how += ', ' + error_words(response)[0]
         if self.settings.personal:
             text = (f'AZURE_DEVOPS_EXT_PAT is not accepted ({how}): the token is wrong, expired, '
                     'of another organisation or lacks a scope. Make one at '

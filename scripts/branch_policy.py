@@ -35,7 +35,7 @@ POLICY = {'id': int, 'type': {'id': str}, 'createdBy?': {}, 'settings?': {
 
 
 def desired_policies(definition_id, scope):
-    """The policies as they are to be: (name for people, body). definition_id: the PR pipeline's."""
+    """The policies to have: (name for people, body). definition_id: of the PR pipeline."""
     settings = (
         ('at least one reviewer, who is not the author', REVIEWERS, {
             'minimumApproverCount': 1,
@@ -58,14 +58,8 @@ def desired_policies(definition_id, scope):
         ('all comments resolved', COMMENTS, {}),
     )
     return [(f'policy "{name}"', {'isEnabled': True, 'isBlocking': True, 'type': {'id': policy},
-                                   'settings': dict(fields, scope=scope)})
+                                  'settings': dict(fields, scope=scope)})
             for name, policy, fields in settings]
-
-
-def scope_of(repository, branch):
-    """Exactly this branch of this repository."""
-    return [{'repositoryId': repository['id'], 'refName': 'refs/heads/' + branch,
-             'matchKind': 'exact'}]
 
 
 def comparable_scope(scope):
@@ -93,27 +87,24 @@ def applies_to(existing, repository, branch):
     """Whether a policy bears on the branch, by its own scope or a wider one."""
     ref = 'refs/heads/' + branch
     scope = (existing.get('settings') or {}).get('scope')
-    for repository_id, name, kind in comparable_scope(scope):
-        if repository_id in (None, repository['id']) and (
-                kind == 'defaultbranch' and repository.get('defaultBranch') == ref
-                or kind == 'prefix' and ref.startswith(name or '')
-                or kind == 'exact' and name in (None, ref)):
-            return True
-    return False
+    return any(repository_id in (None, repository['id']) and (
+        kind == 'defaultbranch' and repository.get('defaultBranch') == ref
+        or kind == 'prefix' and ref.startswith(name or '')
+        or kind == 'exact' and name in (None, ref))
+        for repository_id, name, kind in comparable_scope(scope))
 
 
 def differences(existing, body):
     """Lines 'field: is -> should be' of the fields that we own; existing None: all of them."""
     lines = []
-    pairs = [(name, existing, body) for name in ('isEnabled', 'isBlocking')]
-    pairs += [(name, (existing or {}).get('settings'), body['settings'])
-              for name in sorted(body['settings']) if name != 'scope']
-    for name, have, want in pairs:
-        value = (have or {}).get(name)
+    wanted = dict(body['settings'], isEnabled=True, isBlocking=True)
+    there = dict((existing or {}).get('settings') or {}, **(existing or {}))
+    for name in sorted(set(wanted) - {'scope'}):
+        value = there.get(name)
         # The service leaves out what is false, 0 or empty.
-        if existing is None or (value or None) != (want[name] or None):
+        if existing is None or (value or None) != (wanted[name] or None):
             lines.append(f"{name}: {'none' if value is None else json.dumps(value)} -> "
-                         f'{json.dumps(want[name])}')
+                         f'{json.dumps(wanted[name])}')
     return lines
 
 
@@ -141,19 +132,15 @@ def find_repository(client):
                            f'There is: {names}.')
 
 
-def find_branches(client, repository):
-    """The names of the repository's branches."""
+def absent_branch(client, repository):
+    """The sentence about the branch of the settings when it does not exist, else None."""
     refs = client.pages(f"{{project}}/_apis/git/repositories/{repository['id']}/refs",
                         'list the branches', {'name': str}, {'filter': 'heads/'}, needs=READ)
-    return [ref['name'][len('refs/heads/'):] for ref in refs]
-
-
-def absent_branch(client, repository, branches):
-    """The sentence about a branch that does not exist."""
-    return (f'Branch {client.settings.branch!r} does not exist yet in repository '
-            f"{repository['name']!r} (there is: {', '.join(sorted(branches)[:10]) or 'none'}). "
-            f"Push it first: git push {repository.get('remoteUrl', 'REMOTE')} "
-            f'HEAD:refs/heads/{client.settings.branch}')
+    branches, branch = [ref['name'][len('refs/heads/'):] for ref in refs], client.settings.branch
+    return None if branch in branches else (
+        f"Branch {branch!r} does not exist yet in repository {repository['name']!r} (there is: "
+        f"{', '.join(sorted(branches)[:10]) or 'none'}). Push it first: git push "
+        f"{repository.get('remoteUrl', 'REMOTE')} HEAD:refs/heads/{branch}")
 
 
 def find_pipelines(client, repository):
@@ -179,7 +166,9 @@ def apply_policies(client, repository, pipelines):
         raise AzureDevOpsError(f"No pipeline of repository {repository['name']!r} runs "
                                f'{PULL_REQUEST_YAML} yet: `make devops-project` creates it.')
     ids = [definition['id'] for definition in definitions]
-    scope = scope_of(repository, client.settings.branch)
+    # Exactly this branch of this repository.
+    scope = [{'repositoryId': repository['id'], 'refName': f'refs/heads/{client.settings.branch}',
+              'matchKind': 'exact'}]
     # All of the project: a filter that the service misread would look like 'no policy yet'.
     listed = client.pages(POLICIES, 'list the branch policies', POLICY, needs=READ)
     existing = [policy for policy in listed if not policy.get('isDeleted')
@@ -229,9 +218,9 @@ def main(argv=None):
     try:
         client = azure_devops.Client(azure_devops.read_settings(os.environ))
         repository = find_repository(client)
-        branches = find_branches(client, repository)
-        if client.settings.branch not in branches:
-            raise AzureDevOpsError(absent_branch(client, repository, branches))
+        absent = absent_branch(client, repository)
+        if absent:
+            raise AzureDevOpsError(absent)
         apply_policies(client, repository, find_pipelines(client, repository))
     except (SettingsError, AzureDevOpsError) as error:
         print(f'error: {error}', file=sys.stderr)

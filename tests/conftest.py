@@ -16,6 +16,14 @@ sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
+def python_of_one_thread(folder):
+    """This interpreter for steps of a pipeline, which get no variable of this process."""
+    path = folder / 'python'
+    path.write_text(f'#!/bin/sh\nexport OMP_NUM_THREADS=1\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
 @pytest.fixture
 def parameters(tmp_path):
     """A function that writes a file of parameters, the default's with these changed."""

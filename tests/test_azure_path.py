@@ -1,8 +1,15 @@
-"""The Azure ML path end to end: real scripts and SDK, Azure ML on loopback. -s prints the tables.
+"""The project's verbs where Azure has faults, by the real SDK, against Azure ML on loopback.
 
     pytest -s -m end_to_end tests/test_azure_path.py
+
+-s prints tables of what was wrong and what was said. What the verbs do when all is well is in
+test_verbs.py; test_rehearse.py runs each as a process of its own, in the pipelines.
 """
+import contextlib
+import importlib
+import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -12,23 +19,27 @@ import sys
 import time
 
 import pytest
+from _pytest.monkeypatch import MonkeyPatch
 
-import dataset
-import loopback
-from conftest import ROOT
+import azure_ml
+from conftest import ROOT, python_of_one_thread
 
+# The SDK reads them once, when it is imported.
+os.environ.update(azure_ml.SDK_BACKOFF)
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
+pytest.importorskip('azureml_inference_server_http')
 pytest.importorskip('trustme')
 pytestmark = pytest.mark.end_to_end
+from loopback import resource_manager, sign_in  # noqa: needs trustme
 
 REAL_ROWS = ROOT.parent / 'shared' / 'data' / 'porto_seguro_10000.csv'
-PARTS = ('training', 'scoring', 'scripts', 'conda_dependencies.yml')
-LONGEST_SECONDS = 600
 # Enough for a model that tells rows apart.
 ROWS = 5000
-# As for a service principal without the role Reader on the subscription.
-OUTSIDE_THE_GROUP = {'fault': 'forbidden', 'count': None, 'path':
-                     r'management\.azure\.com/subscriptions/[^/]+(\?|$|/providers/)'}
+GROUP = 'mlops-RG'
+# The JSON Web Tokens of OIDC and of access.
+TOKEN = re.compile('eyJ[A-Za-z0-9_-]{20,}')
+HEADER = ('fault', 'command', 'exit code', 'seconds', 'made', 'says')
+CREATE, GET = 'POST .*/Pipelines/Create', 'GET .*/environments/'
 
 
 class Result:
@@ -44,344 +55,254 @@ class Result:
 
 
 class Project:
-    """A copy of the project that talks to loopback; each has its own names in the workspace."""
+    """Calls verbs in this process, with an environment that holds nothing of this machine's."""
 
-    def __init__(self, azure, folder, name, **settings):
-        self.azure, self.name, self.folder = azure, name, folder / name
-        for part in PARTS:
-            source, goal = ROOT / part, self.folder / part
-            if source.is_dir():
-                shutil.copytree(str(source), str(goal),
-                                ignore=shutil.ignore_patterns('__pycache__'))
-            else:
-                goal.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(str(source), str(goal))
-        self.out = self.folder / 'outputs'
-        self.environ = {
-            'PATH': os.environ['PATH'], 'RESOURCE_GROUP': 'mlops-RG', 'LOCATION': 'westeurope',
-            'WORKSPACE_NAME': 'mlops-AML-WS', 'MODEL_NAME': name, 'DATASET_NAME': name,
-            'EXPERIMENT_NAME': name, 'TRAINING_PIPELINE_NAME': name, 'TF_BUILD': 'True',
-            'ACI_DEPLOYMENT_NAME': 'aci-' + name, 'CALL_TIMEOUT_SECONDS': '60',
-            'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
-        self.environ.update(azure.env, **settings)
+    def __init__(self, azure, folder, name):
+        self.azure, self.folder, self.name, self.out = azure, folder, name, folder / 'outputs'
+        self.environ = dict(
+            azure.env, PATH=os.environ['PATH'], RESOURCE_GROUP=GROUP, LOCATION='westeurope',
+            WORKSPACE_NAME=f'{name}-AML-WS', BUILD_BUILDID='1', CALL_TIMEOUT_SECONDS='60',
+            OMP_NUM_THREADS='1')
         self.texts = []
 
-    def start(self, script, *words, **settings):
-        takes_out = script in ('publish', 'run', 'deploy', 'rollback', 'smoke_test')
-        command = [sys.executable, str(self.folder / 'scripts' / (script + '.py'))]
-        command += ['--out', str(self.out)] * takes_out + [str(word) for word in words]
-        return subprocess.Popen(command, env=dict(self.environ, **settings),
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    def __call__(self, verb, *words, **changes):
+        words = [str(word) for word in words]
+        if verb in ('publish', 'run', 'deploy', 'rollback', 'smoke_test'):
+            words += ['--out', str(self.out)]
+        before, screen, begin = dict(os.environ), io.StringIO(), time.monotonic()
+        try:
+            os.environ.clear()
+            os.environ.update(self.environ, **changes)
+            with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+                code = importlib.import_module(verb).main(words)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        self.texts.append(screen.getvalue())
+        return Result(code, self.texts[-1], time.monotonic() - begin)
 
-    def finish(self, process, begin=None):
-        text = process.communicate(timeout=LONGEST_SECONDS)[0].decode()
-        self.texts.append(text)
-        return Result(process.returncode, text, time.monotonic() - (begin or time.monotonic()))
-
-    def __call__(self, script, *words, **settings):
-        begin = time.monotonic()
-        return self.finish(self.start(script, *words, **settings), begin)
-
-    def good(self, script, *words, **settings):
-        result = self(script, *words, **settings)
+    def good(self, verb, *words, **changes):
+        result = self(verb, *words, **changes)
         assert result.code == 0, result.text
         return result
-
-    def train(self, build, **settings):
-        self.good('publish', BUILD_BUILDID=build, **settings)
-        self.good('run', BUILD_BUILDID=build, **settings)
-        return self.read('run.json')
 
     def read(self, name):
         return json.loads((self.out / name).read_text())
 
-    def edit(self, path, old, new):
-        file = self.folder / path
-        text = file.read_text()
-        assert old in text
-        file.write_text(text.replace(old, new))
-
     def rows(self, table):
-        (space,) = self.azure.journal.table('workspaces').values()
-        return self.azure.table(space, table).values()
+        space, = [row for row in self.azure.journal.table('workspaces').values()
+                  if row['name'] == self.environ['WORKSPACE_NAME']]
+        return list(self.azure.table(space, table).values())
 
     def counts(self):
-        """How many pipelines, runs, models and deployments of this project the workspace holds."""
-        return {
-            'pipelines': sum(row['Name'] == self.name and row['EntityStatus'] == '0'
-                             for row in self.rows('pipelines')),
-            'runs': sum(row['experiment'] == self.name and row['dto']['parentRunId'] is None
-                        for row in self.rows('runs')),
-            'models': sum(row['name'] == self.name for row in self.rows('models')),
-            'deployments': sum(row['resourceLocation'].endswith('/services/aci-' + self.name)
-                               for row in self.rows('operations'))}
+        """How many pipelines, runs, models and deployments the workspace holds."""
+        return {'pipelines': sum(row['EntityStatus'] == '0' for row in self.rows('pipelines')),
+                'runs': sum(row['dto']['parentRunId'] is None for row in self.rows('runs')),
+                'models': len(self.rows('models')), 'deployments': len(self.rows('operations'))}
+
+    def strike(self, rows, title, faults, verb, expected, words=(), said='', **changes):
+        """Run a verb under faults; what it made. Adds a row, checks exit code and message."""
+        before = self.counts()
+        for fault in faults:
+            self.azure.faults.add(**fault)
+        result = self(verb, *words, **changes)
+        self.azure.faults.clear()
+        made = {name: number - before[name] for name, number in self.counts().items()}
+        rows.append((title, verb, result.code, f'{result.seconds:.1f}', ', '.join(
+            f'{number} {name}' for name, number in made.items() if number) or 'nothing',
+            result.last[:300]))
+        assert result.code == expected, result.text
+        assert said in result.text
+        return made
 
 
 def show(title, rows):
     print(f'\n### {title}')
-    print('\n'.join(f"| {' | '.join((str(cell) for cell in row))} |" for row in rows))
+    print('\n'.join(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows))
 
 
-def make_table(project, rows, seed):
-    path = project.folder / (f'table-{seed}.csv')
-    subprocess.check_call([sys.executable, str(project.folder / 'training' / 'sample.py'),
-                           '--rows', str(rows), '--seed', str(seed), '--out', str(path)],
-                          stdout=subprocess.DEVNULL)
+def make_table(folder, seed):
+    path = folder / f'table-{seed}.csv'
+    if not path.exists():
+        subprocess.check_call(
+            [sys.executable, str(ROOT / 'training' / 'sample.py'), '--rows', str(ROWS), '--seed',
+             str(seed), '--out', str(path)], stdout=subprocess.DEVNULL)
     return path
 
 
 @pytest.fixture(scope='module')
 def azure(tmp_path_factory):
+    """The stand-in, with a resource group; at the end, a search of everything for secrets."""
+    import loopback
     folder = tmp_path_factory.mktemp('azure')
-    with loopback.start(str(folder), python=sys.executable) as azure:
+    patch = MonkeyPatch()
+    for name in ('arm.PAUSE_SECONDS', 'workspace.PAUSE_SECONDS', 'deploy.PAUSE_SECONDS',
+                 'run.FIRST_PAUSE_SECONDS', 'run.LONGEST_PAUSE_SECONDS'):
+        patch.setattr(name, 0.2)
+    with loopback.start(str(folder / 'azure'), python=python_of_one_thread(folder)) as azure:
+        azure.add_group(GROUP)
+        azure.projects, azure.secrets = [], {azure.env['servicePrincipalKey']}
         yield azure
+        search_for_secrets(azure, folder)
+    patch.undo()
+    logging.disable(logging.NOTSET)
     assert azure.unknown == []
 
 
-@pytest.fixture(scope='module')
-def workspace(azure, tmp_path_factory):
-    """The projects' folder, with a workspace; at the end, a search of everything for secrets."""
-    folder = tmp_path_factory.mktemp('projects')
-    Project(azure, folder, 'first').good('workspace')
-    projects = []
-    yield azure, folder, projects
-    secrets = {azure.env['servicePrincipalKey']}
-    for project in projects:
+def search_for_secrets(azure, folder):
+    for project in azure.projects:
         for row in project.rows('services'):
-            secrets.update(row['keys'].values())
-    token = re.compile('eyJ[A-Za-z0-9_-]{20,}')
-    texts = [text for project in projects for text in project.texts]
-    files = [path for root in [folder] + list(map(type(folder), [azure.env['HOME']]))
+            azure.secrets.update(row['keys'].values())
+    assert TOKEN.match(azure.tokens.issue())
+    texts = [text for project in azure.projects for text in project.texts]
+    paths = [path for root in [folder] + [project.folder for project in azure.projects]
              for path in root.rglob('*') if path.is_file()]
-    texts += [path.read_bytes().decode('utf-8', 'replace') for path in files]
-    found = [secret[:4] + '...' for secret in secrets for text in texts if secret in text]
-    found += [match.group()[:20] for match in map(token.search, texts) if match]
-    show('Secrets', [('searched for', '%d keys and the principal\'s secret, tokens (eyJ...)'
-                      % (len(secrets) - 1)),
-                     ('in', f'{len(texts) - len(files)} outputs, {len(files)} files'),
-                     ('found', found)])
+    texts += [path.read_bytes().decode('utf-8', 'replace') for path in paths]
+    found = [secret[:4] + '...' for secret in azure.secrets for text in texts if secret in text]
+    found += [match.group()[:20] for match in map(TOKEN.search, texts) if match]
+    show('Secrets', [
+        ('searched for', f'{len(azure.secrets)} secrets and keys; tokens of access and of OIDC'),
+        ('in', f'{len(texts) - len(paths)} outputs, {len(paths)} files'), ('found', found)])
     assert found == []
 
 
-@pytest.fixture
-def project(workspace, request):
-    azure, folder, projects = workspace
-    name = request.node.name.split('[')[0].replace('test_', '').replace('_', '-')[:20].strip('-')
-    made = Project(azure, folder, name)
-    projects.append(made)
-    yield made
+@pytest.fixture(scope='module')
+def project(azure, tmp_path_factory):
+    """A workspace, with a service that runs the model of build 1."""
+    made = Project(azure, tmp_path_factory.mktemp('project'), 'mlops')
+    azure.projects.append(made)
+    table = REAL_ROWS if REAL_ROWS.exists() else make_table(made.folder, 1)
+    rows = [('command', 'seconds', 'says')]
+    for words in (['workspace'], ['dataset', '--data', table], ['publish'], ['run'], ['deploy'],
+                  ['smoke_test', '--service', 'aci']):
+        result = made.good(*words)
+        rows.append((words[0], f'{result.seconds:.1f}', result.last))
+    show(f'The whole path, {table.name}', rows)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_faults_are_left(azure):
+    yield
     azure.faults.clear()
 
 
-def test_whole_path(project):
-    table = REAL_ROWS if REAL_ROWS.exists() else make_table(project, 10000, 1)
-    rows = [('command', 'seconds', 'says')]
-    for words in (['preflight'], ['dataset', '--data', table], ['preflight'], ['publish'], ['run'],
-                  ['deploy'], ['smoke_test', '--service', 'aci']):
-        result = project(*words, BUILD_BUILDID='1', BUILD_URI='https://dev.azure.com/o/p')
-        first = len(rows) == 1
-        rows.append((words[0], f'{result.seconds:.1f}', result.last))
-        assert result.code == (1 if first else 0), result.text
-        assert ('MISSING  there is no dataset' in result.text) == first
-    show('The whole path, %s, Python %d.%d' % ((table.name,) + sys.version_info[:2]), rows + [
-        ('together', f'{sum((float(row[1]) for row in rows[1:])):.1f}', '')])
-    assert '##vso[task.setvariable variable=result;isOutput=true]registered' in ''.join(
-        project.texts)
-    assert project.read('pipeline.json')['build_id'] == '1'
+def test_model_and_service_say_where_they_come_from(project):
     run, service = project.read('run.json'), project.read('service.json')
-    assert (run['result'], run['model'], run['version']) == ('registered', project.name, 1)
-    assert (service['version'], service['previous_version']) == (1, None)
-    (model,) = [row for row in project.rows('models') if row['name'] == project.name]
+    model, = [row for row in project.rows('models') if row['version'] == 1]
     assert model['kvTags']['BuildId'] == '1' and model['kvTags']['dataset_version'] == '1'
     assert model['runId'] and float(model['kvTags']['auc']) > 0.5
-    (live,) = [row for row in project.rows('services') if row['name'] == service['name']]
+    assert (service['model'], service['version']) == (run['model'], run['version'])
+    live, = project.rows('services')
     assert live['authEnabled'] and live['appInsightsEnabled']
-    # A table with a fault never leaves this machine.
-    bad = project.folder / 'bad.csv'
-    bad.write_text(table.read_text().replace('ps_ind_01', 'ps_ind_99', 1))
-    refused = project('dataset', '--data', bad)
-    assert refused.code == 1 and 'ps_ind_01' in refused.text
-    same = project.good('dataset', '--data', table)
-    assert 'version 1: holds this table already' in same.text
+
+
+def test_a_workspace_killed_after_each_of_its_resources_is_there_once(azure, tmp_path):
+    """Each start goes on where the last was killed, with what that one left half made."""
+    killed = Project(azure, tmp_path, 'killed')
+    azure.projects.append(killed)
+    resources = azure.journal.table('resources')
+
+    def made():
+        """The types that there are, in the order in which they came."""
+        own = [row['document']['type'] for row in resources.values()
+               if 'killed' in row['document']['id']]
+        if not own or not own[-1].endswith('MachineLearningServices/workspaces'):
+            return own
+        return own + ['cluster'] * len(killed.rows('computes')) + ['image'] * len(
+            killed.rows('images'))
+
+    rows = [('killed when there was', 'it had said')]
+    for number in range(1, 9):
+        azure.faults.add('late-resource' if number < 6 else 'late-image', seconds=0.3)
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / 'scripts' / 'workspace.py')], env=killed.environ,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while len(made()) < number and process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.01)
+        process.kill()
+        text = process.communicate()[0].decode()
+        killed.texts.append(text)
+        rows.append((', '.join(made()), text.splitlines()[-1] if text else ''))
+        assert process.returncode == -signal.SIGKILL, text
+        assert len(made()) == number
+    show('make workspace, killed', rows)
+    azure.faults.clear()
+    assert 'there already' in killed.good('workspace').text
+    assert len(made()) == len(set(made())) + 1 == 8 and len(killed.rows('environments')) == 2
 
 
 def test_preflight(project):
     def missing(result):
         return [line.split('  ')[0] for line in result.text.splitlines() if ' MISSING ' in line]
 
-    rows = [('wrong', 'exit code', 'seconds', 'reported as missing')]
-    project.good('dataset', '--data', make_table(project, ROWS, 1))
-    # The first submission makes the registry.
-    project.good('publish', BUILD_BUILDID='1')
-    project('run', BUILD_BUILDID='1', RUN_TIMEOUT_MINUTES='0.01')
-    project.good('cancel_run', BUILD_BUILDID='1')
-    cases = [
-        ('nothing', {}, [], []),
-        ('two settings', {'WORKSPACE_NAME': '', 'ACI_DEPLOYMENT_NAME': 'a_b'}, [], ['settings']),
-        ('the secret', {'servicePrincipalKey': 'x'}, [], ['sign-in']),
-        ('the resource group', {'RESOURCE_GROUP': 'other'}, [], ['resource group']),
-        ('the workspace', {'WORKSPACE_NAME': 'other'}, [], ['workspace']),
-        ('cluster, size and dataset', {
-            'AML_COMPUTE_CLUSTER_NAME': 'other', 'DATASET_VERSION': '9',
-            'AML_COMPUTE_CLUSTER_CPU_SKU': 'STANDARD_M1'}, [],
-            ['machine size', 'compute cluster', 'dataset']),
-        ('permission', {}, [{'fault': 'forbidden', 'path': 'permissions'}], ['permission']),
-        ('rights on the subscription', {}, [OUTSIDE_THE_GROUP], []),
-        ('registry', {}, [{'fault': 'admin-user-off', 'count': None}], ['registry'])]
-    for title, changes, faults, expected in cases:
+    azure = project.azure
+    space, = [row for row in azure.journal.table('workspaces').values()
+              if row['name'] == project.environ['WORKSPACE_NAME']]
+    itself = space['identity']['principalId']
+    roles = [(sign_in.OBJECT, azure.subscription, 'Reader'),
+             (sign_in.OBJECT, azure.group(GROUP), 'Contributor'),
+             (itself, azure.group(GROUP), 'Contributor')]
+
+    def assign(changed):
+        for number, (principal, scope, role) in enumerate(roles):
+            resource_manager.assign(azure, principal, changed.get(number, role), scope)
+
+    rows = [('wrong', 'exit code', 'reported as missing')]
+    for title, changes, changed_roles, faults, expected in (
+            ('nothing', {}, {}, [], []),
+            ('two settings', {'WORKSPACE_NAME': '', 'ACI_DEPLOYMENT_NAME': 'a_b'}, {}, [],
+             ['settings']),
+            ('the workspace', {'WORKSPACE_NAME': 'other'}, {}, [], ['workspace']),
+            ('cluster, size and dataset', {
+                'AML_COMPUTE_CLUSTER_NAME': 'other', 'DATASET_VERSION': '9',
+                'AML_COMPUTE_CLUSTER_CPU_SKU': 'STANDARD_M1'}, {}, [],
+             ['machine size', 'compute cluster', 'dataset']),
+            ('no right to write in the group', {}, {1: 'Reader'}, [], ['permission']),
+            ('no right outside the group', {}, {0: None}, [], []),
+            ('no right for the workspace itself', {}, {2: None}, [], ['identity']),
+            ('registry', {}, {}, [{'fault': 'admin-user-off', 'count': None}], ['registry'])):
         for fault in faults:
-            project.azure.faults.add(**fault)
+            azure.faults.add(**fault)
+        assign(changed_roles)
         result = project('preflight', **changes)
-        project.azure.faults.clear()
-        rows.append((title, result.code, f'{result.seconds:.1f}', ', '.join(missing(result))))
+        azure.faults.clear()
+        rows.append((title, result.code, ', '.join(missing(result))))
         assert missing(result) == expected, result.text
-        assert result.code == bool(expected)
-    # With Contributor on the resource group and nothing else, what is there already suffices.
-    project.azure.faults.add(**OUTSIDE_THE_GROUP)
-    rows.append(('the same', project.good('workspace').code, '', ''))
+        assert result.code == (2 if 'settings' in expected else bool(expected))
+    # With Contributor on the group and nothing else, what is there already suffices.
+    assign({0: None})
+    project.good('workspace')
+    assign({})
     show('preflight', rows)
 
 
-def test_repeat(project):
-    project.good('dataset', '--data', make_table(project, ROWS, 1))
-    rows = [('time', 'pipelines', 'runs', 'models', 'deployments', 'says')]
-    for time_ in range(3):
-        # Each stage may start on a fresh machine; only run.json travels to deploy.
-        project.out = project.folder / (f'outputs-{time_}')
-        texts = [project.good(verb, BUILD_BUILDID='1').last
-                 for verb in ('publish', 'run', 'deploy')]
-        counts = project.counts()
-        rows.append([time_ + 1] + [counts[name] for name in rows[0][1:5]] + ['; '.join(texts)])
-        assert set(counts.values()) == {1}
-    show('publish, run, deploy three times with one build id', rows)
-
-
-def test_worse_challenger(project):
-    table = make_table(project, ROWS, 1)
-    project.good('dataset', '--data', table)
-    project.train('1')
-    poor = json.loads((project.folder / 'training' / 'parameters.json').read_text())
-    poor.update(rounds=5, dropped_columns=['ps_ind_*', 'ps_reg_*', 'ps_car_*'])
-    (project.folder / 'training' / 'parameters.json').write_text(json.dumps(poor))
-    run = project.train('2', RUN_EVALUATION='true')
-    assert (run['result'], run['version']) == ('kept', 1)
-    result = project.good('deploy', RUN_EVALUATION='true')
-    show('RUN_EVALUATION=true with a worse challenger', [
-        ('run', run['result'], f"version {run['version']}", run['reason']),
-        ('deploy', result.last)])
-    assert 'nothing to deploy' in result.text and project.counts()['deployments'] == 0
-    assert 'variable=result;isOutput=true]kept' in ''.join(project.texts)
-    # ALLOW_RUN_CANCEL=false registers it all the same; here from a file instead of the dataset.
-    path = f'{project.name}/{dataset.sha256(str(table))[:16]}/{table.name}'
-    run = project.train('3', RUN_EVALUATION='true', ALLOW_RUN_CANCEL='false', DATA_FILE_PATH=path)
-    assert (run['result'], run['version']) == ('registered', 2)
-
-
-def test_rollback(project):
-    def state(title, result=None):
-        row = [title, project.read('service.json')['version']]
-        smoke = result or project('smoke_test', '--service', 'aci')
-        rows.append(row + [smoke.code, smoke.last])
-        return smoke
-
-    rows = [('when', 'version', 'exit code', 'says')]
-    project.good('dataset', '--data', make_table(project, ROWS, 1))
-    project.train('1')
-    project.good('deploy')
-    assert project('rollback').code == 1
-    smoke = state('before')
-    assert smoke.code == 0, smoke.text
-    project.train('2')
-    project.edit('scoring/score.py', 'def run(request):', 'def run(request):\n    1 / 0\n')
-    project.good('deploy', BUILD_BUILDID='2')
-    assert state('the new version, whose score.py is broken').code == 1
-    # The failure hook of a build that failed before it deployed leaves the other's service alone.
-    for build, attempt in (('3', '1'), ('2', '2')):
-        other = state(f'make rollback in build {build}, attempt {attempt}', project.good(
-            'rollback', BUILD_BUILDID=build, SYSTEM_STAGEATTEMPT=attempt))
-        assert other.last.startswith('nothing to roll back') and 'by build 2,' in other.last
-    assert project.counts()['deployments'] == 2
-    # When the second attempt gets as far as that, the version is its own to roll back.
-    project.good('deploy', BUILD_BUILDID='2', SYSTEM_STAGEATTEMPT='2')
-    assert project.counts()['deployments'] == 3
-    back = project.good('rollback', BUILD_BUILDID='2', SYSTEM_STAGEATTEMPT='2')
-    assert 'back from version 2 to version 1' in back.text and 'answers as' in back.text
-    assert project.read('service.json')['previous_version'] is None
-    state('after make rollback', back)
-    again = project('rollback')
-    rows.append(('a second rollback', project.read('service.json')['version'], again.code,
-                 again.last))
-    assert again.code == 1 and 'names none before it' in again.text
-    show('A failed smoke test, then rollback', rows)
-
-
-def test_pins_and_data(project):
-    def environments():
-        return {row['versions'][0]['name'] for row in project.rows('environments')}
-
-    rows = [('changed pin', 'new environments')]
-    project.environ['AML_ENV_NAME'] = 'pins'
-    project.good('workspace')
-    for tag, package in (('tools', 'pytest=='), ('training', 'pandas=')):
-        project.edit('conda_dependencies.yml', '- ' + package, '- ' + package + '1.')
-        before = environments()
-        project.good('workspace')
-        rows.append((tag, ', '.join(sorted(environments() - before)) or 'none'))
-    show('Changed pins', rows)
-    assert rows[1][1] == 'none' and re.fullmatch('pins-training-[0-9a-f]{12}', rows[2][1])
-    project.environ['AML_ENV_NAME'] = 'safe-driver'
-    rows = [('data', 'dataset version', 'model version', 'of dataset version')]
-    project.good('publish', BUILD_BUILDID='1')
-    for number in (1, 2):
-        text = project.good('dataset', '--data', make_table(project, ROWS, number)).last
-        project.good('run', BUILD_BUILDID=f'retraining-{number}')
-        version = project.read('run.json')['version']
-        (model,) = [row for row in project.rows('models')
-                    if (row['name'], row['version']) == (project.name, version)]
-        rows.append((number, text, version, model['kvTags']['dataset_version']))
-    show('New data under the same name, one published pipeline', rows)
-    assert [row[2:] for row in rows[1:]] == [(1, '1'), (2, '2')]
-    assert project.counts()['pipelines'] == 1
-
-
-def strike(project, rows, title, faults, verb, expected, words=(), said='', **settings):
-    """Run a verb under faults; adds a row to the table, checks exit code and message."""
-    before = project.counts()
-    for fault in faults:
-        project.azure.faults.add(**fault)
-    result = project(verb, *words, **settings)
-    project.azure.faults.clear()
-    after = project.counts()
-    made = {name: after[name] - before[name] for name in after}
-    rows.append((title, verb, result.code, f'{result.seconds:.1f}',
-                 ', '.join(f'{number} {name}' for name, number in made.items() if number)
-                 or 'nothing', result.last[:300]))
-    assert result.code == expected, result.text
-    assert said in result.text
-    return made, result
-
-
-HEADER = ('fault', 'command', 'exit code', 'seconds', 'made', 'says')
-
-
 def test_sign_in(project):
-    rows = [('sign-in', 'exit code', 'says')]
-    principal = {name: '' for name in project.environ
-                 if name.startswith('AZUREML_SERVICE_') or name in (
-                     'tenantId', 'servicePrincipalId', 'servicePrincipalKey')}
+    azure, rows = project.azure, [('sign-in', 'exit code', 'says')]
+    nothing = {name: '' for name in project.environ
+               if name.startswith('AZUREML_SERVICE_') or name in (
+                   'tenantId', 'servicePrincipalId', 'servicePrincipalKey')}
+    nothing['PATH'] = str(project.folder)
+    job = azure.new_job(with_connection=True)
+    azure.secrets.add(job['SYSTEM_ACCESSTOKEN'])
+    federated = {name: value for name, value in azure.connection.items()
+                 if name.startswith('AZURESUBSCRIPTION_')}
+    elsewhere = azure.new_job(with_connection=False)
+    azure.secrets.add(elsewhere['SYSTEM_ACCESSTOKEN'])
     command = project.folder / 'az'
-    nothing = dict(principal, PATH=str(project.folder / 'empty'))
-    token = project.azure.tokens.issue()
-    command.write_text('#!/bin/sh\necho \'{"accessToken": "%s"}\'\n' % token)
+    command.write_text(f'#!/bin/sh\necho \'{{"accessToken": "{azure.tokens.issue()}"}}\'\n')
     command.chmod(0o755)
-    by_command = dict(principal, PATH=f"{project.folder}:{os.environ['PATH']}")
     for title, changes, code, said in (
-            ('service principal', {}, 0, 'published'),
-            ('az is signed in, a federated connection too', dict(by_command, idToken='x'), 0,
-             'published already'),
-            ('a federated token and no az', dict(nothing, idToken='x'), 1, 'is federated'),
-            ('none', nothing, 1, 'addSpnToEnvironment')):
-        result = project('publish', BUILD_BUILDID='1', **changes)
+            ('service principal', {}, 0, 'published already'),
+            ('az', nothing, 0, 'published already'),
+            ('federated', dict(nothing, **dict(federated, **job)), 0, 'published already'),
+            ('federated, in a job that does not name it', dict(
+                nothing, **dict(federated, **elsewhere)), 1, 'devops/sign_in.yml'),
+            ('federated, without the token of the job', dict(nothing, **federated), 2,
+             'SYSTEM_ACCESSTOKEN'),
+            ('none', dict(nothing, PATH='/nowhere', TF_BUILD='True'), 1, '`az login`')):
+        result = project('publish', **changes)
         rows.append((title, result.code, result.last))
         assert (result.code, said in result.text) == (code, True), result.text
     command.unlink()
@@ -389,107 +310,103 @@ def test_sign_in(project):
 
 
 def test_faults_of_requests(project):
-    rows, create = [HEADER], 'POST .*/Pipelines/Create'
-    get = 'GET .*/environments/'
-    for number, fault in enumerate(('throttled', 'server-error', 'unavailable', 'reset')):
-        made, _ = strike(project, rows, fault + ', once', [
-            {'fault': fault, 'path': create}, {'fault': fault, 'path': get}], 'publish', 0,
-            BUILD_BUILDID=str(number))
-        assert made['pipelines'] == 1
-    made, _ = strike(project, rows, 'reset after the request was carried out', [
-        {'fault': 'reset', 'path': create, 'after': True}], 'publish', 0, BUILD_BUILDID='lost')
-    assert made['pipelines'] == 1
-    for fault, said in (('unavailable', 'run this again later'), ('reset', 'no connection'),
-                        ('throttled', 'throttling')):
-        strike(project, rows, fault + ', without end', [
-            {'fault': fault, 'path': create, 'count': None}], 'publish', 1, said=said,
-            BUILD_BUILDID='never', CALL_TIMEOUT_SECONDS='10')
-    strike(project, rows, 'stalled', [{'fault': 'stalled', 'path': get}], 'publish', 1,
-           said='no answer within 5 s', BUILD_BUILDID='never', CALL_TIMEOUT_SECONDS='5')
-    strike(project, rows, 'expired-token', [{'fault': 'expired-token', 'path': create}], 'publish',
-           1, said='HTTP 401', BUILD_BUILDID='never')
-    strike(project, rows, 'forbidden', [{'fault': 'forbidden', 'path': create}], 'publish', 1,
-           said='the role Contributor', BUILD_BUILDID='never')
-    strike(project, rows, 'wrong secret', [], 'publish', 1, said='renew the secret',
-           servicePrincipalKey='wrong')
-    show('Faults of single requests', rows)
-    assert project.counts()['pipelines'] == 5
-
-
-def test_faults_of_runs(project):
     rows = [HEADER]
-    project.good('dataset', '--data', make_table(project, ROWS, 1))
-    project.good('publish', BUILD_BUILDID='1')
-    made, _ = strike(project, rows, 'answer to the submission lost; then 429, 503, 500, reset', [
+    for number, (first, second) in enumerate((
+            ('throttled', 'server-error'), ('unavailable', 'reset'))):
+        made = project.strike(rows, f'{first}, {second}', [
+            {'fault': first, 'path': CREATE}, {'fault': second, 'path': GET}], 'publish', 0,
+            BUILD_BUILDID=f'requests-{number}')
+        assert made['pipelines'] == 1
+    project.strike(rows, 'unavailable, without end', [
+        {'fault': 'unavailable', 'path': CREATE, 'count': None}], 'publish', 1,
+        said='run this again later', BUILD_BUILDID='never', CALL_TIMEOUT_SECONDS='13')
+    for fault, said in (('expired-token', 'HTTP 401'), ('forbidden', 'the role Contributor')):
+        project.strike(rows, fault, [{'fault': fault, 'path': CREATE}], 'publish', 1, said=said,
+                       BUILD_BUILDID='never')
+    show('Faults of single requests', rows)
+
+
+def test_faults_of_runs_and_new_data(project):
+    """A build whose first run fails, and whose second has trouble on the way, on another table."""
+    rows = [HEADER]
+    project.good('dataset', '--data', make_table(project.folder, 2))
+    made = project.strike(
+        rows, 'step-fails', [{'fault': 'step-fails', 'step': 'train'}], 'run', 1,
+        said='step train failed', BUILD_BUILDID='runs')
+    assert (made['runs'], made['models']) == (1, 0)
+    made = project.strike(rows, 'answer to the submission lost; then 429, 503, 500, reset', [
         {'fault': 'reset', 'path': 'PipelineSubmit', 'after': True},
         {'fault': 'throttled', 'path': 'runs:query'},
         {'fault': 'unavailable', 'path': 'Graph/Node/StatusCode', 'skip': 1},
         {'fault': 'server-error', 'path': '/children', 'skip': 1},
-        {'fault': 'reset', 'path': 'GET .*/PipelineRuns/', 'skip': 3},
-        {'fault': 'registration-collides'}], 'run', 0, BUILD_BUILDID='1')
-    assert (made['runs'], made['models']) == (1, 1)
-    made, result = strike(
-        project, rows, 'step-fails', [{'fault': 'step-fails', 'step': 'evaluate'}], 'run', 1,
-        said='step evaluate failed', BUILD_BUILDID='2')
-    assert made['models'] == 0 and 'loopback' in result.text
-    made, _ = strike(project, rows, 'none: the failed build again', [], 'run', 0,
-                     BUILD_BUILDID='2')
-    assert (made['runs'], made['models']) == (1, 1)
-    made, result = strike(
-        project, rows, 'step-never-ends', [{'fault': 'step-never-ends', 'step': 'train'}], 'run',
-        1, said='BUILD_BUILDID=3 make cancel-run', BUILD_BUILDID='3', RUN_TIMEOUT_MINUTES='0.05')
-    made, result = strike(project, rows, 'the same run', [], 'run', 1, said='attached',
-                          BUILD_BUILDID='3', RUN_TIMEOUT_MINUTES='0.02')
-    assert made['runs'] == 0
-    strike(project, rows, 'the same run', [], 'cancel_run', 0, said='cancelled run',
-           BUILD_BUILDID='3')
-    strike(project, rows, 'no-capacity', [{'fault': 'no-capacity'}], 'run', 1,
-           said='; compute cluster train-cluster: ClusterCoreQuotaReached', BUILD_BUILDID='4',
-           RUN_TIMEOUT_MINUTES='0.05')
-    strike(project, rows, 'the same run', [], 'cancel_run', 0, BUILD_BUILDID='4')
-    # An agent that cancels a job sends SIGTERM.
-    project.azure.faults.add('step-never-ends', step='train')
-    process = project.start('run', BUILD_BUILDID='5')
-    seen = b''
-    while b'step train: Running' not in seen:
-        line = process.stdout.readline()
-        assert line, seen
-        seen += line
-    process.send_signal(signal.SIGTERM)
-    result = project.finish(process)
-    rows.append(('SIGTERM', 'run', result.code, '', '1 runs', result.last))
-    assert result.code == 1 and 'BUILD_BUILDID=5 make run' in result.text
-    project.good('cancel_run', BUILD_BUILDID='5')
+        {'fault': 'reset', 'path': 'GET .*/PipelineRuns/', 'skip': 3}], 'run', 0,
+        BUILD_BUILDID='runs')
+    assert made == {'pipelines': 0, 'runs': 1, 'models': 1, 'deployments': 0}
+    model, = [row for row in project.rows('models') if row['kvTags']['BuildId'] == 'runs']
+    # By the pipeline that build 1 published.
+    assert model['kvTags']['dataset_version'] == '2' and model['version'] > 1
     show('Faults of runs', rows)
-    assert project.counts() == {'pipelines': 1, 'runs': 6, 'models': 2, 'deployments': 0}
 
 
-def test_faults_of_services(project):
-    rows = [HEADER]
-    project.good('dataset', '--data', make_table(project, ROWS, 1))
-    project.train('1')
-    create = 'POST .*/services$'
-    made, _ = strike(project, rows, 'throttled, reset, 503, then late', [
+@pytest.fixture
+def scoring(tmp_path, monkeypatch):
+    """A copy of the folder that is deployed, to be changed."""
+    folder = tmp_path / 'scoring'
+    shutil.copytree(str(ROOT / 'scoring'), str(folder),
+                    ignore=shutil.ignore_patterns('__pycache__'))
+    monkeypatch.setattr('deploy.SOURCE', folder)
+    return folder
+
+
+def test_faults_of_services(project, scoring):
+    rows, create = [HEADER], 'POST .*/services$'
+
+    def deploy(title, faults, code=0, **more):
+        return project.strike(rows, title, faults, 'deploy', code, **more)['deployments']
+
+    (scoring / 'change').write_text('1')
+    assert deploy('throttled, reset, 503, then late', [
         {'fault': 'throttled', 'path': create}, {'fault': 'reset', 'path': create, 'skip': 1},
-        {'fault': 'unavailable', 'path': 'GET .*/operations/'}, {'fault': 'late', 'seconds': 3}],
-        'deploy', 0, BUILD_BUILDID='1')
-    assert made['deployments'] == 1
-    strike(project, rows, 'scoring-500', [{'fault': 'scoring-500', 'count': None}], 'smoke_test', 1,
-           words=('--service', 'aci'), said='500')
-    project.train('2')
-    made, _ = strike(project, rows, 'crash-loop', [{'fault': 'crash-loop', 'count': None}],
-                     'deploy', 1, said='crashes on demand', BUILD_BUILDID='2')
-    strike(project, rows, 'none: back', [], 'rollback', 0, said='answers as')
-    project.edit('scoring/deployment.json', '"memory_gb": 1', '"memory_gb": 2')
-    made, _ = strike(project, rows, 'other memory', [], 'deploy', 1, said='ACI_REPLACE=true')
-    assert made['deployments'] == 0
-    strike(project, rows, 'other memory, ACI_REPLACE=true', [], 'deploy', 0, ACI_REPLACE='true')
-    made, _ = strike(project, rows, 'reset after the request was carried out', [
-        {'fault': 'reset', 'path': create, 'after': True}], 'deploy', 0, MODEL_VERSION='1')
-    assert made['deployments'] == 1
-    strike(project, rows, 'late, beyond the deadline', [{'fault': 'late', 'seconds': 20}], 'deploy',
-           1, said='the deployment goes on', MODEL_VERSION='2', DEPLOY_TIMEOUT_MINUTES='0.02')
-    made, _ = strike(project, rows, 'none: the same again', [], 'deploy', 0, MODEL_VERSION='2',
-                     said='being deployed already')
-    assert made['deployments'] == 0
+        {'fault': 'unavailable', 'path': 'GET .*/operations/'},
+        {'fault': 'late', 'seconds': 1}]) == 1
+    (scoring / 'change').write_text('2')
+    assert deploy('reset after the request was carried out', [
+        {'fault': 'reset', 'path': create, 'after': True}]) == 1
+    (scoring / 'change').write_text('3')
+    deploy('late, beyond the deadline', [{'fault': 'late', 'seconds': 15}], 1,
+           said='the deployment goes on', DEPLOY_TIMEOUT_MINUTES='0.02')
+    assert deploy('none: the same again', [], said='being deployed already') == 0
     show('Faults of services', rows)
+
+
+def test_rollback(project, scoring):
+    def state(title, result=None):
+        smoke = result or project('smoke_test', '--service', 'aci')
+        rows.append((title, smoke.code, smoke.last))
+        return smoke
+
+    rows = [('when', 'exit code', 'says')]
+    score = (scoring / 'score.py').read_text()
+    broken = score.replace('def run(request):', 'def run(request):\n    1 / 0\n')
+    assert score != broken
+    (scoring / 'score.py').write_text(broken)
+    deployed = project.counts()['deployments']
+    project.good('deploy', BUILD_BUILDID='2')
+    assert state('new scoring files, which are broken').code == 1
+    # The failure hook of a build that failed before it deployed leaves the other's service alone.
+    for build, attempt in (('3', '1'), ('2', '2')):
+        other = state(f'make rollback in build {build}, attempt {attempt}', project.good(
+            'rollback', BUILD_BUILDID=build, SYSTEM_STAGEATTEMPT=attempt))
+        assert other.last.startswith('nothing to roll back') and 'by build 2,' in other.last
+    assert project.counts()['deployments'] == deployed + 1
+    # When the second attempt gets as far as that, the version is its own to roll back.
+    project.good('deploy', BUILD_BUILDID='2', SYSTEM_STAGEATTEMPT='2')
+    assert project.counts()['deployments'] == deployed + 2
+    back = state('after make rollback', project.good(
+        'rollback', BUILD_BUILDID='2', SYSTEM_STAGEATTEMPT='2'))
+    assert 'back from version' in back.text and 'answers as' in back.text
+    assert project.read('service.json')['previous_version'] is None
+    again = state('a second rollback', project('rollback', BUILD_BUILDID='2',
+                                               SYSTEM_STAGEATTEMPT='2'))
+    assert again.code == 1 and 'names none before it' in again.text
+    show('A failed smoke test, then rollback', rows)

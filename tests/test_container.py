@@ -122,3 +122,14 @@ def test_what_is_not_mounted_is_missing_in_the_container(tmp_path, monkeypatch, 
     words = ['run', '--user', USER, '--mount', mount, '--workdir', str(tmp_path / 's'), 'image']
     assert docker_stand_in.main(words + ['ls', str(tmp_path / 'temp')]) == 125
     assert 'temp is not mounted' in capsys.readouterr().err
+
+
+def test_container_1_runs_the_real_docker_with_the_same_words(docker, tmp_path, monkeypatch):
+    (tmp_path / 'real').mkdir()
+    real = tmp_path / 'real' / 'docker'
+    real.write_text(f'#!{sys.executable}\nimport sys\nprint(*sys.argv[1:])\n')
+    real.chmod(0o755)
+    monkeypatch.setenv('PATH', f"{tmp_path}:{real.parent}:{os.environ['PATH']}")
+    code, text = run('make', 'lint', CONTAINER='1', MODEL_NAME='mine')
+    assert code == 0 and text.startswith('run --network host ')
+    assert '--env MODEL_NAME' in text and text.endswith('make lint\n')

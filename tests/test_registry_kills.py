@@ -1,4 +1,4 @@
-"""Registrations and whole retrainings, killed at random moments.
+"""Registrations killed at random moments, and whole retrainings killed in each of their steps.
 
     KILLS=120 python -m pytest tests/test_registry_kills.py -m end_to_end -s
 """
@@ -6,7 +6,6 @@ import collections
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,11 @@ import pytest
 import tracking
 
 TRAINING = Path(tracking.__file__).parent
-KILLS = int(os.environ.get('KILLS', 20))
+KILLS = int(os.environ.get('KILLS', 40))
+# How far a step has come when it is killed, as shares of the time that it took undisturbed: at the
+# end, where it writes, more often.
+SHARES = (0.3, 0.7, 0.9, 1.0)
+STEPS = ('sample', 'train', 'evaluate', 'register')
 
 # Registers its own builds one after the other until it is killed, and says which version each got.
 WORKER = '''
@@ -88,19 +91,45 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path, kills):
     print(kill_at_random(tmp_path, kills))
 
 
-def retrain(project, out, rows, evaluation='false', seconds=300):
-    """(exit code, output) of `make retrain`; -9 if it was killed, with all it started, in time."""
-    log = project.parent / 'log'
-    with open(str(log), 'w') as file:
-        process = subprocess.Popen(
+class Retraining:
+    """`make retrain` with all that it starts."""
+
+    def __init__(self, project, out, rows, evaluation='false'):
+        self.output, self.began = '', {}
+        self.process = subprocess.Popen(
             ['make', 'retrain', 'PYTHON=' + sys.executable, f'OUT={out}',
-             f'ROWS={rows}', 'RUN_EVALUATION=' + evaluation], cwd=str(project),
-            stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-    return process.wait(), log.read_text()
+             f'ROWS={rows}', 'RUN_EVALUATION=' + evaluation], cwd=str(project), bufsize=1,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            universal_newlines=True)
+
+    def read(self, until=None):
+        """Read what is said, until the step begins, or to the end."""
+        for line in self.process.stdout:
+            self.output += line
+            for step in STEPS:
+                if f'training/{step}.py --' in line:
+                    self.began[step] = time.monotonic()
+                    if step == until:
+                        return
+
+    def finish(self):
+        """Seconds of each step."""
+        self.read()
+        assert self.process.wait() == 0, self.output
+        ends = list(self.began.values())[1:] + [time.monotonic()]
+        return {step: end - begin for (step, begin), end in zip(self.began.items(), ends)}
+
+    def kill_in(self, step, seconds):
+        """Kill it so long after the step began; whether it was still there."""
+        self.read(until=step)
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.read()
+        code = self.process.wait()
+        assert code in (0, -signal.SIGKILL), self.output
+        return code != 0
 
 
 def set_parameter(project, number):
@@ -146,35 +175,25 @@ def test_kills_of_make_retrain(tmp_path):
     project, out = tmp_path / 'project', tmp_path / 'out'
     shutil.copytree(str(TRAINING.parent), str(project), ignore=shutil.ignore_patterns(
         '.git', '.venv', 'outputs', '__pycache__', '.pytest_cache'))
-    random.seed(1)
     counts = collections.Counter()
     set_parameter(project, 0)
-    start = time.monotonic()
-    code, output = retrain(project, out, 2000)
-    longest = time.monotonic() - start
-    assert code == 0, output
+    seconds = Retraining(project, out, 2000).finish()
+    assert tuple(seconds) == STEPS
     versions = check_results(out, [2000])
-    attempt = 0
-    while counts['killed'] < KILLS:
-        attempt += 1
+    for number, (step, share) in enumerate((step, share) for step in STEPS for share in SHARES):
         # Every other time the same again, with what the kill before has left.
-        set_parameter(project, attempt // 2)
-        code, output = retrain(project, out, 2000 + attempt // 2 % 2,
-                               random.choice(['true', 'false']), random.uniform(0, longest))
-        assert code in (0, -signal.SIGKILL), output
-        if code:
-            counts['killed'] += 1
-            steps = re.findall(r'training/(\w+)\.py --', output)
-            counts['killed in ' + (steps[-1] if steps else 'make')] += 1
-        else:
-            counts['done before the kill'] += 1
-        before, versions = versions, check_results(out, [2000, 2001])
+        if number % 2 == 0:
+            set_parameter(project, 1 + number // 2)
+        rows = 2001 + number // 2 % 2
+        killed = Retraining(project, out, rows, 'true' if number % 3 == 0 else 'false').kill_in(
+            step, share * seconds[step])
+        counts[f'killed in {step}' if killed else 'done before the kill'] += 1
+        before, versions = versions, check_results(out, [2000, 2001, 2002])
         assert before.items() <= versions.items()
-    rows = 2000 + attempt // 2 % 2
-    code, output = retrain(project, out, rows)
-    assert code == 0, output
+    Retraining(project, out, rows).finish()
     versions = check_results(out, [rows])
     last = tracking.read_json(str(out / 'registration.json'))['version']
     assert contents(out / 'model') == contents(
         out / 'registry' / 'safe_driver_model' / str(last) / 'model')
+    assert sum(counts.values()) - counts['done before the kill'] > len(STEPS)
     print(dict(counts, versions=len(versions)))

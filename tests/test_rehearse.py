@@ -6,13 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 import job_runner
 import pipeline_yaml
 import rehearse
-from conftest import ROOT
+from conftest import ROOT, python_of_one_thread
 
 JOB = {'SYSTEM_OIDCREQUESTURI': 'http://devops/job', 'SYSTEM_ACCESSTOKEN': 'j0b t0ken'}
 CONNECTION = {'tenantId': 'tenant', 'servicePrincipalId': 'me', 'servicePrincipalKey': 's3cret'}
@@ -20,11 +22,6 @@ JUNIT = '<testsuite><testcase classname="a" name="good"/>'
 SKIPPED = '<testcase classname="a" name="not here"><skipped/></testcase>'
 FAILURE = '<testcase classname="a" name="bad"><failure/></testcase>'
 END = '</testsuite>'
-
-
-@contextlib.contextmanager
-def quiet(title):
-    yield
 
 
 class Project:
@@ -49,7 +46,8 @@ class Project:
             environ={'PATH': os.environ['PATH']}, connection=CONNECTION,
             programs=self.folder / 'programs', new_job=lambda named: dict(JOB, NAMED=named),
             proxy_environ={'HTTPS_PROXY': 'http://stand-in'}, variables=values,
-            say=self.lines.append, show_progress=quiet, minute=60)
+            say=self.lines.append, minute=60,
+            show_progress=lambda title: contextlib.nullcontext())
         settings.update(changed)
         self.rows = rehearse.run_stages(
             job_runner.Run(**settings), pipeline_yaml.stages(pipeline), before_failure)
@@ -101,25 +99,25 @@ def test_a_script_fails_by_its_last_command_as_in_bash_without_e(project):
     assert project.run(pipeline(stage('a', script('false\ntrue')))) == {'a': 'succeeded'}
 
 
+def read_output(project, name, word):
+    command = f'echo "##vso[task.setvariable variable=result;isOutput=true]{word}"'
+    return project.run(pipeline(
+        stage('a', script(command, name='run')),
+        stage('b', script('true'), dependsOn='a', condition='and(succeeded(), '
+              f"eq(dependencies.a.outputs['{name}'], 'registered'))")))
+
+
 @pytest.mark.parametrize('word, result', [('registered', 'succeeded'), ('kept', 'skipped')])
 def test_an_output_variable_decides_about_the_next_stage(project, word, result):
-    command = f'echo "##vso[task.setvariable variable=result;isOutput=true]{word}"'
-    result_of_run = project.run(pipeline(
-        stage('a', script(command, name='run')),
-        stage('b', script('true'), dependsOn='a', condition="and(succeeded(), "
-              "eq(dependencies.a.outputs['a.run.result'], 'registered'))")))
-    assert result_of_run == {'a': 'succeeded', 'b': result}
-    assert rehearse.result_of(result_of_run.values()) == 'succeeded'
+    results = read_output(project, 'a.run.result', word)
+    assert results == {'a': 'succeeded', 'b': result}
+    assert rehearse.result_of(results.values()) == 'succeeded'
     assert project.rows[0][3] == ['result=' + word]
 
 
 def test_an_output_that_no_step_sets_stops_the_rehearsal(project):
     with pytest.raises(rehearse.RehearsalError, match="outputs\\['a.run.outcome'\\] of stage a"):
-        project.run(pipeline(
-            stage('a', script('echo "##vso[task.setvariable variable=result;isOutput=true]kept"',
-                              name='run')),
-            stage('b', script('true'), dependsOn='a', condition="and(succeeded(), "
-                  "eq(dependencies.a.outputs['a.run.outcome'], 'registered'))")))
+        read_output(project, 'a.run.outcome', 'kept')
 
 
 def test_only_artifacts_pass_from_one_fresh_checkout_to_the_next(project):
@@ -134,25 +132,22 @@ def test_only_artifacts_pass_from_one_fresh_checkout_to_the_next(project):
     assert (project.folder / 'out/1-a/outputs/id.json').read_text() == '7\n'
 
 
-@pytest.mark.parametrize('step, said', [
-    ('publish: outputs/none.json\nartifact: id', 'does not exist, so there is no artifact id'),
-    ('task: DownloadPipelineArtifact@2\ninputs: {artifactName: id, targetPath: x}',
+PUBLISH = 'publish: pipeline.yml\nartifact: id'
+
+
+@pytest.mark.parametrize('steps, said', [
+    (['publish: outputs/none.json\nartifact: id'], 'does not exist, so there is no artifact id'),
+    ([PUBLISH, PUBLISH], 'already exists'),
+    (['task: DownloadPipelineArtifact@2\ninputs: {artifactName: id, targetPath: x}'],
      'no stage published'),
-    ('task: Cache@2\ninputs: {key: none.txt, path: .venv}', 'names none.txt, which does not exist'),
-    ('task: AzureCLI@2\ninputs: {azureSubscription: other, inlineScript: ls}',
+    (['task: Cache@2\ninputs: {key: none.txt, path: .venv}'], 'none.txt, which does not exist'),
+    (['task: AzureCLI@2\ninputs: {azureSubscription: other, inlineScript: ls}'],
      'no service connection other'),
-    (script('echo "##vso[build.addbuildtag]x"'), 'build.addbuildtag'),
+    ([script('echo "##vso[build.addbuildtag]x"')], 'build.addbuildtag'),
 ])
-def test_what_the_service_would_refuse_fails(project, step, said):
-    assert project.run(pipeline(stage('a', step))) == {'a': 'failed'}
+def test_what_the_service_would_refuse_fails(project, steps, said):
+    assert project.run(pipeline(stage('a', *steps))) == {'a': 'failed'}
     assert any(said in line for line in project.lines), project.lines
-
-
-def test_the_name_of_an_artifact_can_be_used_once(project):
-    publish = 'publish: pipeline.yml\nartifact: id'
-    assert project.run(pipeline(stage('a', publish), stage('b', publish))) == {
-        'a': 'succeeded', 'b': 'failed'}
-    assert any('already exists' in line for line in project.lines)
 
 
 SIGN_IN = '''task: AzureCLI@2
@@ -329,20 +324,14 @@ def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
     assert (root / 'kept').read_text() == 'new'
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / 'thesis.txt').write_text('x')
-    with pytest.raises(rehearse.RehearsalError):
-        rehearse.take_folder(tmp_path)
-    assert (tmp_path / 'thesis.txt').exists()
-
-
-def test_an_earlier_rehearsal_is_replaced_but_not_its_cache_nor_one_under_way(tmp_path):
+def test_only_an_earlier_rehearsal_is_replaced_but_not_its_cache_nor_one_under_way(tmp_path):
     out = tmp_path / 'rehearsal'
     with rehearse.take_folder(out):
         (out / 'ci').mkdir()
         (out / 'cache').mkdir()
-        with pytest.raises(rehearse.RehearsalError):
-            rehearse.take_folder(out)
+        for folder in (out, tmp_path):
+            with pytest.raises(rehearse.RehearsalError):
+                rehearse.take_folder(folder)
         assert (out / 'ci').exists()
     rehearse.take_folder(out).close()
     assert sorted(path.name for path in out.iterdir()) == [rehearse.MARK, 'cache']
@@ -356,52 +345,95 @@ def test_steps_get_nothing_of_this_machine_that_an_agent_would_not_have():
                     'PYTHON': os.path.abspath('bin/python')}
 
 
-def test_the_table_has_a_line_for_each_stage():
-    text = rehearse.table([('ci', 'Lint', 'failed', 3.14159, ['a', 'b']),
-                           ('ci', 'Deploy', 'skipped', 0.0, [])])
-    assert text.splitlines() == ['pipeline  stage   result   seconds  produced',
-                                 'ci        Lint    failed       3.1  a; b',
-                                 'ci        Deploy  skipped      0.0  -']
-
-
 @pytest.mark.parametrize('args', [
     ['--pipeline', 'devops/none.yml'], ['--pipeline', 'README.md'], ['--fault', 'nothing'],
     ['--pipeline', 'devops/pr.yml', '--fault', 'smoke']])
 def test_wrong_use_is_refused(args, tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / 'devops' / 'rehearse.py'),
-                           '--out', str(tmp_path)] + args,
+    done = subprocess.run([sys.executable, rehearse.__file__, '--out', str(tmp_path)] + args,
                           stderr=subprocess.PIPE, universal_newlines=True)
-    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert done.returncode == 2 and 'rehearse.py: error: ' in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# The JSON Web Tokens of OIDC and of access.
+TOKEN = rb'eyJ[A-Za-z0-9_-]{20,}'
+
+
+class ArgumentLists(threading.Thread):
+    """Looks for secrets, a list of bytes, in all processes; `found` has the lists that hold one."""
+
+    def __init__(self, secrets):
+        super().__init__(daemon=True)
+        self.secrets, self.found, self.looks, self.ended = secrets, [], 0, threading.Event()
+
+    def run(self):
+        while not self.ended.wait(0.1):
+            for path in Path('/proc').glob('[0-9]*/cmdline'):
+                with contextlib.suppress(OSError):
+                    words = path.read_bytes()
+                    self.looks += 1
+                    self.found += [words for secret in self.secrets if secret in words]
+
+
+def note_secrets(azure):
+    """A list that gets, as bytes, what the stand-in gives out from now on, and its principal's."""
+    secrets = [azure.env['servicePrincipalKey'].encode()]
+
+    def noted(give):
+        def given(*args):
+            answer = give(*args)
+            secret = answer['SYSTEM_ACCESSTOKEN'] if isinstance(answer, dict) else answer
+            secrets.append(secret.encode())
+            return answer
+        return given
+    for name in ('new_job', 'issue', 'oidc_token'):
+        setattr(azure.tokens, name, noted(getattr(azure.tokens, name)))
+    return secrets
+
+
+def with_secret(folder, secrets=()):
+    """The files below the folder that hold a token or one of the secrets."""
+    pattern = re.compile(b'|'.join([TOKEN] + list(map(re.escape, secrets))))
+    return [path for path in folder.rglob('*')
+            if path.is_file() and pattern.search(path.read_bytes())]
 
 
 @pytest.fixture
 def real(tmp_path):
-    """A rehearsal of this project's own pipelines, with this interpreter for all steps."""
+    """A rehearsal of this project's own pipelines, with this interpreter for all steps.
+
+    Afterwards no secret may be in a file or have been in an argument list.
+    """
     pytest.importorskip('azureml.core')
     import loopback
     out = tmp_path / 'rehearsal'
     with rehearse.take_folder(out):
         rehearse.snapshot(ROOT, out / 'origin.git', out)
-        with loopback.start(str(out / 'azure')) as azure:
+        with loopback.start(str(out / 'azure'), python=python_of_one_thread(tmp_path)) as azure:
+            azure.add_group(rehearse.GROUP['RESOURCE_GROUP'])
+            secrets = note_secrets(azure)
+            lists = ArgumentLists(secrets)
+            lists.start()
             yield rehearse.Rehearsal(out, azure, rehearse.Screen(out / 'rehearsal.log'),
-                                     dict(os.environ, PYTHON=sys.executable))
+                                     dict(os.environ, PYTHON=sys.executable, ROWS='5000'), 'secret')
             assert azure.unknown == []
+    lists.ended.set()
+    lists.join()
+    assert lists.found == [] and (lists.looks or not Path('/proc/self/cmdline').exists())
+    assert len(secrets) > 1 and with_secret(out, secrets) == []
 
 
 def results(rehearsal, label):
     return [row[2] for row in rehearsal.rows if row[0] == label]
 
 
-def push(rehearsal, fault):
-    rehearse.commit(rehearsal.out / 'origin.git', rehearse.COMMITS[fault],
-                    rehearsal.out / 'scratch')
-
-
 @pytest.mark.end_to_end
 def test_a_finding_and_a_failing_test_are_both_seen_in_the_pull_request(real):
-    push(real, 'lint')
-    push(real, 'test')
+    # All unit tests are run by `make rehearse`, below.
+    few = {'tests/pytest.ini': lambda text: (
+        text + '\npython_files = test_dependencies.py test_rehearsal_fault.py\n')}
+    rehearse.commit(real.out / 'origin.git', dict(
+        few, **dict(rehearse.COMMITS['lint'], **rehearse.COMMITS['test'])), real.out / 'scratch')
     assert real.run('pr.yml', 'pr') == 'failed'
     found = real.out / 'pr/1-code_quality/outputs/test-results'
     assert 'rehearsal_fault.py' in (found / 'lint.xml').read_text()
@@ -412,38 +444,26 @@ def test_a_finding_and_a_failing_test_are_both_seen_in_the_pull_request(real):
 
 
 @pytest.mark.end_to_end
-def test_each_way_a_run_can_end_with_a_rollback_where_a_version_was_before(real):
-    def run(label, fault=None):
-        return real.run('ci.yml', label, rehearse.STRIKES.get(fault), without=('code_quality',))
+def test_each_way_a_run_can_end_and_a_rollback_to_the_version_before(real):
+    def run(label, fault=None, action='train_and_deploy', **parameters):
+        return real.run('ci.yml', label, rehearse.STRIKES.get(fault), without=('code_quality',),
+                        parameters=dict(parameters, action=action))
 
     assert real.run('workspace.yml', 'workspace') == 'succeeded'
-    assert run('train', 'train') == 'failed'
-    assert results(real, 'train') == ['succeeded', 'failed', 'skipped']
-    assert run('blob', 'blob') == 'succeeded'
-    assert results(real, 'blob') == ['succeeded'] * 3
-    for fault in ('deploy', 'smoke'):
-        assert run(fault, fault) == 'failed'
-        assert results(real, fault) == ['succeeded', 'succeeded', 'failed']
-        assert 'failure hook succeeded' in real.rows[-1][4]
-        path = real.out / fault / '3-deploy/failure/outputs/service.json'
-        assert json.loads(path.read_text())['version'] == 1
-    push(real, 'worse')
+    real.connection = 'federated'
+    assert run('blob', 'blob', action='train_only') == 'succeeded'
+    assert results(real, 'blob') == ['succeeded'] * 2
+    assert run('deploy', action='deploy_version', model_version=1) == 'succeeded'
+    assert results(real, 'deploy') == ['succeeded']
+    assert run('smoke', 'smoke') == 'failed'
+    assert results(real, 'smoke') == ['succeeded', 'succeeded', 'failed']
+    assert 'failure hook succeeded' in real.rows[-1][4]
+    path = real.out / 'smoke/3-deploy/failure/outputs/service.json'
+    assert json.loads(path.read_text())['version'] == 1
+    rehearse.commit(real.out / 'origin.git', rehearse.COMMITS['worse'], real.out / 'scratch')
     assert run('worse') == 'succeeded'
     assert results(real, 'worse') == ['succeeded', 'succeeded', 'skipped']
     assert 'result=kept' in real.rows[-2][4]
-
-
-@pytest.mark.end_to_end
-def test_a_given_version_is_deployed_without_training(real):
-    def run(action, **more):
-        return real.run('ci.yml', action, parameters=dict(more, action=action),
-                        without=('code_quality',))
-
-    assert real.run('workspace.yml', 'workspace') == 'succeeded'
-    assert run('train_only') == 'succeeded'
-    assert run('deploy_version', model_version=1) == 'succeeded'
-    assert [row[0] for row in real.rows] == [
-        'workspace', 'train_only', 'train_only', 'deploy_version']
 
 
 @pytest.mark.end_to_end
@@ -456,3 +476,4 @@ def test_make_rehearse_is_green(tmp_path):
     for name in ('pipeline.json', 'run.json', 'service-1 (service.json)', 'result=registered'):
         assert name in done.stdout
     assert (tmp_path / 'rehearsal/ci/2-publish/outputs/pipeline.json').is_file()
+    assert with_secret(tmp_path) == []

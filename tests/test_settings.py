@@ -5,7 +5,6 @@ import re
 
 import pytest
 
-import pipeline_yaml
 import settings
 from conftest import ROOT
 
@@ -116,6 +115,8 @@ def option_defaults(path):
 
 
 def test_makefile_settings_options_and_pipelines_have_the_same_defaults():
+    pytest.importorskip('yaml')
+    import pipeline_yaml
     sources = {'Makefile': dict(re.findall(r'^([A-Z_]+) +\?= (\S+)$',
                                            (ROOT / 'Makefile').read_text(), re.M)),
                'settings': {name: default for name, default, _, _ in settings.SETTINGS},

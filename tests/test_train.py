@@ -2,10 +2,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import lightgbm
 import numpy as np
@@ -304,28 +302,3 @@ def test_threads_do_not_change_the_bytes(data, tmp_path, path):
                        env=dict(os.environ, OMP_NUM_THREADS=threads), stdout=subprocess.DEVNULL)
         models.add((out / 'model.txt').read_bytes())
     assert len(models) == 1
-
-
-@pytest.mark.end_to_end
-def test_kills_leave_whole_results_or_none(data, tmp_path):
-    """A killed training leaves what was there, or nothing, and the next one succeeds."""
-    out = tmp_path / 'model'
-    command = [sys.executable, str(ROOT / 'training' / 'train.py'), '--data', str(data), '--out',
-               str(out), '--code-commit', 'c0ffee']
-    start = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    whole = time.monotonic() - start
-    text = (out / 'model.txt').read_bytes()
-    for share in np.linspace(0.2, 1.1, 6):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(share * whole)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        if (out / 'metrics.json').exists():
-            assert (out / 'model.txt').read_bytes() == text
-            json.loads((out / 'metrics.json').read_text())
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert sorted(file.name for file in out.iterdir()) == [
-        'metrics.json', 'model.txt', 'report.html']

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -18,10 +19,10 @@ import threading
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
-import azure_ml
 import deploy
 import sdk_contract
 import settings
+import sign_in
 
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
 pytest.importorskip('azureml_inference_server_http')
@@ -150,22 +151,23 @@ def verbs(tmp_path_factory):
     python = folder / 'python'
     python.write_text(PYTHON.format(log=folder / 'argv', python=sys.executable))
     python.chmod(0o755)
-    patch, terminated = MonkeyPatch(), signal.getsignal(signal.SIGTERM)
-    with loopback.start(str(folder / 'azure'), python=str(python)) as azure:
+    terminated = signal.getsignal(signal.SIGTERM)
+    with loopback.start(str(folder / 'azure'), python=str(python)) as azure, \
+            MonkeyPatch().context() as patch:
         azure.exchanges = Exchanges()
-        for name in GIVEN:
+        # An agent of Azure Pipelines, which runs these tests too, sets some.
+        for name in tuple(GIVEN) + sign_in.FEDERATION + ('TF_BUILD', 'SYSTEM_COLLECTIONURI'):
             patch.delenv(name, raising=False)
         for name, value in dict(azure.env, **given(*ALWAYS)).items():
             patch.setenv(name, value)
         # The real Azure is slower.
         for name, seconds in (('arm.PAUSE_SECONDS', 0.1), ('workspace.PAUSE_SECONDS', 0.1),
-                              ('deploy.PAUSE_SECONDS', 0.1), ('run.FIRST_PAUSE_SECONDS', 0.2),
-                              ('run.LONGEST_PAUSE_SECONDS', 0.5)):
+                              ('deploy.PAUSE_SECONDS', 0.1), ('run.FIRST_PAUSE_SECONDS', 0.3),
+                              ('run.LONGEST_PAUSE_SECONDS', 1)):
             patch.setattr(name, seconds)
         # What a subscription's owner gives to a team.
         azure.add_group('verbs-RG')
         yield Verbs(azure, folder)
-        patch.undo()
     signal.signal(signal.SIGTERM, terminated)
     logging.disable(logging.NOTSET)
     assert azure.unknown == []
@@ -217,19 +219,18 @@ def deployed(verbs, trained):
 @pytest.fixture(scope='module')
 def spoilt(verbs, deployed):
     """Build 2 deploys a container that crashes, with more memory than before."""
-    import shutil
     source = verbs.folder / 'scoring'
     shutil.copytree(str(deploy.SOURCE), str(source))
     wanted = json.loads((source / deploy.SETTINGS).read_text())
     (source / deploy.SETTINGS).write_text(json.dumps(dict(wanted, memory_gb=2)))
     verbs.azure.faults.add('crash-loop')
-    patch = MonkeyPatch()
-    patch.setattr(deploy, 'SOURCE', source)
     # Without run.json in OUT, the version is a setting.
+    how = dict(given('MODEL_VERSION'), code=1, BUILD_BUILDID='2')
     out = ('--out', verbs.folder / 'elsewhere')
-    refused = verbs('deploy', *out, code=1, BUILD_BUILDID='2', **given('MODEL_VERSION'))
-    text = verbs('deploy', *out, code=1, BUILD_BUILDID='2', **given('MODEL_VERSION', 'ACI_REPLACE'))
-    patch.undo()
+    with MonkeyPatch().context() as patch:
+        patch.setattr(deploy, 'SOURCE', source)
+        refused = verbs('deploy', *out, **how)
+        text = verbs('deploy', *out, **dict(how, **given('ACI_REPLACE')))
     return refused, text, verbs.rows('services')[0]
 
 
@@ -350,7 +351,6 @@ def test_a_failed_step_is_shown_with_the_end_of_its_log(verbs, published):
 
 def test_a_run_that_takes_too_long_goes_on_and_can_be_cancelled(verbs, late):
     given_up, stopped, cancelled = late
-    assert 'step train: Running' in given_up or 'run: ' in given_up
     identity = re.search('run (.*): submitted', given_up).group(1)
     assert f'run {identity} of build 4: attached' in stopped
     for text in given_up, stopped:

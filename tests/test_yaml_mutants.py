@@ -11,17 +11,16 @@ MAKE = pipeline_checks.CONTAINER + 'make '
 # occurrence of the old text is replaced.
 SEMANTIC = {
     # names and order
-    'needs an unknown stage': (
-        'ci.yml', 'dependsOn: publish', 'dependsOn: publsh', 'publsh, which is no stage before'),
-    'cycle': ('ci.yml', 'dependsOn: code_quality', 'dependsOn: train',
-              'on train, which is no stage before'),
+    'needs a later stage': (
+        'ci.yml', 'dependsOn: code_quality', 'dependsOn: train',
+        'on train, which is no stage before'),
     'two stages of a name': (
         'ci.yml', '- stage: train', '- stage: publish', 'stage publish: this name'),
     'stage name with a blank': (
         'ci.yml', '- stage: train', '- stage: train it', 'stage train it: this name'),
     'two steps of a name': (
-        'code_quality.yml', 'displayName: Unit tests\n',
-        'name: a\n  - script: ' + MAKE + 'lint\n    name: a\n', 'step a: this name'),
+        'code_quality.yml', 'displayName: Unit tests\n', 'name: a\n  - script: ' + MAKE +
+        'lint\n    name: a\n', 'step a: this name'),
     'reserved name': ('ci.yml', 'deployment: service', 'deployment: deploy', 'reserved'),
     # templates, parameters, ${{ }}
     'missing template': ('pr.yml', 'code_quality.yml', 'quality.yml', 'quality.yml does not exist'),
@@ -32,11 +31,7 @@ SEMANTIC = {
     'parameter that is not given': (
         'prepare.yml', 'steps:', 'parameters:\n- name: depth\n  type: number\nsteps:',
         'depth has no default'),
-    'parameter of another type': (
-        'prepare.yml', 'steps:',
-        'parameters:\n- name: depth\n  type: number\n  default: deep\nsteps:', 'no number'),
-    'parameter of an unknown type': (
-        'ci.yml', 'type: number', 'type: nmber', 'of type nmber'),
+    'parameter of an unknown type': ('ci.yml', 'type: number', 'type: nmber', 'of type nmber'),
     'default that is not listed': (
         'ci.yml', 'default: train_and_deploy', 'default: train', 'action is train, not one'),
     'parameters as a mapping': (
@@ -44,36 +39,19 @@ SEMANTIC = {
         'parameters are a list'),
     'undefined parameter': (
         'ci.yml', 'parameters.action,', 'parameters.actoin,', 'parameters has no actoin'),
-    'variable of a group in a template expression': (
-        'ci.yml', 'environment: safe-driver', 'environment: ${{ variables.LOCATION }}',
-        'has no LOCATION'),
-    'each': (
-        'ci.yml', "${{ if ne(parameters.action, 'deploy_version') }}",
-        '${{ each a in parameters }}', 'only if and, after it, else'),
     'else without if': (
-        'ci.yml',
-        "    ${{ if eq(parameters.action, 'deploy_version') }}:\n"
-        '      dependsOn: code_quality\n',
-        '',
-        'only if and, after it, else'),
+        'ci.yml', "    ${{ if eq(parameters.action, 'deploy_version') }}:\n"
+        '      dependsOn: code_quality\n', '', 'only if and, after it, else'),
     # conditions
     'function with a typo': (
         'code_quality.yml', 'succeededOrFailed()', 'suceededOrFailed()',
         'suceededOrFailed() is no'),
     'condition that drops succeeded()': (
-        'ci.yml',
-        "condition: and(succeeded(), eq(dependencies.train.outputs['train.run.result'], "
-        "'registered'))",
-        "condition: eq(dependencies.train.outputs['train.run.result'], 'registered')",
-        'drops the succeeded()'),
-    'step condition that drops succeeded()': (
         'code_quality.yml', 'condition: succeededOrFailed()',
         "condition: eq(variables['Agent.OS'], 'Linux')", 'drops the succeeded()'),
     'undefined variable in a condition': (
         'code_quality.yml', 'condition: succeededOrFailed()',
         "condition: and(succeeded(), eq(variables['LINTED'], 'yes'))", 'names variables.LINTED'),
-    'output of an unknown step': (
-        'ci.yml', "'train.run.result'", "'train.runs.result'", 'no such job and step'),
     'output of a step without a name': (
         'ci.yml', '        name: run\n', '', 'no such job and step'),
     'output of a stage that is not needed': (
@@ -84,30 +62,26 @@ SEMANTIC = {
         'stageDependencies'),
     # variables and secrets
     'undefined macro': (
-        'prepare.yml', '$(CONTAINER_IMAGE)', '$(CONTAINER_IMG)',
-        '$(CONTAINER_IMG) is not defined'),
+        'prepare.yml', '$(CONTAINER_IMAGE)', '$(CONTAINER_IMG)', '$(CONTAINER_IMG) is not defined'),
     'macro of the group without the group': (
         'ci.yml', '- group: devopsforai-aml-vg\n', '', '$(AZURE_RM_SVC_CONNECTION)'),
     'group that nobody knows': (
         'ci.yml', 'devopsforai-aml-vg', 'devopsforai-vg', 'devopsforai-vg is not known'),
-    'secret in a command': (
-        'ci.yml', 'make publish',
-        'make publish PASSWORD=$(AZUREML_SERVICE_PRINCIPAL_PASSWORD)', 'by env only'),
     'secret before the sign-in': (
         'ci.yml', '      - template: sign_in.yml\n      - script: ' + MAKE + 'run',
         '      - script: ' + MAKE + 'run', 'not defined'),
     'secret not passed': (
         'ci.yml', '          AZUREML_SERVICE_PRINCIPAL_PASSWORD: '
-        '$(AZUREML_SERVICE_PRINCIPAL_PASSWORD)\n', '', 'needs both secrets'),
+        '$(AZUREML_SERVICE_PRINCIPAL_PASSWORD)\n', '', 'needs both secrets, by env'),
     'token of the job not passed': (
         'ci.yml', '          SYSTEM_ACCESSTOKEN: $(System.AccessToken)\n', '',
-        'needs both secrets'),
+        'needs both secrets, by env'),
     'token of the job in a command': (
         'ci.yml', 'make publish', 'make publish TOKEN=$(System.AccessToken)', 'by env only'),
     'token of the job where nobody needs it': (
         'code_quality.yml', 'displayName: Lint\n',
         'displayName: Lint\n    env: {SYSTEM_ACCESSTOKEN: $(System.AccessToken)}\n',
-        'needs nothing by env'),
+        'a script needs nothing'),
     'runtime expression': (
         'ci.yml', 'MODEL_VERSION: ${{ parameters.model_version }}',
         "MODEL_VERSION: $[variables['X']]", '$[ ] is not known'),
@@ -117,8 +91,6 @@ SEMANTIC = {
     # scripts
     'ignored failure': (
         'code_quality.yml', 'make test', 'make test || true', 'make and one target'),
-    'PYTHON in the command': (
-        'prepare.yml', 'make setup', 'make setup PYTHON=python3', 'make and one target'),
     'make on the host': ('code_quality.yml', MAKE + 'lint', 'make lint', 'make and one target'),
     'a shell that keeps the signal': (
         'code_quality.yml', MAKE + 'lint', MAKE[5:] + 'lint', 'make and one target'),
@@ -126,7 +98,6 @@ SEMANTIC = {
         'prepare.yml', '- script: exec python3 devops/container.py --prepare\n'
         '  displayName: The container, with git and make\n', '', 'the first script is not exec'),
     # jobs and machines
-    'agentless job': ('pr.yml', 'pool:\n  vmImage: ubuntu-24.04', 'pool: server', 'not server'),
     'no pool': ('pr.yml', 'pool:\n  vmImage: ubuntu-24.04\n', '', 'not None'),
     'machine that is gone': (
         'pr.yml', 'vmImage: ubuntu-24.04', 'vmImage: ubuntu-18.04', "'ubuntu-18.04'"),
@@ -138,29 +109,19 @@ SEMANTIC = {
         'ci.yml', '            - download: none\n', '', 'downloads every artifact'),
     'unknown hook': ('ci.yml', 'routeTraffic:', 'routTraffic:', 'runOnce: routTraffic is not'),
     'unknown strategy': ('ci.yml', 'runOnce:', 'canary:', 'canary is not known'),
-    'other outcome': (
-        'ci.yml', '            failure:', '            failed:', 'failed is not known'),
     'job with a matrix': (
         'code_quality.yml', '  steps:', '  strategy: {matrix: {a: {}}}\n  steps:',
         'strategy is not'),
     'hook without steps': (
         'ci.yml', '            failure:\n              steps:',
         '            failure:\n              x:', 'failure: x is not known'),
-    'step of two kinds': (
-        'code_quality.yml', 'displayName: Lint\n', 'displayName: Lint\n    bash: make lint\n',
-        None),
     'unknown task': ('prepare.yml', 'Cache@2', 'Cach@2', 'Cach@2 is not known'),
     'unknown input': (
         'code_quality.yml', 'testRunTitle:', 'testRunTitel:', 'testRunTitel is not known'),
-    'unknown key of a stage': (
-        'ci.yml', 'dependsOn: publish', 'dependOn: publish', 'dependOn is not known'),
     'failure that counts as success': (
         'code_quality.yml', 'displayName: Unit tests\n',
         'displayName: Unit tests\n    continueOnError: true\n', 'continueOnError'),
     # tasks and artifacts
-    'failed tests pass': (
-        'code_quality.yml', 'failTaskOnFailedTests: true', 'failTaskOnFailedTests: false',
-        'a failure could pass'),
     'missing results pass': (
         'code_quality.yml', '      failTaskOnMissingResultsFile: true\n', '',
         'a failure could pass'),
@@ -168,15 +129,13 @@ SEMANTIC = {
         'code_quality.yml',
         'displayName: Publish the findings of lint\n    condition: succeededOrFailed()\n',
         'displayName: Publish the findings of lint\n', 'a failure is published too'),
-    'artifact that nobody publishes': (
-        'ci.yml', 'artifactName: pipeline', 'artifactName: pipelin', 'is of no stage'),
     'artifact of a stage that is not needed': (
         'ci.yml', '    dependsOn: publish\n', '    dependsOn: code_quality\n', 'is of no stage'),
     'artifact published twice': (
         'ci.yml', 'artifact: run', 'artifact: pipeline', 'published twice'),
     'artifact before the end': (
-        'ci.yml', '        artifact: pipeline\n',
-        '        artifact: pipeline\n      - script: ' + MAKE + 'lint\n', 'an artifact comes last'),
+        'ci.yml', '        artifact: pipeline\n', '        artifact: pipeline\n      - script: ' +
+        MAKE + 'lint\n', 'an artifact comes last'),
     # triggers
     'no trigger': ('pr.yml', 'trigger: none\n', '', 'every push to every branch'),
     'pr of GitHub': ('pr.yml', 'pr: none', 'pr: [master]', 'Azure Repos ignores it'),
@@ -193,19 +152,15 @@ SEMANTIC = {
 SCHEMA = {
     'result format': ('code_quality.yml', 'JUnit', 'JUnt', 'JUnt'),
     'boolean as text': (
-        'code_quality.yml', 'failIfCoverageEmpty: true', 'failIfCoverageEmpty: perhaps',
-        'perhaps'),
+        'sign_in.yml', 'addSpnToEnvironment: true', 'addSpnToEnvironment: perhaps', 'perhaps'),
     'required input': (
         'sign_in.yml', '    azureSubscription: $(AZURE_RM_SVC_CONNECTION)\n', '',
         'azureSubscription'),
     'required input of the cache': (
         'prepare.yml', '    path: .container\n', '', "'path' is a required"),
     'trigger': ('pr.yml', 'trigger: none', 'trigger: {branch: [master]}', 'trigger'),
-    'list as a title': (
-        'code_quality.yml', 'displayName: Lint\n', 'displayName: [Lint]\n', 'displayName'),
     'env as a list': (
-        'workspace.yml',
-        'env:\n      SYSTEM_ACCESSTOKEN: $(System.AccessToken)\n'
+        'workspace.yml', 'env:\n      SYSTEM_ACCESSTOKEN: $(System.AccessToken)\n'
         '      AZUREML_SERVICE_PRINCIPAL_PASSWORD: $(AZUREML_SERVICE_PRINCIPAL_PASSWORD)',
         'env: [X]', 'env'),
 }
@@ -221,34 +176,24 @@ def copies(tmp_path_factory):
     return folder
 
 
-def problems_with(copies, mutant, with_schema):
-    """The problems of the file that uses a changed one, with other parameters if need be."""
-    name, old, new, _ = mutant
+def check_mutant(copies, name, old, new, words):
     path = copies / name
     text = path.read_text()
     assert old is None or old in text
     try:
         path.write_text(new if old is None else text.replace(old, new, 1))
-        path_used = copies / USERS.get(name, name)
-        return (pipeline_checks.find_problems(path_used, ROOT, with_schema, parameters={})
-                or pipeline_checks.find_problems(path_used, ROOT, with_schema))
+        found = pipeline_checks.find_problems(copies / USERS.get(name, name))
     finally:
         path.write_text(text)
+    assert any(words in problem for problem in found), found
 
 
 @pytest.mark.parametrize('name', sorted(SEMANTIC))
 def test_a_mistake_is_found(name, copies):
-    found = problems_with(copies, SEMANTIC[name], with_schema=False)
-    assert any((SEMANTIC[name][3] or '') in problem for problem in found), found
+    check_mutant(copies, *SEMANTIC[name])
 
 
 @pytest.mark.parametrize('name', sorted(SCHEMA))
 def test_a_mistake_is_found_by_the_schema(name, copies):
     pytest.importorskip('check_jsonschema')
-    found = problems_with(copies, SCHEMA[name], with_schema=True)
-    assert any((SCHEMA[name][3] or '') in problem for problem in found), found
-
-
-def test_the_files_without_a_mistake_have_no_problem(copies):
-    for name in ('pr.yml', 'ci.yml', 'workspace.yml'):
-        assert pipeline_checks.find_problems(copies / name, ROOT, with_schema=False) == []
+    check_mutant(copies, *SCHEMA[name])

@@ -4,7 +4,7 @@
         subprocess.run(command, env=dict(os.environ, **azure.env))
         assert not azure.unknown
 
-or in the foreground, see __main__.py. Neither needs the other, nor its packages.
+Neither needs the other, nor its packages.
 """
 
 

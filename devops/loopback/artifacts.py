@@ -96,8 +96,7 @@ def offer_blobs(call):
 def put_snapshot(call, snapshot):
     nodes = (call.json.get('FileRevisionList') or {}).get('FileNodes') or []
     call.table('snapshots')[snapshot] = {
-        'parent': call.json.get('ParentSnapshotId'),
-        'files': {node['FullName']: _blob_name(node['BlobUri']) for node in nodes}}
+        node['FullName']: _blob_name(node['BlobUri']) for node in nodes}
     return {'id': snapshot}
 
 
@@ -106,11 +105,6 @@ def _blob_name(link):
 
 
 def snapshot_files(cloud, workspace, snapshot):
-    """{name in the snapshot: its path on this machine}, those of the parent snapshots included."""
-    row = cloud.table(workspace, 'snapshots')[snapshot]
-    files = {}
-    if row['parent'] and uuid.UUID(row['parent']).int:
-        files = snapshot_files(cloud, workspace, row['parent'])
-    for name, blob in row['files'].items():
-        files[name] = cloud.blobs.path(account(workspace), STORE, blob)
-    return files
+    """{name in the snapshot: its path on this machine}"""
+    return {name: cloud.blobs.path(account(workspace), STORE, blob)
+            for name, blob in cloud.table(workspace, 'snapshots')[snapshot].items()}

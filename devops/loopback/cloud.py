@@ -27,12 +27,15 @@ class Cloud:
     `faults`: what is still to go wrong, see faults.py. `url`: where the proxy listens.
     """
 
+    subscription = f'/subscriptions/{resource_manager.SUBSCRIPTION}'
+    group = staticmethod(resource_manager.group_id)
+
     def __init__(self, folder, python=None):
         self.folder = os.path.abspath(folder)
         self.python = os.path.abspath(python or sys.executable)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         os.chmod(self.folder, 0o700)
-        self.unknown = []
+        self.unknown, self.unregistered = [], set()
         self.exchanges = collections.deque(maxlen=EXCHANGES)
         self.faults = Faults()
         self.journal = state.Journal()
@@ -61,7 +64,6 @@ class Cloud:
 
     def stop(self):
         """End all processes and connections."""
-        self.faults.stopping.set()
         self.jobs.stop()
         self.containers.stop()
         self._proxy.stop()
@@ -117,18 +119,13 @@ class Cloud:
         workspaces.create_group(self, name, location)
         self.set_role(role, self.group(name))
 
-    subscription = f'/subscriptions/{resource_manager.SUBSCRIPTION}'
-
-    def group(self, name):
-        return f'{self.subscription}/resourceGroups/{name}'
-
     def set_role(self, role, scope):
         """Give the service principal this role, or with None none, at this scope."""
         resource_manager.assign(self, sign_in.OBJECT, role, scope)
 
     def unregister(self, namespace):
         """A resource provider that the owner of the subscription has not registered."""
-        self.journal.table('unregistered')[namespace] = {'namespace': namespace}
+        self.unregistered.add(namespace.lower())
 
     def report(self, text):
         """Note something that the stand-in does not know or does wrong."""

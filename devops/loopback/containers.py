@@ -27,6 +27,12 @@ CRASHES = 2
 CRASH = 'raise RuntimeError("loopback: this container crashes on demand")'
 
 
+def deployment_error(status, code, message):
+    return {'code': 'AciDeploymentFailed', 'statusCode': status,
+            'message': f'Aci Deployment failed with exception: {message}',
+            'details': [{'code': code, 'message': message}]}
+
+
 class Containers:
     """The containers of all services, each in the care of its own thread."""
 
@@ -154,10 +160,7 @@ class _Container:
                    "scoring file's init() function.\n1. Please check the logs for your container "
                    f'instance: {self._name}. From the AML SDK, you can run '
                    'print(service.get_logs()) if you have service object to fetch the logs.')
-        self._report('Failed', {
-            'code': 'AciDeploymentFailed', 'statusCode': 400,
-            'message': f'Aci Deployment failed with exception: {crashed}',
-            'details': [{'code': 'CrashLoopBackOff', 'message': crashed}]})
+        self._report('Failed', deployment_error(400, 'CrashLoopBackOff', crashed))
 
     def _prepare(self):
         """(command, folder, variables), the folder laid out like /var/azureml-app."""
@@ -189,7 +192,7 @@ class _Container:
                 'properties']['workspaceId'])
         late = self._cloud.faults.take('late')
         if late:
-            self._over.wait(late.get('seconds', 3))
+            self._over.wait(late['seconds'])
         arguments = ['-m', SERVER, '--port', 'PORT', '--entry_script']
         arguments.append(variables['AZUREML_ENTRY_SCRIPT'])
         if self._cloud.faults.take('crash-loop'):

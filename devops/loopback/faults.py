@@ -1,21 +1,15 @@
-"""Faults on demand: what can go wrong on Azure's side, without touching the client.
-
-A fault is a dictionary: `fault` (its name, see NAMES), `count` (how often it strikes: once unless
-given, without end if null), `skip` (how many occasions it lets pass first), and what its name
-takes.
-"""
+"""Faults on demand: what can go wrong on Azure's side, without touching the client."""
 import re
 import threading
 
 from .routing import METADATA, TELEMETRY, Dropped, problem
-from .sign_in import OBJECT, expired
+from .sign_in import EXPIRED, OBJECT
 
 NAMES = {
-    'throttled': '429 with Retry-After of `seconds` (1)',
+    'throttled': '429 with Retry-After',
     'server-error': '500',
     'unavailable': '503',
     'reset': 'the connection is reset',
-    'stalled': 'no answer for `seconds` (600), then a reset',
     'expired-token': '401, as when the token has expired',
     'forbidden': '403, AuthorizationFailed of Azure Resource Manager',
     'step-fails': 'a step (`step`: its name, any unless given) exits with 1',
@@ -25,49 +19,56 @@ NAMES = {
     'admin-user-off': 'the admin user of the container registry is not enabled',
     'registration-collides': '409 to the registration of a model',
     'crash-loop': 'a service\'s container crashes at every start',
-    'late': 'a service is healthy `seconds` (3) later',
+    'late': 'a service is healthy `seconds` later',
     'late-resource': 'a resource that is created is ready `seconds` later',
     'late-image': 'an image is built `seconds` later',
-    'image-fails': 'the build of an image fails',
     'scoring-500': 'a service answers 500 to POST',
 }
-# These strike requests in whose "METHOD https://host/path" the regular expression `path` is found
-# (any unless given). With `after` true the request is carried out and only its answer is lost.
-ON_REQUESTS = ('throttled', 'server-error', 'unavailable', 'reset', 'stalled')
+# These strike requests.
+ON_REQUESTS = ('throttled', 'server-error', 'unavailable', 'reset')
 ON_SIGNED_IN_REQUESTS = ('expired-token', 'forbidden')
-STALL_SECONDS = 600
-KEYS = ('fault', 'count', 'skip', 'path', 'after', 'seconds', 'step')
+PROBLEMS = {
+    'throttled': (429, 'TooManyRequests', 'The request is throttled.', {'Retry-After': '1'}),
+    'server-error': (500, 'InternalServerError', 'Encountered an unexpected error.'),
+    'unavailable': (503, 'ServiceUnavailable', 'The service is unavailable.'),
+    'expired-token': EXPIRED,
+    'forbidden': (
+        403, 'AuthorizationFailed', f"The client with object id '{OBJECT}' does not have "
+        'authorization to perform this action over this scope or the scope is invalid. If '
+        'access was recently granted, please refresh your credentials.')}
 
 
 class Faults:
-    """The faults that are still to come."""
+    """The faults that are still to come, and the names of those that struck."""
 
     def __init__(self):
         self._lock = threading.Lock()
         self._faults = []
-        self.stopping = threading.Event()
         self.struck = []
 
-    def add(self, fault, **details):
-        """Let a fault happen from now on. ValueError if its name or a key is unknown."""
-        details['fault'] = fault
-        strange = sorted(set(details) - set(KEYS))
-        if fault not in NAMES or strange:
-            raise ValueError(f'unknown fault {fault!r} or key {strange}: the names are '
-                             f"{', '.join(NAMES)}; the keys are {', '.join(KEYS)}")
+    def add(self, fault, count=1, skip=0, path='', after=False, step=None, seconds=0):
+        """Let a fault of NAMES happen from now on. ValueError for another name.
+
+        count: how often it strikes, None: without end; skip: how many occasions it lets pass first.
+        path: a regular expression that is found in the "METHOD https://host/path" of the requests
+        that it strikes; after: these are carried out, and only their answers are lost.
+        """
+        if fault not in NAMES:
+            raise ValueError(f"unknown fault {fault!r}: the names are {', '.join(NAMES)}")
         with self._lock:
-            self._faults.append(dict({'count': 1, 'skip': 0}, **details))
+            self._faults.append({'fault': fault, 'count': count, 'skip': skip, 'path': path,
+                                 'after': after, 'step': step, 'seconds': seconds})
 
     def clear(self):
         with self._lock:
             self._faults = []
 
-    def take(self, *names, **matching):
+    def take(self, *names, path='', step=None):
         """The next fault of one of these names that is due, counted as having struck, or None."""
         with self._lock:
             for fault in self._faults:
-                due = fault['fault'] in names and fault['count'] != 0
-                if not due or not _fits(fault, **matching):
+                if (fault['fault'] not in names or fault['count'] == 0
+                        or fault['step'] not in (None, step) or not re.search(fault['path'], path)):
                     continue
                 if fault['skip']:
                     fault['skip'] -= 1
@@ -77,11 +78,6 @@ class Faults:
                 self.struck.append(fault['fault'])
                 return fault
         return None
-
-    def take_for_step(self, name):
-        """The name of the fault that this step has to suffer, or None."""
-        fault = self.take('step-fails', 'step-never-ends', step=name)
-        return fault and fault['fault']
 
     def capacity_errors(self):
         """The errors that a cluster shows while it cannot allocate nodes."""
@@ -98,27 +94,9 @@ class Faults:
         names = ON_REQUESTS + (ON_SIGNED_IN_REQUESTS if signed_in else ())
         return self.take(*names, path=str(call))
 
-    def raise_fault(self, fault):
-        """Raise what the client gets to see."""
-        name, seconds = fault['fault'], fault.get('seconds')
-        if name == 'throttled':
-            raise problem(429, 'TooManyRequests', 'The request is throttled.',
-                          {'Retry-After': str(seconds or 1)})
-        if name == 'server-error':
-            raise problem(500, 'InternalServerError', 'Encountered an unexpected error.')
-        if name == 'unavailable':
-            raise problem(503, 'ServiceUnavailable', 'The service is unavailable.')
-        if name == 'expired-token':
-            raise expired()
-        if name == 'forbidden':
-            raise problem(
-                403, 'AuthorizationFailed', f"The client with object id '{OBJECT}' does not have "
-                'authorization to perform this action over this scope or the scope is invalid. If '
-                'access was recently granted, please refresh your credentials.')
-        if name == 'stalled':
-            self.stopping.wait(seconds or STALL_SECONDS)
-        raise Dropped
 
-
-def _fits(fault, path='', step=None):
-    return fault.get('step') in (None, step) and re.search(fault.get('path', ''), path)
+def raise_fault(fault):
+    """Raise what the client gets to see."""
+    if fault['fault'] in PROBLEMS:
+        raise problem(*PROBLEMS[fault['fault']])
+    raise Dropped

@@ -146,15 +146,13 @@ def _matches(dto, expression):
 
 
 def _matches_term(dto, term):
-    match = re.match(r'(\w+)(?:/(\S+))?\s+(eq|ne|ge|gt)\s+(.*)$', term)
+    match = re.match(r'(\w+)(?:/(\S+))?\s+(eq|ne)\s+(.*)$', term)
     if not match:
         raise problem(501, 'LoopbackUnknownFilter', f'Loopback cannot read the filter {term!r}.')
     field, key, operator, wanted = match.groups()
     value = dto.get(field[0].lower() + field[1:])
     if key:
         value = (value or {}).get(key)
-    if operator in ('ge', 'gt'):
-        return str(value) >= wanted
     wanted = None if wanted == 'null' else wanted.strip('\'"')
     return (value == wanted) == (operator == 'eq')
 

@@ -67,7 +67,7 @@ class Jobs:
         values.update(facts['ParameterAssignments'] or {})
         failed = []
         for node in in_order(kept['graph']):
-            if canceled(runs, run) or failed and not kept['go_on']:
+            if canceled(runs, run) or failed:
                 break
             set_status(runs, run, 'Running')
             step = Step(self._cloud, workspace, run, kept['graph'], node, values)

@@ -14,7 +14,7 @@ from .sign_in import CLIENT, TENANT
 from .workspaces import now
 
 MANAGEMENT = '/modelmanagement/v1.0' + WORKSPACE
-PREFIXES = (MANAGEMENT + '/models', '/modelregistry/v1.0' + WORKSPACE + '/models')
+MODELS = MANAGEMENT + '/models'
 FIELDS = ('name', 'description', 'framework', 'frameworkVersion', 'parentModelId', 'runId',
           'experimentName', 'derivedModelIds', 'sampleInputData', 'sampleOutputData',
           'resourceRequirements', 'url')
@@ -29,15 +29,6 @@ def refused(status, code, message):
         'correlation': {'RequestId': str(uuid.uuid4())}}, status)
 
 
-def models_route(method, path=''):
-    """A route that SDKs reach in model management (older) or in the model registry (newer)."""
-    def register(handler):
-        for prefix in PREFIXES:
-            route(method, API, prefix + path)(handler)
-        return handler
-    return register
-
-
 @route('POST', API, MANAGEMENT + '/assets')
 def create_asset(call):
     document = dict(call.json, id=str(uuid.uuid4()), createdTime=now())
@@ -50,12 +41,12 @@ def get_asset(call, asset):
     return call.table('assets')[asset]
 
 
-@models_route('GET')
+@route('GET', API, MODELS)
 def list_models(call):
     """The newest first. Conditions on tags and properties are written key=value or key."""
     asked = call.query
     found = call.table('models').values()
-    for field in ('name', 'runId', 'framework'):
+    for field in ('name', 'runId'):
         if asked.get(field):
             found = [model for model in found if model[field] == asked[field]]
     for condition, field in CONDITIONS:
@@ -63,9 +54,6 @@ def list_models(call):
             key, equals, value = wish.partition('=')
             found = [model for model in found
                      if key in model[field] and (not equals or model[field][key] == value)]
-    if asked.get('datasetId'):
-        found = [model for model in found
-                 if asked['datasetId'] in [dataset['id'] for dataset in model['datasets']]]
     found.sort(key=lambda model: (model['createdTime'], model['version']), reverse=True)
     if str(asked.get('latestVersionOnly', '')).lower() == 'true':
         seen = set()
@@ -76,7 +64,7 @@ def list_models(call):
     return {'value': found, 'nextLink': None}
 
 
-@models_route('POST')
+@route('POST', API, MODELS)
 def register_model(call):
     asked = call.json
     if call.cloud.faults.take('registration-collides'):
@@ -96,7 +84,7 @@ def register_model(call):
     return document
 
 
-@models_route('GET', '/{model}')
+@route('GET', API, MODELS + '/{model}')
 def get_model(call, model):
     document = call.table('models').get(model)
     if document is None:
@@ -104,16 +92,7 @@ def get_model(call, model):
     return document
 
 
-@models_route('PATCH', '/{model}')
-def patch_model(call, model):
-    get_model(call, model)
-    with call.table('models').change(model) as document:
-        apply_patch(document, call.json)
-        document['modifiedTime'] = now()
-    return document
-
-
-@models_route('DELETE', '/{model}')
+@route('DELETE', API, MODELS + '/{model}')
 def delete_model(call, model):
     get_model(call, model)
     users = [service['name'] for service in call.table('services').values()
@@ -121,20 +100,6 @@ def delete_model(call, model):
     if users:
         raise refused(400, 'BadRequest', f"Model {model} is used by {', '.join(users)}.")
     del call.table('models')[model]
-
-
-def apply_patch(document, operations):
-    """Apply a JSON patch of the operations add, replace and remove (RFC 6902)."""
-    for operation in operations:
-        *parents, last = [part.replace('~1', '/').replace('~0', '~')
-                          for part in operation['path'].strip('/').split('/')]
-        target = document
-        for part in parents:
-            target = target[part]
-        if operation['op'] == 'remove':
-            target.pop(last, None)
-        else:
-            target[last] = operation['value']
 
 
 def unpack_model(cloud, workspace, model, folder):

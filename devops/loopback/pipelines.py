@@ -38,9 +38,8 @@ def list_data_types(call):
 
 @route('GET', API, PIPELINES + '/Modules/Hash/{fingerprint}')
 def find_module(call, fingerprint):
-    """204: no module of this fingerprint is known, so the SDK makes it."""
-    known = call.table('fingerprints').get(fingerprint)
-    return get_module(call, known) if known else Answer(status=204)
+    """None is known, so the SDK makes it."""
+    return Answer(status=204)
 
 
 @route('POST', API, PIPELINES + '/Modules')
@@ -49,8 +48,6 @@ def create_module(call):
         raise problem(501, 'LoopbackReuse', 'Loopback never reuses results: say allow_reuse=False.')
     document = _entity(dict(call.json, UploadState='1'))
     call.table('modules')[document['Id']] = document
-    if call.json.get('IdentifierHash'):
-        call.table('fingerprints')[call.json['IdentifierHash']] = document['Id']
     return get_module(call, document['Id'])['Data']
 
 
@@ -77,9 +74,11 @@ def _parameters(listed):
 
 @route('POST', API, PIPELINES + '/Pipelines/Create')
 def publish_pipeline(call):
-    asked = call.json
+    asked, graph = call.json, str(uuid.uuid4())
+    call.table('graphs')[graph] = {
+        'graph': asked['Graph'], 'interface': asked.get('GraphInterface') or {}}
     fields = {key: value for key, value in asked.items() if not key.startswith('Graph')}
-    document = _entity(dict(fields, GraphId=_keep_graph(call, asked),
+    document = _entity(dict(fields, GraphId=graph,
                             TotalRunSteps=len(asked['Graph']['ModuleNodes'])))
     document['Url'] = (f"{api_root(call.workspace)}/pipelines/v1.0{call.workspace['id']}/"
                        f"PipelineRuns/PipelineSubmit/{document['Id']}")
@@ -87,19 +86,9 @@ def publish_pipeline(call):
     return document
 
 
-def _keep_graph(call, asked):
-    graph = _entity(asked['Graph'])
-    call.table('graphs')[graph['Id']] = {
-        'graph': graph, 'interface': asked.get('GraphInterface') or {},
-        'go_on': bool(asked.get('ContinueRunOnStepFailure'))}
-    return graph['Id']
-
-
 @route('GET', API, PIPELINES + '/Pipelines')
 def list_pipelines(call):
-    everything = call.query.get('activeOnly', 'true').lower() == 'false'
-    return [one for one in call.table('pipelines').values()
-            if everything or one['EntityStatus'] == ACTIVE]
+    return [one for one in call.table('pipelines').values() if one['EntityStatus'] == ACTIVE]
 
 
 @route('GET', API, PIPELINES + '/Pipelines/{pipeline}')
@@ -119,39 +108,19 @@ def submit_published(call, pipeline):
     published = call.table('pipelines')[pipeline]
     if published['EntityStatus'] != ACTIVE:
         raise problem(400, 'UserError', f'Pipeline {pipeline} is not active.')
-    asked = _fields(call.json)
-    if not asked.get('experimentname'):
+    # The SDK writes some fields with a capital, users of the REST interface do not.
+    asked = {key.lower(): value for key, value in call.json.items()}
+    experiment, values = asked.get('experimentname'), asked.get('parameterassignments') or {}
+    if not experiment:
         raise problem(400, 'UserError', 'ExperimentName is missing.')
-    return _submit(call, asked['experimentname'], asked, published['GraphId'], pipeline)
-
-
-@route('POST', API, RUNS + 'Unsubmitted/CreationInfoWithGraph')
-def create_run(call):
-    graph = _keep_graph(call, call.json)
-    asked = _fields(call.json.get('CreationInfo') or {})
-    return _submit(call, call.query['experimentName'], asked, graph, None)
-
-
-@route('POST', API, RUNS + 'Submit/{run}')
-def submit_run(call, run):
-    """A run that was created from a graph is under way already."""
-
-
-def _fields(asked):
-    """The request's fields in lower case: the SDK writes some with a capital, REST users do not."""
-    return {key.lower(): value for key, value in asked.items()}
-
-
-def _submit(call, experiment, asked, graph, pipeline):
-    values = asked.get('parameterassignments') or {}
-    kept = call.table('graphs')[graph]
+    kept = call.table('graphs')[published['GraphId']]
     known = [one['Name'] for one in kept['interface'].get('Parameters') or []]
     strange = sorted(set(values) - set(known))
     if strange:
         raise problem(400, 'UserError', f"The pipeline has no parameter {', '.join(strange)}.")
     need_registry(call.cloud, call.workspace)
     properties = dict(asked.get('properties') or {}, **{
-        'azureml.runsource': 'azureml.PipelineRun', 'azureml.pipelineid': pipeline or '',
+        'azureml.runsource': 'azureml.PipelineRun', 'azureml.pipelineid': pipeline,
         'runSource': asked.get('runsource') or 'Unavailable', 'runType': 'HTTP',
         'azureml.parameters': json.dumps(values)})
     row = new_run(
@@ -160,8 +129,9 @@ def _submit(call, experiment, asked, graph, pipeline):
         description=asked.get('description'), properties=properties)
     run = row['dto']['runId']
     call.table('pipeline-runs')[run] = _entity({
-        'Description': asked.get('description'), 'GraphId': graph, 'IsSubmitted': True,
-        'HasErrors': False, 'HasWarnings': False, 'ParameterAssignments': values,
+        'Description': asked.get('description'), 'GraphId': published['GraphId'],
+        'IsSubmitted': True, 'HasErrors': False, 'HasWarnings': False,
+        'ParameterAssignments': values,
         'RunHistoryExperimentName': experiment, 'PipelineId': pipeline,
         'RunSource': asked.get('runsource'), 'RunType': asked.get('runtype'),
         'TotalRunSteps': len(kept['graph']['ModuleNodes'])}, run)
@@ -199,14 +169,3 @@ def _step(call, run):
 def get_node_code(call, run):
     row = _step(call, run)
     return CODES[row['dto']['status'] if row else 'NotStarted'][1]
-
-
-@route('POST', API, RUNS + '{run}/Outputs')
-def get_node_outputs(call, run):
-    row = _step(call, run) or {}
-    outputs = {}
-    for name, output in row.get('outputs', {}).items():
-        reference = {'AmlDataStoreName': output['datastore'], 'RelativePath': output['path']}
-        outputs[name] = {'DataTypeId': 'AnyDirectory', 'DataLocation': {
-            'StorageType': '3', 'DataReference': {'Type': '1', 'AzureBlobReference': reference}}}
-    return outputs

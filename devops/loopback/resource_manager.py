@@ -111,7 +111,7 @@ VERBS = {'GET': 'read', 'PUT': 'write', 'PATCH': 'write', 'DELETE': 'delete', 'P
 
 
 def arm_id(group, kind, name):
-    return f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}/providers/{kind}/{name}'
+    return f'{group_id(group)}/providers/{kind}/{name}'
 
 
 def kind_and_action(call):
@@ -131,13 +131,24 @@ def kind_and_action(call):
     return kind, f'{kind}/{VERBS[call.method]}'
 
 
-def allowed(assignments, action, path):
-    """Whether one of {scope: role} that is `path` or above it allows the action."""
+def group_id(name):
+    return f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{name}'
+
+
+def roles(cloud, principal, path):
+    """The assignments that a principal has at `path` or above it."""
+    return [row for row in cloud.journal.table('assignments').values()
+            if row['principal'] == principal
+            and f'{path}/'.lower().startswith(f"{row['scope']}/".lower())]
+
+
+def may(cloud, principal, action, path):
+    """Whether the roles of a principal allow the action on `path`."""
     def fits(patterns):
         return any(fnmatch.fnmatchcase(action.lower(), one.lower()) for one in patterns)
 
-    return any(fits(ROLES[role][1]) and not fits(ROLES[role][2])
-               for scope, role in assignments if f'{path}/'.lower().startswith(f'{scope}/'.lower()))
+    return any(fits(ROLES[row['role']][1]) and not fits(ROLES[row['role']][2])
+               for row in roles(cloud, principal, path))
 
 
 def check(call):
@@ -155,13 +166,11 @@ def check(call):
                       f"location 'westeurope' and API version '{version}' for type "
                       f"'{kind.split('/', 1)[1]}'. The supported api-versions are "
                       f"'{', '.join(known)}'.")
-    assignments = [(row['scope'], row['role'])
-                   for row in call.cloud.journal.table('assignments').values()
-                   if row['principal'] == OBJECT]
     # Whoever has a right in a subscription sees that it exists, and how far what they began is.
-    seen = assignments and (kind == 'Microsoft.Resources/subscriptions'
-                            or kind.lower().endswith('operationsstatus'))
-    if not seen and not allowed(assignments, action, call.path):
+    seen = (kind == 'Microsoft.Resources/subscriptions' or kind.lower().endswith('operationsstatus')
+            ) and any(row['principal'] == OBJECT
+                      for row in call.cloud.journal.table('assignments').values())
+    if not seen and not may(call.cloud, OBJECT, action, call.path):
         scope = call.path.rstrip('/')
         raise problem(403, 'AuthorizationFailed', f"The client '{CLIENT}' with object id "
                       f"'{OBJECT}' does not have authorization to perform action '{action}' over "
@@ -174,24 +183,15 @@ def check(call):
                       'to register subscriptions.')
 
 
-def may(cloud, principal, action, group):
-    """Whether a principal's roles in a resource group, or above it, allow the action."""
-    found = [(row['scope'], row['role']) for row in cloud.journal.table('assignments').values()
-             if row['principal'] == principal]
-    return allowed(found, action, f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}')
-
-
 def registered(cloud, namespace):
-    off = {row['namespace'].lower() for row in cloud.journal.table('unregistered').values()}
-    return namespace.lower() not in off
+    return namespace.lower() not in cloud.unregistered
 
 
 def assign(cloud, principal, role, scope):
     """Give a principal a role at a scope, or take its role there away when `role` is None."""
     table, key = cloud.journal.table('assignments'), f'{principal} {scope.lower()}'
     if role is None:
-        if key in table:
-            del table[key]
+        del table[key]
     else:
         table[key] = {'principal': principal, 'role': role, 'scope': scope, 'id': str(uuid.uuid4())}
 
@@ -238,27 +238,21 @@ def list_role_assignments(call, group):
     match = re.match(r"principalId eq '([0-9a-f-]+)'$", call.query.get('$filter', ''))
     if not match:
         raise problem(400, 'UnsupportedQuery', 'The filter is not supported.')
-    scope = f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}'
     return {'value': [{
         'id': f"{row['scope']}/providers/Microsoft.Authorization/roleAssignments/{row['id']}",
         'name': row['id'], 'type': 'Microsoft.Authorization/roleAssignments', 'properties': {
             'scope': row['scope'], 'principalId': row['principal'],
             'roleDefinitionId': f'/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Authorization/'
                                 f"roleDefinitions/{ROLES[row['role']][0]}"}}
-        for row in call.cloud.journal.table('assignments').values()
-        if row['principal'] == match.group(1)
-        and f'{scope}/'.lower().startswith(f"{row['scope']}/".lower())]}
+        for row in roles(call.cloud, match.group(1), group_id(group))]}
 
 
 @route('GET', ARM, GROUP + '/providers/Microsoft.Authorization/permissions')
 def list_permissions(call, group):
     """What the caller may do in the group, role by role."""
-    scope = f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}/'.lower()
     return {'value': [{'actions': ROLES[row['role']][1], 'notActions': ROLES[row['role']][2],
                        'dataActions': [], 'notDataActions': []}
-                      for row in call.cloud.journal.table('assignments').values()
-                      if row['principal'] == OBJECT
-                      and scope.startswith(f"{row['scope']}/".lower())]}
+                      for row in roles(call.cloud, OBJECT, group_id(group))]}
 
 
 @route('GET', ARM, '/subscriptions/{subscription}/providers/{provider}')

@@ -14,8 +14,8 @@ import secrets
 import uuid
 
 from . import resource_manager
-from .containers import OPERATION_ENDED
-from .models import MANAGEMENT, apply_patch, refused
+from .containers import OPERATION_ENDED, deployment_error
+from .models import MANAGEMENT, refused
 from .routing import API, SCORING, Answer, Dropped, route
 from .sign_in import CLIENT, TENANT
 from .workspaces import api_root, need_registry, now
@@ -30,11 +30,6 @@ HOP_BY_HOP = ('connection', 'keep-alive', 'proxy-connection', 'transfer-encoding
 def _public(document):
     """The service as the API shows it, without its keys."""
     return {key: value for key, value in document.items() if key != 'keys'}
-
-
-@route('GET', API, SERVICES)
-def list_services(call):
-    return {'value': [_public(one) for one in call.table('services').values()]}
 
 
 @route('POST', API, SERVICES + '/validate')
@@ -73,13 +68,12 @@ def create_service(call):
     # Azure ML makes the container group; with which identity is inferred, see devops/README.md.
     identity = call.workspace['identity']['principalId']
     make = 'Microsoft.ContainerInstance/containerGroups/write'
-    if not resource_manager.may(call.cloud, identity, make, call.workspace['group']):
+    if not resource_manager.may(call.cloud, identity, make,
+                                resource_manager.group_id(call.workspace['group'])):
         refusal = (f"The client with object id '{identity}' does not have authorization to perform "
                    f"action '{make}' over the resource group. (Code: AuthorizationFailed)")
-        return _accepted(call, _operation(call, name, 'Failed', {
-            'code': 'AciDeploymentFailed', 'statusCode': 403,
-            'message': f'Aci Deployment failed with exception: {refusal}',
-            'details': [{'code': 'AuthorizationFailed', 'message': refusal}]}))
+        return _accepted(call, _operation(call, name, 'Failed', deployment_error(
+            403, 'AuthorizationFailed', refusal)))
     old = call.table('services').get(name)
     if old and not asked.get('overwrite'):
         raise refused(409, 'Conflict', f'Service {name} with the same name already exists, please '
@@ -90,10 +84,8 @@ def create_service(call):
         fixed = (f"The updates on container group '{name}' are invalid. If you are going to update "
                  'the os type, restart policy, network profile, CPU, memory or GPU resources for '
                  'a container group, you must delete it first and then create a new one.')
-        return _accepted(call, _operation(call, name, 'Failed', {
-            'code': 'AciDeploymentFailed', 'statusCode': 400,
-            'message': f'Aci Deployment failed with exception: {fixed}',
-            'details': [{'code': 'AciDeploymentFailed', 'message': fixed}]}))
+        return _accepted(call, _operation(call, name, 'Failed', deployment_error(
+            400, 'AciDeploymentFailed', fixed)))
     return _accepted(call, _deploy(call, _service(call, asked, resources, old)))
 
 
@@ -120,18 +112,6 @@ def _service(call, asked, resources, old):
         if old and not (key == 'keys' and any(keys.values())):
             document[key] = old[key]
     return document
-
-
-@route('PATCH', API, SERVICES + '/{name}')
-def update_service(call, name):
-    """Tags, properties and description change in place; all else replaces the container."""
-    document = _find(call, name)
-    apply_patch(document, call.json)
-    if all(re.match('/(kvTags|properties|description)', one['path']) for one in call.json):
-        document['updatedTime'] = now()
-        call.table('services')[name] = document
-        return _public(document)
-    return _accepted(call, _deploy(call, document))
 
 
 def _deploy(call, document):
@@ -186,15 +166,6 @@ def list_keys(call, name):
     if not document['authEnabled']:
         raise refused(400, 'BadRequest', f'Service {name} has no key authentication.')
     return document['keys']
-
-
-@route('POST', API, SERVICES + '/{name}/regenerateKeys')
-def regenerate_key(call, name):
-    _find(call, name)
-    with call.table('services').change(name) as document:
-        key = call.json['keyType'].lower() + 'Key'
-        document['keys'][key] = call.json.get('keyValue') or secrets.token_urlsafe(24)
-    return _accepted(call, _operation(call, name, 'Succeeded'))
 
 
 @route('GET', API, SERVICES + '/{name}/logs')

@@ -19,6 +19,7 @@ OBJECT = '44444444-4444-4444-4444-444444444444'
 CONNECTION = '55555555-5555-5555-5555-555555555555'
 LIFETIME = 3600
 OIDC_LIFETIME = 600
+EXPIRED = (401, 'ExpiredAuthenticationToken', 'The access token has expired.')
 ASSERTION = 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer'
 
 
@@ -87,11 +88,7 @@ class Tokens:
         if token not in self._tokens:
             raise problem(401, 'InvalidAuthenticationToken', 'The access token is invalid.')
         if self._tokens[token] < time.time():
-            raise expired()
-
-
-def expired():
-    return problem(401, 'ExpiredAuthenticationToken', 'The access token has expired.')
+            raise problem(*EXPIRED)
 
 
 @route('GET', SIGN_IN, '/{tenant}/v2.0/.well-known/openid-configuration', signed_in=False)

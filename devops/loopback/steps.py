@@ -17,8 +17,10 @@ from .data import CONTAINERS, DEFAULT
 from .history import ORIGIN, new_run
 from .workspaces import account, api_root
 
-FAIL = 'raise RuntimeError("loopback: this step fails on demand")'
-NEVER_END = 'import time; print("loopback: this step never ends", flush=True); time.sleep(1e8)'
+FAULTS = {
+    'step-fails': 'raise RuntimeError("loopback: this step fails on demand")',
+    'step-never-ends':
+        'import time; print("loopback: this step never ends", flush=True); time.sleep(1e8)'}
 USER_LOG = 'user_logs/std_log.txt'
 LAST_LINES = 3
 BLOB_MOUNT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'blob_mount.py')
@@ -81,9 +83,9 @@ class Step:
             _copy(blob, os.path.join(self._work, name))
         log = self._artifact(USER_LOG)
         os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
-        fault = self._cloud.faults.take_for_step(self.name)
+        fault = self._cloud.faults.take(*FAULTS, step=self.name)
         if fault:
-            arguments = ['-c', {'step-fails': FAIL, 'step-never-ends': NEVER_END}[fault]]
+            arguments = ['-c', FAULTS[fault['fault']]]
         else:
             arguments = [self._parameters['Script']] + self._arguments()
             if self._cloud.faults.take('blob-mount', step=self.name):
@@ -107,7 +109,7 @@ class Step:
         given = []
         for argument in self._shape.get('Arguments') or []:
             kind, value = argument['ValueType'], argument['Value']
-            if kind == 'Literal' and not value.startswith('DatasetConsumptionConfig:'):
+            if kind == 'Literal':
                 given.append(value)
             elif kind == 'Parameter':
                 given.append(self._parameters.get(value))

@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import trustme
 
 from . import resource_manager
+from .faults import raise_fault
 from .routing import ROUTES, Answer, Call, Dropped, problem
 from .state import Missing
 from .workspaces import check_subscription, find_workspace
@@ -37,8 +38,8 @@ def dispatch(call):
     values.pop('host')
     try:
         fault = call.cloud.faults.take_for_request(call, not candidate.open)
-        if fault and not fault.get('after'):
-            call.cloud.faults.raise_fault(fault)
+        if fault and not fault['after']:
+            raise_fault(fault)
         if not candidate.open:
             call.cloud.tokens.check(call.headers.get('Authorization'))
         if 'subscription' in values:
@@ -50,7 +51,7 @@ def dispatch(call):
                 call.cloud, values.pop('group'), values.pop('workspace'))
         result = candidate.handler(call, **values)
         if fault:
-            call.cloud.faults.raise_fault(fault)
+            raise_fault(fault)
     except Answer as raised:
         return raised
     except Missing as missing:
@@ -59,17 +60,16 @@ def dispatch(call):
 
 
 class Proxy(ThreadingHTTPServer):
-    """The listening socket. `stop` cuts what is open, so that nothing stale ever answers."""
+    """The listening socket."""
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, cloud, port=0):
+    def __init__(self, cloud):
         self.cloud = cloud
         self.authority = trustme.CA()
         self._contexts = {}
         self._lock = threading.Lock()
-        self._connections = set()
-        super().__init__(('127.0.0.1', port), _Connection)
+        super().__init__(('127.0.0.1', 0), _Connection)
 
     def context(self, host):
         with self._lock:
@@ -78,14 +78,6 @@ class Proxy(ThreadingHTTPServer):
                 self.authority.issue_cert(host).configure_cert(context)
                 self._contexts[host] = context
             return self._contexts[host]
-
-    def opened(self, connection):
-        with self._lock:
-            self._connections.add(connection)
-
-    def closed(self, connection):
-        with self._lock:
-            self._connections.discard(connection)
 
     def handle_error(self, request, client_address):
         pass
@@ -96,10 +88,6 @@ class Proxy(ThreadingHTTPServer):
     def stop(self):
         self.shutdown()
         self.server_close()
-        with self._lock:
-            connections = list(self._connections)
-        for connection in connections:
-            cut_connection(connection)
 
 
 def cut_connection(connection):
@@ -118,12 +106,7 @@ class _Connection(BaseHTTPRequestHandler):
     timeout = 300
     tunnel = None
 
-    def setup(self):
-        super().setup()
-        self.server.opened(self.connection)
-
     def finish(self):
-        self.server.closed(self.connection)
         super().finish()
         self.connection.close()
 
@@ -134,15 +117,13 @@ class _Connection(BaseHTTPRequestHandler):
         host = self.path.rsplit(':', 1)[0].lower()
         self.send_response_only(200)
         self.end_headers()
-        plain = self.connection
         try:
-            self.connection = self.server.context(host).wrap_socket(plain, server_side=True)
+            self.connection = self.server.context(host).wrap_socket(
+                self.connection, server_side=True)
         except OSError as error:
             self.server.cloud.log(f'TLS with a client for {host} failed: {error}')
             self.close_connection = True
             return
-        self.server.closed(plain)
-        self.server.opened(self.connection)
         self.request = self.connection
         self.rfile = self.connection.makefile('rb', -1)
         self.wfile = self.connection.makefile('wb', 0)

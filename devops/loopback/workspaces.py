@@ -10,12 +10,11 @@ import uuid
 from . import resource_manager
 from .resource_manager import PROVIDER, SUBSCRIPTION, arm_id
 from .routing import API, ARM, GROUP, METADATA, TELEMETRY, WORKSPACE, problem, route
-from .sign_in import OBJECT, TENANT
+from .sign_in import TENANT
 
 REGISTRY = 'Microsoft.ContainerRegistry/registries'
 SERVICES = ('api', 'catalog', 'experimentation', 'gallery', 'history', 'hyperdrive', 'labeling',
             'modelmanagement', 'pipelines', 'inferencing', 'credential')
-DEPLOYMENTS = '/providers/Microsoft.Resources/deployments'
 
 
 def now(seconds=0):
@@ -76,21 +75,6 @@ def get_subscription(call):
             'tenantId': TENANT, 'displayName': 'Loopback', 'state': 'Enabled'}
 
 
-@route('GET', ARM, '/metadata/endpoints', signed_in=False)
-def get_endpoints(call):
-    """The clouds that there are, asked for when a client signs in with a token."""
-    return [{
-        'name': 'AzureCloud', 'portal': 'https://portal.azure.com',
-        'resourceManager': 'https://management.azure.com', 'graph': 'https://graph.windows.net/',
-        'graphAudience': 'https://graph.windows.net/', 'authentication': {
-            'loginEndpoint': 'https://login.microsoftonline.com/', 'tenant': 'common',
-            'identityProvider': 'AAD', 'audiences': [
-                'https://management.core.windows.net/', 'https://management.azure.com/']},
-        'suffixes': {'storage': 'core.windows.net', 'keyVaultDns': 'vault.azure.net',
-                     'acrLoginServer': 'azurecr.io',
-                     'sqlServerHostname': 'database.windows.net'}}]
-
-
 @route('GET', ARM, GROUP)
 def get_group(call, group):
     return find_group(call.cloud, group)
@@ -98,29 +82,11 @@ def get_group(call, group):
 
 def create_group(cloud, group, location):
     document = {
-        'id': f'/subscriptions/{SUBSCRIPTION}/resourceGroups/{group}', 'name': group,
+        'id': resource_manager.group_id(group), 'name': group,
         'type': 'Microsoft.Resources/resourceGroups', 'location': location,
         'properties': {'provisioningState': 'Succeeded'}}
     cloud.journal.table('groups')[group.lower()] = document
     return document
-
-
-@route('PUT', ARM, GROUP + DEPLOYMENTS + '/{name}')
-def deploy_template(call, group, name):
-    """The SDK's Workspace.create: its template deploys into a resource group of its own making.
-
-    azureml/_workspace/arm_template_builder.py, build_default_resource_group_deployment: that is
-    done with rights on the subscription.
-    """
-    raise problem(403, 'AuthorizationFailed', f"The client with object id '{OBJECT}' does not have "
-                  "authorization to perform action 'Microsoft.Resources/deployments/write' over "
-                  f"scope '/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Resources/deployments'"
-                  ' or the scope is invalid.')
-
-
-@route('GET', ARM, '/subscriptions/{subscription}' + DEPLOYMENTS)
-def list_subscription_deployments(call):
-    return {'value': []}
 
 
 @route('PUT', ARM, GROUP + '/providers/' + PROVIDER + '/workspaces/{name}')
@@ -182,7 +148,6 @@ def _public(workspace):
 
 
 @route('GET', ARM, WORKSPACE)
-@route('GET', API, '/rp/workspaces' + WORKSPACE)
 def get_workspace(call):
     state = resource_manager.resource(call.cloud, call.workspace['id'])['properties']
     return dict(_public(call.workspace), properties=dict(

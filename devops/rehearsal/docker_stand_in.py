@@ -129,6 +129,15 @@ def run(args, passed):
     return code if code >= 0 else 128 - code
 
 
+def real_docker():
+    """The path of the first docker that is not a shell script, as the stand-in's are."""
+    for folder in os.get_exec_path():
+        path = os.path.join(folder, 'docker')
+        if os.access(path, os.X_OK) and not Path(path).read_bytes().startswith(b'#!/bin/sh\n'):
+            return path
+    raise DockerError('CONTAINER=1 asks for Docker, and there is none here', 1)
+
+
 def run_really(words):
     """The real docker, whose container gets this machine's network and certificates."""
     extra = ['--network', 'host']
@@ -136,10 +145,7 @@ def run_really(words):
         path = os.environ.get(name, '')
         if os.path.exists(path):
             extra += ['--env', name, '--mount', f'type=bind,source={path},target={path},readonly']
-    own = os.path.dirname(os.path.abspath(sys.argv[0]))
-    os.environ['PATH'] = os.pathsep.join(
-        folder for folder in os.environ['PATH'].split(os.pathsep) if folder != own)
-    os.execvp('docker', ['docker', 'run'] + extra + words)
+    os.execvp(real_docker(), ['docker', 'run'] + extra + words)
 
 
 def main(argv=None):
@@ -150,10 +156,13 @@ def main(argv=None):
         if verb == 'pull':
             image = words[-1]
             if really:
-                return subprocess.call(['docker', 'pull'] + words)
+                return subprocess.call([real_docker(), 'pull'] + words)
             if image.endswith(':' + NO_SUCH_TAG):
                 raise DockerError(f'Error response from daemon: {unknown_manifest(image)}', 1)
             print(image)
+            return 0
+        if verb == '--help':
+            print(f'usage: docker pull|run ...\n\n{__doc__}')
             return 0
         if verb != 'run':
             raise DockerError(f'the stand-in for docker does not imitate docker {verb}')

@@ -24,8 +24,7 @@ COMMAND = re.compile(r'##vso\[([\w.]+) ?([^\]]*)\](.*)')
 CANCEL_MINUTES = 5
 # The agent signals the shell of a step, not what it started (ProcessInvoker.cs of
 # microsoft/azure-pipelines-agent): SIGINT, SIGTERM after 7.5 s, the end after 2.5 more.
-CANCEL_SECONDS = ((0, signal.SIGINT), (7.5, signal.SIGTERM))
-END_SECONDS = 10
+CANCEL_STEPS = ((signal.SIGINT, 7.5), (signal.SIGTERM, 2.5))
 TAIL_LINES = 12
 
 # One run of a pipeline, what its jobs share:
@@ -113,19 +112,16 @@ class Job:
             text = text.replace(value, '***')
         return text
 
-    def condition_holds(self, condition):
-        """Whether a step's condition is met."""
-        return pipeline_yaml.condition_holds(
-            condition, lambda words: self.values().get('.'.join(words[1:]).lower(), ''),
-            {self.status})
-
     def run_steps(self):
         """Run the steps; returns 'succeeded', 'failed' or 'canceled'."""
         for number, step in enumerate(self.steps, 1):
             kind = pipeline_yaml.step_kind(step)
             title = step.get('displayName', f'{kind} {step[kind]}')
             title = self.mask_secrets(self.fill_in_variables(title))
-            if not self.condition_holds(step.get('condition')):
+            if not pipeline_yaml.condition_holds(
+                    step.get('condition'),
+                    lambda words: self.values().get('.'.join(words[1:]).lower(), ''),
+                    {self.status}):
                 continue
             began = time.monotonic()
             name = re.sub(r'\W+', '-', title.lower()).strip('-')[:50]
@@ -149,8 +145,10 @@ class Job:
                 for line in log.read_text(encoding='utf-8').splitlines()[-TAIL_LINES:]:
                     self.run.say('             | ' + line)
                 self.run.say(f'             all of it: {log}')
-        if self.status == 'succeeded':
-            self.save_caches()
+        for saved, path in self.to_save if self.status == 'succeeded' else ():
+            if path.is_dir():
+                saved.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(saved)
         return self.status
 
     def step_environ(self, step):
@@ -179,17 +177,19 @@ class Job:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
 
-        def reap():
-            process.wait()
+        def watch():
+            seconds = max(0.0, self.end - time.monotonic())
+            for number, more in CANCEL_STEPS + ((signal.SIGKILL, None),):
+                try:
+                    process.wait(seconds)
+                    break
+                except subprocess.TimeoutExpired:
+                    process.send_signal(number)
+                    seconds = more
             end()
 
-        left = max(0.0, self.end - time.monotonic())
-        timers = [threading.Timer(left + seconds, process.send_signal, [number])
-                  for seconds, number in CANCEL_SECONDS]
-        timers.append(threading.Timer(left + END_SECONDS, end))
-        reaper = threading.Thread(target=reap)
-        for thread in timers + [reaper]:
-            thread.start()
+        watcher = threading.Thread(target=watch)
+        watcher.start()
         unknown = []
         try:
             for line in process.stdout:
@@ -203,9 +203,7 @@ class Job:
                 stream.write(self.mask_secrets(line) + '\n')
         finally:
             end()
-            for timer in timers:
-                timer.cancel()
-            reaper.join()
+            watcher.join()
             process.stdout.close()
             path.unlink()
         if time.monotonic() >= self.end:
@@ -303,12 +301,6 @@ class Job:
         else:
             stream.write(f'nothing is saved as {saved.name}\n')
             self.to_save.append((saved, path))
-
-    def save_caches(self):
-        for saved, path in self.to_save:
-            if path.is_dir():
-                saved.parent.mkdir(parents=True, exist_ok=True)
-                path.rename(saved)
 
     def task_publishtestresults(self, inputs, step, stream):
         pattern, title = inputs['testResultsFiles'], inputs['testRunTitle']

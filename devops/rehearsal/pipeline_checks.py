@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pipeline_yaml
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
 # What the variable groups hold. Their values are in Azure DevOps.
 GROUPS = {'devopsforai-aml-vg': ('AZURE_RM_SVC_CONNECTION', 'SUBSCRIPTION_ID', 'RESOURCE_GROUP',
                                  'WORKSPACE_NAME', 'LOCATION', 'BASE_NAME')}
@@ -26,7 +24,7 @@ NAME = re.compile(r'[A-Za-z_]\w*$')
 RESERVED = ('job', 'deploy')
 CONTAINER = 'exec python3 devops/container.py '
 PREPARE = CONTAINER + '--prepare'
-MAKE = re.compile(CONTAINER + r'make ([a-z-]+)( SERVICE=aci)?$')
+MAKE = re.compile(CONTAINER + r'make [a-z-]+( SERVICE=aci)?$')
 SET_VARIABLE = re.compile(r'##vso\[task\.setvariable variable=(\w+)(;issecret=true)?\]')
 AFTER_FAILURE = 'succeededOrFailed()'
 
@@ -68,6 +66,8 @@ def schema(tasks):
 
 def schema_problems(pipeline):
     """What Microsoft's schema finds in an expanded pipeline."""
+    if not importlib.util.find_spec('check_jsonschema'):
+        return []
     import jsonschema
     tasks = frozenset(step['task'] for step in parts(pipeline, dict) if 'task' in step)
     found = sorted(jsonschema.Draft7Validator(schema(tasks)).iter_errors(pipeline), key=str)
@@ -98,19 +98,12 @@ def parts(value, kind):
     return found
 
 
-def azure_targets(makefile):
-    """The targets that have to sign in: those of the Makefile's section on Azure ML."""
-    section = makefile.partition('\n##@ Azure ML')[2].partition('\n##@')[0]
-    return re.findall(r'^([a-z][a-z-]*):', section, re.M)
-
-
 class Checks:
     """The checks of one expanded pipeline; `problems` collects what they find."""
 
-    def __init__(self, pipeline, root):
+    def __init__(self, pipeline):
         self.pipeline, self.problems = pipeline, []
         self.stages = pipeline_yaml.stages(pipeline)
-        self.azure_targets = azure_targets((root / 'Makefile').read_text(encoding='utf-8'))
         self.known = {name.lower() for name in PREDEFINED}
         self.known |= {name.lower() for name in pipeline_yaml.variables(pipeline)}
         self.published = {}
@@ -137,13 +130,12 @@ class Checks:
             needed[stage['name']] = set(stage['needs']).union(
                 *(needed.get(need, ()) for need in stage['needs']))
             self.check_condition(stage['condition'], stage['location'], stage)
-            self.check_names('job', [job['name'] for job in stage['jobs']], stage['location'])
-            for job in stage['jobs']:
-                for hook, steps in job['hooks']:
-                    if hook == 'deploy' and 'download' not in steps[0]:
-                        self.report(job['location'], 'deploy downloads every artifact unless '
-                                    'download: none comes first')
-                    self.check_steps(steps, stage['name'], needed[stage['name']], job['location'])
+            self.check_names('job', [stage['job']['name']], stage['location'])
+            for hook, steps in stage['job']['hooks']:
+                if hook == 'deploy' and 'download' not in steps[0]:
+                    self.report(stage['location'], 'deploy downloads every artifact unless '
+                                'download: none comes first')
+                self.check_steps(steps, stage, needed[stage['name']])
         return self.problems
 
     def check_start(self):
@@ -186,28 +178,29 @@ class Checks:
             self.report(stage['location'],
                         f'condition reads stage {source}, which is not in dependsOn')
         if path.rpartition('.')[0] not in [
-                f"{job['name']}.{step.get('name')}" for other in self.stages
-                if other['name'] == source for job in other['jobs']
-                for _, steps in job['hooks'] for step in steps]:
+                f"{other['job']['name']}.{step.get('name')}" for other in self.stages
+                if other['name'] == source
+                for _, steps in other['job']['hooks'] for step in steps]:
             self.report(stage['location'], f"outputs['{path}']: stage {source} has no such job "
                         'and step')
 
-    def check_steps(self, steps, stage, needed, location):
-        """The steps of one job or hook, in order. needed: the stages before `stage`."""
+    def check_steps(self, steps, stage, needed):
+        """The steps of one hook, in order. needed: names of the stages that come before."""
         known, secrets = set(self.known), {'system.accesstoken'}
-        self.check_names('step', [step['name'] for step in steps if 'name' in step], location)
+        self.check_names('step', [step['name'] for step in steps if 'name' in step],
+                         stage['location'])
         scripts = [step['script'].strip() for step in steps if 'script' in step]
         if scripts and scripts[0] != PREPARE:
-            self.report(location, f'the first script is not {PREPARE}')
+            self.report(stage['location'], f'the first script is not {PREPARE}')
         for step in steps:
             self.check_condition(step.get('condition'), step.location, known=known)
             self.check_macros(step, known, secrets)
             if 'script' in step:
                 self.check_script(step, secrets)
             if 'publish' in step:
-                self.check_publish(step, stage, step is steps[-1])
+                self.check_publish(step, stage['name'], step is steps[-1])
             if 'task' in step:
-                self.check_task(step, needed | {stage})
+                self.check_task(step, needed | {stage['name']})
             for text in parts(step.get('inputs'), str):
                 for name, secret in SET_VARIABLE.findall(text):
                     (secrets if secret else known).add(name.lower())
@@ -225,23 +218,16 @@ class Checks:
                     self.report(step.location, '$[ ] is not known here')
 
     def check_script(self, step, secrets):
-        text = step['script'].strip()
-        match = MAKE.match(text)
-        if text == PREPARE:
-            return
-        if not match:
+        """A script step; secrets: the names of those that are set before it."""
+        text, signed_in = step['script'].strip(), secrets - {'system.accesstoken'}
+        given = {name.lower() for value in parts(step.get('env'), str)
+                 for name in pipeline_yaml.MACRO.findall(value)}
+        if text != PREPARE and not MAKE.match(text):
             self.report(step.location, f'a script is {CONTAINER}make and one target, not: {text}')
-            return
-        target, on_azure = match.groups()
-        env = step.get('env')
-        if on_azure or target in self.azure_targets:
-            given = {name.lower() for text in parts(env, str)
-                     for name in pipeline_yaml.MACRO.findall(text)}
-            if 'system.accesstoken' not in given or not secrets - {'system.accesstoken'} & given:
-                self.report(step.location,
-                            f'make {target} needs both secrets of a sign-in, by env')
-        elif env:
-            self.report(step.location, f'make {target} needs nothing by env')
+        elif signed_in and not ('system.accesstoken' in given and signed_in & given):
+            self.report(step.location, 'after the sign-in a script needs both secrets, by env')
+        elif 'env' in step and not signed_in:
+            self.report(step.location, 'before the sign-in a script needs nothing by env')
 
     def check_publish(self, step, stage, last):
         name = step['artifact']
@@ -266,26 +252,21 @@ class Checks:
                         'dependsOn')
 
 
-def combinations(declared):
-    """Every combination of the values that parameters list: [{name: value}, ...]."""
-    lists = [[(one['name'], value) for value in one['values']]
-             for one in declared if one.get('values')]
-    return [dict(values) for values in itertools.product(*lists)]
+def find_problems(path):
+    """The problems of one pipeline file, by the first values of its parameters that show some.
 
-
-def find_problems(path, root=ROOT, with_schema=True, parameters=None):
-    """All problems of one pipeline file, each once.
-
-    parameters: {name: value} to check with; None: every combination of the listed values.
+    Every combination of the values that are listed is tried. The schema is asked where there are
+    no other problems, and check-jsonschema is installed.
     """
-    found = []
     try:
-        pipeline_yaml.read_pipeline(path, parameters)
-        declared = pipeline_yaml.load_file(path).get('parameters', [])
-        for values in combinations(declared) if parameters is None else [parameters]:
-            pipeline = pipeline_yaml.read_pipeline(path, values)
-            found += schema_problems(pipeline) if with_schema else []
-            found += Checks(pipeline, root).find_problems()
+        pipeline_yaml.read_pipeline(path)
+        lists = [[(one['name'], value) for value in one['values']]
+                 for one in pipeline_yaml.load_file(path).get('parameters', []) if 'values' in one]
+        for values in itertools.product(*lists):
+            pipeline = pipeline_yaml.read_pipeline(path, dict(values))
+            found = Checks(pipeline).find_problems() or schema_problems(pipeline)
+            if found:
+                return found
     except pipeline_yaml.PipelineError as error:
-        found.append(str(error))
-    return sorted(set(found))
+        return [str(error)]
+    return []

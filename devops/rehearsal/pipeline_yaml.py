@@ -135,24 +135,21 @@ def parse_expression(text):
             return 'literal', word[1:-1].replace("''", "'")
         if word in ('true', 'false') or re.match(r'-?\d', word):
             return 'literal', word
-        if tokens[:1] == ['(']:
-            return call(word)
-        words = [name or quoted for name, quoted in re.findall(r"(\w+)|'([^']*)'", word)]
-        if len(words) < 2:
-            refuse(f'{word} is neither a function call nor a value')
-        return 'path', words
-
-    def call(name):
-        if name not in FUNCTIONS:
-            refuse(f"{name}() is no function that is known here ({', '.join(sorted(FUNCTIONS))})")
+        if tokens[:1] != ['(']:
+            words = [name or quoted for name, quoted in re.findall(r"(\w+)|'([^']*)'", word)]
+            if len(words) < 2:
+                refuse(f'{word} is neither a function call nor a value')
+            return 'path', words
+        if word not in FUNCTIONS:
+            refuse(f"{word}() is no function that is known here ({', '.join(sorted(FUNCTIONS))})")
         take('(')
         arguments = []
-        for number in range(FUNCTIONS[name]):
+        for number in range(FUNCTIONS[word]):
             if number:
                 take(',')
             arguments.append(term())
         take(')')
-        return 'call', name, arguments
+        return 'call', word, arguments
 
     if ''.join(between).strip():
         refuse(f"{''.join(between).strip()} is not known here")
@@ -225,8 +222,6 @@ def bind_parameters(declared, given, location):
             problem = 'has no default and is not given'
         elif kind not in ('string', 'number'):
             problem = f'is of type {kind}, which is not known here'
-        elif kind == 'number' and not re.match(r'^-?\d+$', str(value)):
-            problem = f'is {value}, which is no number'
         elif value not in parameter.get('values', [value]):
             problem = f"is {value}, not one of {', '.join(map(str, parameter['values']))}"
         if problem:
@@ -320,10 +315,10 @@ class Expansion:
         if not path.is_file():
             raise PipelineError(f"{item.location}: the template {item['template']} does not exist")
         document = load_file(path)
-        lists = set(document) - {'parameters'}
-        if len(lists) != 1 or not lists <= {'variables', 'jobs', 'steps'}:
-            raise PipelineError(f'{path.name}: a template holds one list of variables, jobs or '
-                                f"steps, not {', '.join(sorted(map(str, lists)))}")
+        lists = [key for key in document if key != 'parameters']
+        if len(lists) != 1:
+            raise PipelineError(f'{path.name}: a template holds one list, of variables, jobs or '
+                                f'steps, and parameters; not {lists}')
         values = bind_parameters(document.get('parameters', []),
                                  self.expand(item.get('parameters', Map(item.location))),
                                  item.location)
@@ -373,28 +368,27 @@ def check_keys(item, known, what, location=None):
 
 
 def stages(pipeline):
-    """The stages in order: dicts of name, title, needs (names), condition, location and jobs.
+    """The stages in order: dicts of name, title, needs (names), condition, location and job.
 
-    A job has name, title, kind, minutes, location and hooks: [(hook, steps)]. An ordinary job has
-    the one hook '', a deployment those of its strategy and 'failure'; each is a job of its own, on
-    a fresh machine. Raises PipelineError for a construct that is not known here.
+    The job has name, title, minutes and hooks: [(hook, steps)]. An ordinary job has the one hook
+    '', a deployment those of its strategy and 'failure'; each is a job of its own, on a fresh
+    machine. Raises PipelineError for a construct that is not known here.
     """
     check_keys(pipeline, PIPELINE, 'the pipeline')
     if ('stages' in pipeline) == ('jobs' in pipeline):
         raise PipelineError(f'{pipeline.location}: a pipeline has either stages or jobs')
-    if 'jobs' in pipeline:
-        listed = [Map(pipeline.location, {'stage': '', 'jobs': pipeline['jobs']})]
-    else:
-        listed = pipeline['stages']
+    alone = {'stage': '', 'jobs': pipeline.get('jobs')}
     result, before = [], []
-    for stage in listed:
+    for stage in pipeline.get('stages', [Map(pipeline.location, alone)]):
         name = check_keys(stage, STAGE, 'a stage', pipeline.location)['stage']
         needs = stage.get('dependsOn', before)
+        if len(stage['jobs']) != 1:
+            raise PipelineError(f'{stage.location}: only stages of one job are known here')
+        job = read_job(next(iter(stage['jobs'])), stage.location)
         result.append({
-            'name': name, 'title': stage.get('displayName', name), 'location': stage.location,
+            'name': name, 'title': stage.get('displayName', name) or job['title'], 'job': job,
             'needs': [needs] if isinstance(needs, str) else needs,
-            'condition': stage.get('condition'),
-            'jobs': [read_job(item, stage.location) for item in stage['jobs']]})
+            'condition': stage.get('condition'), 'location': stage.location})
         before = [name]
     return result
 
@@ -410,8 +404,8 @@ def read_job(item, location):
     for steps in hooks.values():
         for step in steps:
             check_step(step, item.location)
-    return {'name': item[kind], 'title': item.get('displayName', item[kind]), 'kind': kind,
-            'minutes': minutes, 'location': item.location, 'hooks': list(hooks.items())}
+    return {'name': item[kind], 'title': item.get('displayName', item[kind]), 'minutes': minutes,
+            'hooks': list(hooks.items())}
 
 
 def read_hooks(item):

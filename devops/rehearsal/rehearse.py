@@ -8,7 +8,6 @@ real ones, with the real azureml-sdk; what answers them is devops/loopback.
 import argparse
 import contextlib
 import fcntl
-import importlib.util
 import os
 import re
 import shutil
@@ -38,9 +37,6 @@ CONNECTIONS = {
     'federated': ('tenantId', 'servicePrincipalId', 'AZURESUBSCRIPTION_TENANT_ID',
                   'AZURESUBSCRIPTION_CLIENT_ID', 'AZURESUBSCRIPTION_SERVICE_CONNECTION_ID'),
 }
-DOCKER = '''#!/bin/sh
-exec {python} {stand_in} "$@"
-'''
 
 # Faults that someone pushes: a commit of {path: its text, or a function from the old text}.
 COMMITS = {
@@ -129,7 +125,7 @@ def commit(origin, files, scratch):
 
 
 def result_of(results):
-    """The result of a stage from those of its jobs, or of a run from those of its stages."""
+    """The result of a run from those of its stages."""
     return next((result for result in ('canceled', 'failed') if result in results), 'succeeded')
 
 
@@ -187,21 +183,13 @@ def run_stages(run, stages, before_failure):
     """Run the stages in order; returns rows (stage, result, seconds, list of what it produced)."""
     rows, done, outputs = [], {}, {}
     for number, stage in enumerate(stages, 1):
-        began, name, produced, results = time.monotonic(), stage['name'], [], []
-        outputs[name] = {}
-        title = stage['title'] or stage['jobs'][0]['title']
-        done[name] = 'skipped'
+        began, name, produced = time.monotonic(), stage['name'], []
+        done[name], outputs[name] = 'skipped', {}
         if condition_holds(stage, done, outputs):
-            for job in stage['jobs']:
-                folder = run.folder / (f"{number}-{name or job['name']}")
-                if len(stage['jobs']) > 1:
-                    folder = folder / job['name']
-                result, found, made = run_job(run, folder, job, before_failure)
-                outputs[name].update(found)
-                results.append(result)
-                produced += made
-            done[name] = result_of(results)
-        rows.append((title, done[name], time.monotonic() - began, produced))
+            folder = run.folder / f"{number}-{name or stage['job']['name']}"
+            done[name], outputs[name], produced = run_job(
+                run, folder, stage['job'], before_failure)
+        rows.append((stage['title'], done[name], time.monotonic() - began, produced))
     return rows
 
 
@@ -221,12 +209,9 @@ def agent_environ(environ):
     kept = {name: value for name, value in environ.items()
             if name.upper() in KEPT or name.startswith(KEPT_BEGINNINGS)}
     python = environ.get('PYTHON', '')
-    if python:
-        kept['PYTHON'] = os.path.abspath(python) if '/' in python else python
-    kept['ROWS'] = environ.get('ROWS') or ROWS
-    if environ.get('CONTAINER'):
-        kept['CONTAINER'] = environ['CONTAINER']
-    return kept
+    kept.update({'PYTHON': os.path.abspath(python) if '/' in python else python,
+                 'CONTAINER': environ.get('CONTAINER'), 'ROWS': environ.get('ROWS') or ROWS})
+    return {name: value for name, value in kept.items() if value}
 
 
 def take_folder(out):
@@ -292,8 +277,8 @@ class Rehearsal:
         self.programs = out / 'programs'
         self.programs.mkdir()
         docker = self.programs / 'docker'
-        docker.write_text(DOCKER.format(python=sys.executable, stand_in=Path(
-            __file__).with_name('docker_stand_in.py')))
+        stand_in = Path(__file__).with_name('docker_stand_in.py')
+        docker.write_text(f'#!/bin/sh\nexec {sys.executable} {stand_in} "$@"\n')
         docker.chmod(0o755)
         self.rows, self.builds = [], 0
         own = ROOT / '.venv'
@@ -341,15 +326,19 @@ class Rehearsal:
         """Run a pipeline file and what has to be run before it; the result of the last."""
         first, label = NEEDED_FIRST.get(name), name[:-len('.yml')]
         later = fault in AFTER_A_GOOD_RUN
-        if fault in COMMITS and not later:
-            commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
+
+        def push():
+            if fault in COMMITS:
+                commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
+
+        if not later:
+            push()
         if first and self.run(first, first[:-len('.yml')]) != 'succeeded':
             return 'failed'
-        if later and \
-                self.run(name, label + '-before', without=('code_quality',)) != 'succeeded':
-            return 'failed'
-        if fault in COMMITS and later:
-            commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
+        if later:
+            if self.run(name, label + '-before', without=('code_quality',)) != 'succeeded':
+                return 'failed'
+            push()
         return self.run(name, label, STRIKES.get(fault))
 
 
@@ -402,9 +391,8 @@ def main(argv=None):
     import pipeline_checks
     import pipeline_yaml
     names = [name for name in (NEEDED_FIRST.get(path.name), path.name) if name]
-    with_schema = importlib.util.find_spec('check_jsonschema') is not None
-    found = [problem for name in names for problem in pipeline_checks.find_problems(
-        path.with_name(name), with_schema=with_schema)]
+    found = [problem for name in names
+             for problem in pipeline_checks.find_problems(path.with_name(name))]
     if found:
         listed = '\n  '.join(found)
         print(f'error: nothing is run, the pipelines have problems:\n  {listed}', file=sys.stderr)

@@ -34,6 +34,8 @@ WANTED = ('SUBSCRIPTION_ID', 'RESOURCE_GROUP', 'WORKSPACE_NAME', 'LOCATION')
 APPROVAL = {'id': '8c6f20a7-a545-4486-9777-f762fafe0d4d', 'name': 'Approval'}
 # The longest that Azure DevOps lets a deployment wait for an approval: 30 days.
 APPROVAL_MINUTES = 43200
+# microsoft/terraform-provider-azuredevops, resource_check_exclusive_lock.
+LOCK = {'id': '2ef31ad6-baa0-403a-8b45-2cbc9b4e5563', 'name': 'ExclusiveLock'}
 NO_APPROVAL = {'executionOrder': 'anyOrder', 'minRequiredApprovers': 1, 'instructions': '',
                'blockedApprovers': []}
 PREVIEW = '7.1-preview.1'
@@ -164,8 +166,11 @@ class Work:
             ENVIRONMENTS, fields=fields, needs=ADMINISTRATOR)
         return (made or there or {}).get('id')
 
-    def set_up_approval(self, environment, wanted):
-        """Someone must approve what goes to the environment; wanted: the setting APPROVER."""
+    def set_up_checks(self, environment, wanted):
+        """Someone must approve what goes to the environment, one deployment at a time.
+
+        wanted: the setting APPROVER.
+        """
         checks = environment and self.client.pages(
             CHECKS, 'read the checks of the environment', CHECK, {
                 'resourceType': 'environment', 'resourceId': environment,
@@ -188,13 +193,18 @@ class Work:
         body = {'type': APPROVAL, 'timeout': check.get('timeout', APPROVAL_MINUTES),
                 'isDisabled': False, 'resource': resource,
                 'settings': dict(fields, approvers=[{'id': one['id']} for one in approvers])}
-        self.client.put_right(f'approval before {ENVIRONMENT}', check or None, lines, body, CHECKS,
-                              update='PATCH', needs=ADMINISTRATOR, version=PREVIEW)
+        lock = next((one for one in checks or () if one['type']['id'].lower() == LOCK['id']), None)
+        off = ['isDisabled: true -> false'] if (lock or {}).get('isDisabled') else []
+        for title, there, differences, wanted_body in (
+                ('approval before', check or None, lines, body),
+                ('exclusive lock on', lock, off, dict(
+                    body, type=LOCK, timeout=APPROVAL_MINUTES, settings={}))):
+            self.client.put_right(f'{title} {ENVIRONMENT}', there, differences, wanted_body,
+                                  CHECKS, update='PATCH', needs=ADMINISTRATOR, version=PREVIEW)
 
     def find_connection(self, values):
         """The id of the service connection, or None, and then what a person must do."""
         name, subscription = values[CONNECTION], values.get('SUBSCRIPTION_ID', 'ID')
-        group = values.get('RESOURCE_GROUP', 'GROUP')
         page = azure_devops.portal_page(self.client.settings, '_settings', 'adminservices')
         there = self.client.pages('{project}/_apis/serviceendpoint/endpoints',
                                   'list the service connections', {'id': str},
@@ -255,7 +265,7 @@ def set_up(work, environ):
     print(f'Project {config.project} in {config.organisation}')
     group, values = work.set_up_group(repository['project'], environ)
     environment = work.set_up_environment()
-    work.set_up_approval(environment, azure_devops.read_value(environ, 'APPROVER'))
+    work.set_up_checks(environment, azure_devops.read_value(environ, 'APPROVER'))
     connection = work.find_connection(values)
     absent = branch_policy.absent_branch(client, repository)
     if absent:

@@ -36,9 +36,14 @@ SEMANTIC = {
         'ci.yml', 'default: train_and_deploy', 'default: train', 'action is train, not one'),
     'parameters as a mapping': (
         'ci.yml', 'parameters:\n- name: action', 'parameters:\n  action: x\nx:\n- name: action',
-        'parameters are a list'),
+        'parameters is a list'),
     'undefined parameter': (
         'ci.yml', 'parameters.action,', 'parameters.actoin,', 'parameters has no actoin'),
+    'key that a branch gives again': (
+        'ci.yml', '    lockBehavior: seq', '    dependsOn: train #', 'duplicate key dependsOn'),
+    'template of two lists': ('prepare.yml', 'steps:', 'jobs: []\nsteps:', 'holds one list'),
+    'status in a template expression': (
+        'ci.yml', "ne(parameters.action, 'deploy_version')", 'succeeded()', 'has no value'),
     'else without if': (
         'ci.yml', "    ${{ if eq(parameters.action, 'deploy_version') }}:\n"
         '      dependsOn: code_quality\n', '', 'only if and, after it, else'),
@@ -87,7 +92,7 @@ SEMANTIC = {
         "MODEL_VERSION: $[variables['X']]", '$[ ] is not known'),
     'variables as a mapping': (
         'pr.yml', 'variables:\n- template: variables.yml', 'variables:\n  CONTAINER_IMAGE: a/b',
-        "not 'CONTAINER_IMAGE'"),
+        'variables is a list'),
     # scripts
     'ignored failure': (
         'code_quality.yml', 'make test', 'make test || true', 'make and one target'),
@@ -115,6 +120,8 @@ SEMANTIC = {
     'hook without steps': (
         'ci.yml', '            failure:\n              steps:',
         '            failure:\n              x:', 'failure: x is not known'),
+    'step of no kind': (
+        'code_quality.yml', 'script: ' + MAKE + 'lint\n    displ', 'displ', 'a step is one of'),
     'unknown task': ('prepare.yml', 'Cache@2', 'Cach@2', 'Cach@2 is not known'),
     'unknown input': (
         'code_quality.yml', 'testRunTitle:', 'testRunTitel:', 'testRunTitel is not known'),
@@ -145,7 +152,7 @@ SEMANTIC = {
     'anchor': ('pr.yml', 'pool:\n', 'pool: &pool\n', 'no anchors'),
     'jobs as a mapping': (
         'pr.yml', 'jobs:\n- template: code_quality.yml', 'jobs:\n  template: code_quality.yml',
-        'a job is a mapping'),
+        'jobs is a list'),
     'steps and jobs at once': ('pr.yml', 'pool:', 'stages: []\npool:', 'either stages or jobs'),
     'empty file': ('prepare.yml', None, '', 'holds no mapping'),
 }

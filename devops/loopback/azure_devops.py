@@ -35,7 +35,7 @@ class AzureDevOps:
     `env` holds the settings for the scripts. `requests` lists (method, path, body) of all calls.
     """
 
-    def __init__(self, port=0):
+    def __init__(self):
         self.contract = Contract()
         self.lock = threading.RLock()
         self.page_size = 100
@@ -52,7 +52,7 @@ class AzureDevOps:
         self.permissions = collections.defaultdict(dict)
         self.secrets = {}
         self.pat, self.system_token = secrets.token_hex(26), secrets.token_hex(40)
-        self.server = ThreadingHTTPServer(('127.0.0.1', port), _Connection)
+        self.server = ThreadingHTTPServer(('127.0.0.1', 0), _Connection)
         self.server.daemon_threads = True
         self.server.service = self
         self.stopping = threading.Event()

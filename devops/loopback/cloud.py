@@ -132,11 +132,6 @@ class Cloud:
         self.unknown.append(text)
         self.log('UNKNOWN ' + text)
 
-    def record(self, call, answer):
-        """Keep what was said, for the check against the SDK's own models; in memory only."""
-        if call.workspace and not isinstance(answer.body, bytes):
-            self.exchanges.append((call.method, call.path, answer.status, call.body, answer.body))
-
     def log(self, text):
         with self._log_lock:
             if not self._log.closed:

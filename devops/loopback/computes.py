@@ -39,39 +39,35 @@ def get_compute(call, name):
 @route('PUT', ARM, WORKSPACE + '/computes/{name}')
 def put_compute(call, name):
     asked = call.json['properties']
-    kind = asked['computeType']
-    old = call.table('computes').get(name.lower())
-    if old and old['properties']['computeType'] != kind:
-        raise problem(409, 'Conflict', f"Compute '{name}' exists and is of type "
-                      f"{old['properties']['computeType']}.")
+    if asked['computeType'] != 'AmlCompute':
+        raise problem(501, 'NotImplemented', 'Loopback knows clusters (AmlCompute) only.')
     if not re.match(r'[a-zA-Z][a-zA-Z0-9-]{1,22}[a-zA-Z0-9]$', name):
         raise problem(
             400, 'BadRequest', f"Compute name '{name}' is invalid: 3 to 24 letters, digits or "
             'hyphens, the first a letter, the last not a hyphen.')
-    if kind == 'AmlCompute':
-        size = asked['properties'].get('vmSize', '')
-        found = {known.lower(): known for known in SIZES}.get(size.lower())
-        if found is None:
-            raise problem(
-                400, 'InvalidPropertyValue', f"The specified vmSize '{size}' is not available in "
-                f"this region. The available sizes are: {', '.join(sorted(SIZES))}")
-        family, cores, _ = SIZES[found]
-        least = (asked['properties'].get('scaleSettings') or {}).get('minNodeCount') or 0
-        if least * cores > QUOTA_CORES:
-            raise problem(
-                400, 'ClusterMinNodesExceedCoreQuota', 'The specified subscription has a '
-                f'standard{family}Family family vCPU quota of {QUOTA_CORES} and cannot accomodate '
-                f'for at least {least} requested managed compute nodes which maps to '
-                f'{least * cores} vCPUs.')
+    size = asked['properties'].get('vmSize', '')
+    found = {known.lower(): known for known in SIZES}.get(size.lower())
+    if found is None:
+        raise problem(
+            400, 'InvalidPropertyValue', f"The specified vmSize '{size}' is not available in "
+            f"this region. The available sizes are: {', '.join(sorted(SIZES))}")
+    family, cores, _ = SIZES[found]
+    least = (asked['properties'].get('scaleSettings') or {}).get('minNodeCount') or 0
+    if least * cores > QUOTA_CORES:
+        raise problem(
+            400, 'ClusterMinNodesExceedCoreQuota', 'The specified subscription has a '
+            f'standard{family}Family family vCPU quota of {QUOTA_CORES} and cannot accomodate '
+            f'for at least {least} requested managed compute nodes which maps to '
+            f'{least * cores} vCPUs.')
     call.table('computes')[name.lower()] = {
         'id': f"{call.workspace['id']}/computes/{name}", 'name': name,
         'type': PROVIDER + '/workspaces/computes', 'location': call.workspace['location'],
         'tags': call.json.get('tags') or {}, 'properties': {
-            'computeType': kind, 'description': asked.get('description'),
+            'computeType': 'AmlCompute', 'description': asked.get('description'),
             'computeLocation': asked.get('computeLocation') or call.workspace['location'],
             'createdOn': now(), 'modifiedOn': now(), 'provisioningState': 'Succeeded',
-            'provisioningErrors': None, 'resourceId': asked.get('resourceId'),
-            'isAttachedCompute': 'resourceId' in asked, 'properties': asked.get('properties')}}
+            'provisioningErrors': None, 'resourceId': None, 'isAttachedCompute': False,
+            'properties': asked['properties']}}
     return Answer(get_compute(call, name), 201, _operation(call))
 
 
@@ -86,18 +82,17 @@ def patch_compute(call, name):
 def _current(call, document):
     """The compute as it is at this moment."""
     own = document['properties']['properties']
-    if document['properties']['computeType'] == 'AmlCompute':
-        busy = call.cloud.jobs.nodes(document['name'])
-        errors = call.cloud.faults.capacity_errors()
-        count = busy if errors else max(busy, own['scaleSettings']['minNodeCount'])
-        document['properties']['properties'] = dict({
-            'vmPriority': 'Dedicated', 'subnet': None, 'osType': 'Linux',
-            'remoteLoginPortPublicAccess': 'NotSpecified', 'enableNodePublicIp': True,
-            'isolatedNetwork': False, 'allocationState': 'Steady',
-            'allocationStateTransitionTime': now(), 'errors': errors, 'currentNodeCount': count,
-            'targetNodeCount': count, 'nodeStateCounts': {
-                'preparingNodeCount': 0, 'runningNodeCount': busy, 'idleNodeCount': count - busy,
-                'unusableNodeCount': 0, 'leavingNodeCount': 0, 'preemptedNodeCount': 0}}, **own)
+    busy = call.cloud.jobs.nodes(document['name'])
+    errors = call.cloud.faults.capacity_errors()
+    count = busy if errors else max(busy, own['scaleSettings']['minNodeCount'])
+    document['properties']['properties'] = dict({
+        'vmPriority': 'Dedicated', 'subnet': None, 'osType': 'Linux',
+        'remoteLoginPortPublicAccess': 'NotSpecified', 'enableNodePublicIp': True,
+        'isolatedNetwork': False, 'allocationState': 'Steady',
+        'allocationStateTransitionTime': now(), 'errors': errors, 'currentNodeCount': count,
+        'targetNodeCount': count, 'nodeStateCounts': {
+            'preparingNodeCount': 0, 'runningNodeCount': busy, 'idleNodeCount': count - busy,
+            'unusableNodeCount': 0, 'leavingNodeCount': 0, 'preemptedNodeCount': 0}}, **own)
     return document
 
 

@@ -39,7 +39,6 @@ class Containers:
     def __init__(self, cloud):
         self.cloud = cloud
         self.changed = threading.Condition()
-        self._stopping = False
         self._containers = {}
 
     def replace(self, workspace, name, operation):
@@ -62,7 +61,7 @@ class Containers:
             for container in self._containers.values():
                 if container.operation == operation:
                     left = container.begun + seconds - time.monotonic()
-                    self.changed.wait_for(lambda: self._stopping or container.told, left)
+                    self.changed.wait_for(lambda: container.told, left)
                     return
 
     def container_behind(self, host):
@@ -75,22 +74,11 @@ class Containers:
                 return document, container.port
         return None
 
-    def folder(self, workspace, name):
-        return os.path.join(self.cloud.folder, 'services', workspace['name'], name)
-
-    def log(self, workspace, name):
-        path = os.path.join(self.folder(workspace, name), 'log.txt')
-        if not os.path.exists(path):
-            return ''
-        with open(path, encoding='utf-8', errors='replace') as file:
-            return file.read()
+    def log_path(self, workspace, name):
+        return os.path.join(self.cloud.folder, 'services', workspace['name'], name, 'log.txt')
 
     def stop(self):
-        with self.changed:
-            self._stopping = True
-            self.changed.notify_all()
-            containers = list(self._containers.values())
-        for container in containers:
+        for container in list(self._containers.values()):
             container.end()
 
 
@@ -106,7 +94,8 @@ class _Container:
         self._cloud = containers.cloud
         self._workspace = workspace
         self._name = name
-        self._folder = containers.folder(workspace, name)
+        self._log = containers.log_path(workspace, name)
+        self._folder = os.path.dirname(self._log)
         self._process = None
         self._over = threading.Event()
         self._gone = threading.Event()
@@ -145,7 +134,7 @@ class _Container:
                     return
                 self._process = processes.start(
                     [part.replace('PORT', str(port)) for part in command], folder, variables,
-                    os.path.join(self._folder, 'log.txt'))
+                    self._log)
             if self._answers(port):
                 self.port = port
                 self._report('Healthy')
@@ -193,8 +182,8 @@ class _Container:
         late = self._cloud.faults.take('late')
         if late:
             self._over.wait(late['seconds'])
-        arguments = ['-m', SERVER, '--port', 'PORT', '--entry_script']
-        arguments.append(variables['AZUREML_ENTRY_SCRIPT'])
+        arguments = ['-m', SERVER, '--port', 'PORT', '--entry_script',
+                     variables['AZUREML_ENTRY_SCRIPT']]
         if self._cloud.faults.take('crash-loop'):
             arguments = ['-c', CRASH]
         return [self._cloud.python] + arguments, app, variables

@@ -48,9 +48,6 @@ VERSIONS = {
     'Microsoft.Insights/components': ('2020-02-02',),
     'Microsoft.ContainerRegistry/registries': ('2025-11-01', '2025-04-01', '2023-07-01'),
 }
-PROVIDERS = (PROVIDER, 'Microsoft.ContainerInstance', 'Microsoft.ContainerRegistry',
-             'Microsoft.Storage', 'Microsoft.KeyVault', 'Microsoft.OperationalInsights',
-             'Microsoft.Insights')
 
 
 def closed(required=(), **properties):

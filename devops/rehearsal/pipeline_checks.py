@@ -130,7 +130,7 @@ class Checks:
             needed[stage['name']] = set(stage['needs']).union(
                 *(needed.get(need, ()) for need in stage['needs']))
             self.check_condition(stage['condition'], stage['location'], stage)
-            self.check_names('job', [stage['job']['name']], stage['location'])
+            self.check_names('job', [str(stage['job']['name'])], stage['location'])
             for hook, steps in stage['job']['hooks']:
                 if hook == 'deploy' and 'download' not in steps[0]:
                     self.report(stage['location'], 'deploy downloads every artifact unless '
@@ -150,7 +150,7 @@ class Checks:
 
     def check_names(self, kind, names, location):
         for name in names:
-            if not NAME.match(str(name)) or (kind, name) == RESERVED or names.count(name) > 1:
+            if not NAME.match(name) or (kind, name) == RESERVED or names.count(name) > 1:
                 self.report(location, f'{kind} {name}: this name is malformed, reserved or taken')
 
     def check_condition(self, text, location, stage=None, known=()):
@@ -187,9 +187,9 @@ class Checks:
     def check_steps(self, steps, stage, needed):
         """The steps of one hook, in order. needed: names of the stages that come before."""
         known, secrets = set(self.known), {'system.accesstoken'}
-        self.check_names('step', [step['name'] for step in steps if 'name' in step],
+        self.check_names('step', [str(step['name']) for step in steps if 'name' in step],
                          stage['location'])
-        scripts = [step['script'].strip() for step in steps if 'script' in step]
+        scripts = [str(step['script']).strip() for step in steps if 'script' in step]
         if scripts and scripts[0] != PREPARE:
             self.report(stage['location'], f'the first script is not {PREPARE}')
         for step in steps:
@@ -219,7 +219,7 @@ class Checks:
 
     def check_script(self, step, secrets):
         """A script step; secrets: the names of those that are set before it."""
-        text, signed_in = step['script'].strip(), secrets - {'system.accesstoken'}
+        text, signed_in = str(step['script']).strip(), secrets - {'system.accesstoken'}
         given = {name.lower() for value in parts(step.get('env'), str)
                  for name in pipeline_yaml.MACRO.findall(value)}
         if text != PREPARE and not MAKE.match(text):
@@ -230,7 +230,7 @@ class Checks:
             self.report(step.location, 'before the sign-in a script needs nothing by env')
 
     def check_publish(self, step, stage, last):
-        name = step['artifact']
+        name = str(step['artifact'])
         if name in self.published:
             self.report(step.location, f'the artifact {name} is published twice')
         if not last:
@@ -247,7 +247,7 @@ class Checks:
             if inputs.get(name) is not True:
                 self.report(step.location, f'{name} is not true, so a failure could pass')
         if task == 'DownloadPipelineArtifact' and \
-                self.published.get(inputs['artifactName']) not in needed:
+                self.published.get(str(inputs['artifactName'])) not in needed:
             self.report(step.location, f"the artifact {inputs['artifactName']} is of no stage in "
                         'dependsOn')
 
@@ -260,8 +260,8 @@ def find_problems(path):
     """
     try:
         pipeline_yaml.read_pipeline(path)
-        lists = [[(one['name'], value) for value in one['values']]
-                 for one in pipeline_yaml.load_file(path).get('parameters', []) if 'values' in one]
+        lists = [[(one['name'], value) for value in one['values']] for one in
+                 pipeline_yaml.load_file(path).get('parameters', []) if 'values' in one]
         for values in itertools.product(*lists):
             pipeline = pipeline_yaml.read_pipeline(path, dict(values))
             found = Checks(pipeline).find_problems() or schema_problems(pipeline)

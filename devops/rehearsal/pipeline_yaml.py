@@ -17,6 +17,7 @@ STATUS_FUNCTIONS = ('succeeded', 'succeededOrFailed', 'canceled')
 # The keys that are known, by what has them.
 PIPELINE = {'trigger', 'pr', 'parameters', 'variables', 'pool', 'stages', 'jobs'}
 VARIABLE = {'name', 'value', 'group'}
+PARAMETER = {'name', 'displayName', 'type', 'default', 'values'}
 STAGE = {'stage', 'displayName', 'dependsOn', 'condition', 'jobs', 'lockBehavior'}
 JOBS = {'job': {'job', 'displayName', 'timeoutInMinutes', 'steps'},
         'deployment': {'deployment', 'displayName', 'timeoutInMinutes', 'environment', 'strategy'}}
@@ -56,6 +57,11 @@ class Map(dict):
 
     def __missing__(self, key):
         raise PipelineError(f'{self.location}: {key} is missing')
+
+    def list_of(self, key):
+        if not isinstance(self[key], list) or not self[key]:
+            raise PipelineError(f'{self.location}: {key} is a list, not {self[key]!r}')
+        return self[key]
 
 
 class Loader(yaml.SafeLoader):
@@ -209,20 +215,19 @@ def fill_in_macros(text, variables):
     return MACRO.sub(replace, str(text))
 
 
-def bind_parameters(declared, given, location):
+def bind_parameters(document, given, location):
     """The values of a file's parameters: those `given`, checked, and the defaults."""
-    if not all(isinstance(parameter, Map) for parameter in declared):
-        raise PipelineError(f'{location}: parameters are a list of name, type and default')
     values = {}
-    for parameter in declared:
-        name, kind = parameter['name'], parameter.get('type', 'string')
+    for parameter in document.list_of('parameters') if 'parameters' in document else ():
+        check_keys(parameter, PARAMETER, 'a parameter', location)
+        name, kind = str(parameter['name']), parameter.get('type', 'string')
         value = values[name] = given.get(name, parameter.get('default'))
         problem = None
         if value is None:
             problem = 'has no default and is not given'
         elif kind not in ('string', 'number'):
             problem = f'is of type {kind}, which is not known here'
-        elif value not in parameter.get('values', [value]):
+        elif 'values' in parameter and value not in parameter.list_of('values'):
             problem = f"is {value}, not one of {', '.join(map(str, parameter['values']))}"
         if problem:
             raise PipelineError(f'{location}: parameter {name} {problem}')
@@ -289,6 +294,8 @@ class Expansion:
             if decision is False:
                 continue
             added = self.expand(value)
+            if decision and not isinstance(added, Map):
+                raise PipelineError(f'{source.location}: {key} holds no mapping')
             for name, item in (added.items() if decision else [(key, added)]):
                 if name in result:
                     raise PipelineError(f'{source.location}: duplicate key {name}')
@@ -302,7 +309,7 @@ class Expansion:
             key = next(iter(item)) if isinstance(item, Map) and len(item) == 1 else ''
             decision = self.branch(key, decision)
             if decision:
-                result += self.expand(item[key])
+                result += self.expand(item.list_of(key))
             elif decision is None and isinstance(item, Map) and 'template' in item:
                 result += self.template(check_keys(item, {'template', 'parameters'}, 'a template'))
             elif decision is None:
@@ -319,10 +326,9 @@ class Expansion:
         if len(lists) != 1:
             raise PipelineError(f'{path.name}: a template holds one list, of variables, jobs or '
                                 f'steps, and parameters; not {lists}')
-        values = bind_parameters(document.get('parameters', []),
-                                 self.expand(item.get('parameters', Map(item.location))),
-                                 item.location)
-        return Expansion(path, values, self.known['variables']).expand(document[lists.pop()])
+        given = self.expand(item.get('parameters', Map(item.location)))
+        values = bind_parameters(document, given, item.location)
+        return Expansion(path, values, self.known['variables']).expand(document.list_of(lists[0]))
 
 
 def read_pipeline(path, parameters=None):
@@ -332,12 +338,12 @@ def read_pipeline(path, parameters=None):
     """
     path = Path(path)
     document = load_file(path)
-    values = bind_parameters(document.get('parameters', []), parameters or {}, path.name)
+    values = bind_parameters(document, parameters or {}, path.name)
     expansion = Expansion(path, values, {})
     expanded = Map(path.name)
     if 'variables' in document:
         expanded['variables'] = expansion.expand(document['variables'])
-        for item in expanded['variables']:
+        for item in expanded.list_of('variables'):
             check_keys(item, VARIABLE, 'a variable', path.name)
         expansion.known['variables'] = variables(expanded)
     for key, value in document.items():
@@ -348,13 +354,13 @@ def read_pipeline(path, parameters=None):
 
 def variables(pipeline):
     """{name: value} of the variables in the files; the last of two wins, as in the service."""
-    return {item['name']: item['value'] for item in pipeline.get('variables', [])
+    return {str(item['name']): item['value'] for item in pipeline.get('variables', [])
             if 'group' not in item}
 
 
 def groups(pipeline):
     """The variable groups that the pipeline names."""
-    return [item['group'] for item in pipeline.get('variables', []) if 'group' in item]
+    return [str(item['group']) for item in pipeline.get('variables', []) if 'group' in item]
 
 
 def check_keys(item, known, what, location=None):
@@ -377,17 +383,17 @@ def stages(pipeline):
     check_keys(pipeline, PIPELINE, 'the pipeline')
     if ('stages' in pipeline) == ('jobs' in pipeline):
         raise PipelineError(f'{pipeline.location}: a pipeline has either stages or jobs')
-    alone = {'stage': '', 'jobs': pipeline.get('jobs')}
+    alone = Map(pipeline.location, {'stage': '', 'jobs': pipeline.get('jobs')})
     result, before = [], []
-    for stage in pipeline.get('stages', [Map(pipeline.location, alone)]):
-        name = check_keys(stage, STAGE, 'a stage', pipeline.location)['stage']
+    for stage in pipeline.list_of('stages') if 'stages' in pipeline else [alone]:
+        name = str(check_keys(stage, STAGE, 'a stage', pipeline.location)['stage'])
         needs = stage.get('dependsOn', before)
-        if len(stage['jobs']) != 1:
+        if len(stage.list_of('jobs')) > 1:
             raise PipelineError(f'{stage.location}: only stages of one job are known here')
-        job = read_job(next(iter(stage['jobs'])), stage.location)
+        job = read_job(stage['jobs'][0], stage.location)
         result.append({
             'name': name, 'title': stage.get('displayName', name) or job['title'], 'job': job,
-            'needs': [needs] if isinstance(needs, str) else needs,
+            'needs': needs if isinstance(needs, list) else [str(needs)],
             'condition': stage.get('condition'), 'location': stage.location})
         before = [name]
     return result
@@ -397,7 +403,7 @@ def read_job(item, location):
     """A job of stages()."""
     kind = 'deployment' if isinstance(item, Map) and 'deployment' in item else 'job'
     check_keys(item, JOBS[kind], f'a {kind}', location)
-    hooks = {'': item['steps']} if kind == 'job' else read_hooks(item)
+    hooks = {'': item.list_of('steps')} if kind == 'job' else read_hooks(item)
     minutes = item.get('timeoutInMinutes', 60)
     if not isinstance(minutes, int):
         raise PipelineError(f'{item.location}: timeoutInMinutes: {minutes} is no number')
@@ -417,7 +423,7 @@ def read_hooks(item):
     found = {hook: hooks[hook] for hook in HOOKS if hook in hooks}
     if 'on' in hooks:
         found['failure'] = check_keys(hooks['on'], {'failure'}, 'on', item.location)['failure']
-    return {hook: check_keys(content, {'steps'}, hook, item.location)['steps']
+    return {hook: check_keys(content, {'steps'}, hook, item.location).list_of('steps')
             for hook, content in found.items()}
 
 
@@ -432,7 +438,7 @@ def check_step(item, location):
         raise PipelineError(f"{item.location}: a step is one of {', '.join(sorted(STEPS))}")
     kind = step_kind(item)
     check_keys(item, STEPS[kind] | {kind}, kind)
-    if item[kind] not in STEP_VALUES.get(kind, [item[kind]]):
+    if str(item[kind]) not in STEP_VALUES.get(kind, [str(item[kind])]):
         raise PipelineError(f'{item.location}: {kind}: {item[kind]} is not known here')
     if kind == 'task':
         check_keys(item['inputs'], TASKS[item[kind]], item[kind], item.location)

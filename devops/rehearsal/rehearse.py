@@ -326,19 +326,15 @@ class Rehearsal:
         """Run a pipeline file and what has to be run before it; the result of the last."""
         first, label = NEEDED_FIRST.get(name), name[:-len('.yml')]
         later = fault in AFTER_A_GOOD_RUN
-
-        def push():
-            if fault in COMMITS:
-                commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
-
-        if not later:
-            push()
+        if fault in COMMITS and not later:
+            commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
         if first and self.run(first, first[:-len('.yml')]) != 'succeeded':
             return 'failed'
-        if later:
-            if self.run(name, label + '-before', without=('code_quality',)) != 'succeeded':
-                return 'failed'
-            push()
+        if later and \
+                self.run(name, label + '-before', without=('code_quality',)) != 'succeeded':
+            return 'failed'
+        if fault in COMMITS and later:
+            commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
         return self.run(name, label, STRIKES.get(fault))
 
 

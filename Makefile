@@ -52,7 +52,7 @@ DECISION     := $(OUT)/decision.json
 REGISTRATION := $(OUT)/registration.json
 REGISTERED   := $(wildcard $(OUT)/registry/$(MODEL_NAME)/[1-9]*/tags.json)
 TESTRESULTS  := $(OUT)/test-results
-COVERAGE      := $(addprefix --cov=,training scoring scripts devops)
+COVERAGE      := $(addprefix --cov=,training scoring scripts)
 # A core each for the tests, where the interpreter has pytest-xdist. Not simply expanded: $(PY) may not be there yet.
 XDIST        = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n auto --dist loadfile')
 

@@ -12,6 +12,13 @@ DEFAULT = ROOT / 'training' / 'parameters.json'
 CHALLENGE = ROOT / 'training' / 'parameters_challenge.json'
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
+import container  # noqa: E402
+import settings  # noqa: E402
+
+# Tests mean the settings, sign-in and proxy that they give, not those of an agent or a user.
+for name in [row[0] for row in settings.SETTINGS] + list(container.PASSED):
+    os.environ.pop(name, None)
+    os.environ.pop(name.lower(), None)
 # Tests run beside each other, and LightGBM's threads wait for each other by spinning.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 

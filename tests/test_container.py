@@ -11,6 +11,8 @@ import docker_stand_in
 import settings
 from conftest import ROOT
 
+pytestmark = pytest.mark.no_cover
+
 USER = f'{os.getuid()}:{os.getgid()}'
 STAND_IN = ROOT / 'devops' / 'rehearsal' / 'docker_stand_in.py'
 

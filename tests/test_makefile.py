@@ -10,6 +10,8 @@ import pytest
 
 from conftest import ROOT
 
+pytestmark = pytest.mark.no_cover
+
 ALL = ['sample', 'train', 'evaluate', 'register']
 REAL = ('Makefile', 'conda_dependencies.yml', 'scripts/dependencies.py', 'scripts/build_venv.py')
 # In place of Python: notes the script's name and writes what the script of that name would.

@@ -10,6 +10,8 @@ import build_venv
 import dependencies
 from conftest import ROOT
 
+pytestmark = pytest.mark.no_cover
+
 FOLDERS = ('training', 'scoring', 'scripts', 'devops', 'tests')
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob('*.py'))
 SCRIPTS = [path for path in FILES if "__name__ == '__main__'" in path.read_text()

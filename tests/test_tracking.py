@@ -42,7 +42,7 @@ def run_in_azure(tmp_path, builds):
             'tracking_probe.py', name='probe', source_directory=str(source), arguments=[build],
             compute_target=space.compute_targets['train-cluster'], runconfig=RunConfiguration(),
             allow_reuse=False)
-        run = Experiment(space, 'experiment').submit(Pipeline(space, [step]))
+        run = Experiment(space, 'experiment').submit(Pipeline(space, [step]).publish('tracking'))
         run.wait_for_completion(show_output=False)
         probe, = run.get_steps()
         probe.download_file('outputs/seen.json', str(tmp_path / 'seen.json'))

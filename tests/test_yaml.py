@@ -8,6 +8,8 @@ import pipeline_yaml
 import settings
 from conftest import ROOT
 
+pytestmark = pytest.mark.no_cover
+
 DEVOPS = ROOT / 'devops'
 FILES = ('pr.yml', 'ci.yml', 'workspace.yml')
 MAKE = pipeline_checks.CONTAINER + 'make '

@@ -6,6 +6,8 @@ import pytest
 import pipeline_checks
 from conftest import ROOT
 
+pytestmark = pytest.mark.no_cover
+
 MAKE = pipeline_checks.CONTAINER + 'make '
 # name: (file that is changed, old text, new text, words that a problem has to say). The first
 # occurrence of the old text is replaced.

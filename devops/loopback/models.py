@@ -18,7 +18,6 @@ MODELS = MANAGEMENT + '/models'
 FIELDS = ('name', 'description', 'framework', 'frameworkVersion', 'parentModelId', 'runId',
           'experimentName', 'derivedModelIds', 'sampleInputData', 'sampleOutputData',
           'resourceRequirements', 'url')
-CONDITIONS = (('tags', 'kvTags'), ('properties', 'properties'))
 
 
 def refused(status, code, message):
@@ -43,24 +42,10 @@ def get_asset(call, asset):
 
 @route('GET', API, MODELS)
 def list_models(call):
-    """The newest first. Conditions on tags and properties are written key=value or key."""
-    asked = call.query
-    found = call.table('models').values()
-    for field in ('name', 'runId'):
-        if asked.get(field):
-            found = [model for model in found if model[field] == asked[field]]
-    for condition, field in CONDITIONS:
-        for wish in filter(None, (asked.get(condition) or '').split(',')):
-            key, equals, value = wish.partition('=')
-            found = [model for model in found
-                     if key in model[field] and (not equals or model[field][key] == value)]
+    """Those of a name, the newest first."""
+    found = [model for model in call.table('models').values()
+             if call.query.get('name') in (None, model['name'])]
     found.sort(key=lambda model: (model['createdTime'], model['version']), reverse=True)
-    if str(asked.get('latestVersionOnly', '')).lower() == 'true':
-        seen = set()
-        found = [model for model in found
-                 if not (model['name'] in seen or seen.add(model['name']))]
-    if asked.get('count'):
-        found = found[:int(asked['count'])]
     return {'value': found, 'nextLink': None}
 
 

@@ -10,7 +10,7 @@ import uuid
 from . import resource_manager
 from .resource_manager import PROVIDER, SUBSCRIPTION, arm_id
 from .routing import API, ARM, GROUP, METADATA, TELEMETRY, WORKSPACE, problem, route
-from .sign_in import TENANT
+from .sign_in import OBJECT, TENANT
 
 REGISTRY = 'Microsoft.ContainerRegistry/registries'
 SERVICES = ('api', 'catalog', 'experimentation', 'gallery', 'history', 'hyperdrive', 'labeling',
@@ -87,6 +87,25 @@ def create_group(cloud, group, location):
         'properties': {'provisioningState': 'Succeeded'}}
     cloud.journal.table('groups')[group.lower()] = document
     return document
+
+
+@route('PUT', ARM, GROUP + '/providers/Microsoft.Resources/deployments/{name}')
+def deploy_template(call, group, name):
+    """The SDK's Workspace.create: its template deploys into a resource group of its own making.
+
+    azureml/_workspace/arm_template_builder.py, build_default_resource_group_deployment: that is
+    done with rights on the subscription.
+    """
+    raise problem(403, 'AuthorizationFailed', f"The client with object id '{OBJECT}' does not have "
+                  "authorization to perform action 'Microsoft.Resources/deployments/write' over "
+                  f"scope '/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Resources/deployments'"
+                  ' or the scope is invalid.')
+
+
+@route('GET', ARM, '/subscriptions/{subscription}/providers/Microsoft.Resources/deployments')
+def list_subscription_deployments(call):
+    """What Workspace.create asks for before it deploys."""
+    return {'value': []}
 
 
 @route('PUT', ARM, GROUP + '/providers/' + PROVIDER + '/workspaces/{name}')

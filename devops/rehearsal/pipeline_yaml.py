@@ -38,6 +38,8 @@ TASKS = {
 # The values that steps of these kinds can have.
 STEP_VALUES = {'task': TASKS, 'checkout': ('self',), 'download': ('none',)}
 
+NOT_HERE = {'container': "needs the agent's Node in the image, whose C library is too old for it: "
+                         'run docker in a step, as devops/container.py does'}
 EXPRESSION = re.compile(r'\$\{\{\s*(.*?)\s*\}\}', re.S)
 MACRO = re.compile(r'\$\(([A-Za-z_][\w.]*)\)')
 # A text, a number, a name or path such as a.b['c'], or a sign.
@@ -369,7 +371,8 @@ def check_keys(item, known, what, location=None):
         raise PipelineError(f'{location}: {what} is a mapping, not {item!r}')
     for key in item:
         if key not in known:
-            raise PipelineError(f'{item.location}: {what}: {key} is not known here')
+            reason = NOT_HERE.get(key, 'is not known here')
+            raise PipelineError(f'{item.location}: {what}: {key} {reason}')
     return item
 
 

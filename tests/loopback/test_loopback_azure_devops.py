@@ -8,6 +8,8 @@ from conftest import ROOT
 from loopback.azure_devops_contract import CONTRACT
 from test_azure_devops import service
 
+pytestmark = pytest.mark.no_cover
+
 REFERENCE = ROOT.parent / 'shared' / 'reference' / 'azure-devops' / 'rest-api.json'
 
 

@@ -15,8 +15,9 @@ sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 import container  # noqa: E402
 import settings  # noqa: E402
 
-# Tests mean the settings, sign-in and proxy that they give, not those of an agent or a user.
-for name in [row[0] for row in settings.SETTINGS] + list(container.PASSED):
+# Tests mean the settings, sign-in, proxy and make variables that they give, not those of an agent,
+# a user or the make that runs them.
+for name in [row[0] for row in settings.SETTINGS] + list(container.PASSED) + ['MAKEFLAGS', 'OUT']:
     os.environ.pop(name, None)
     os.environ.pop(name.lower(), None)
 # Tests run beside each other, and LightGBM's threads wait for each other by spinning.

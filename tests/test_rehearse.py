@@ -484,3 +484,16 @@ def test_make_rehearse_is_green(tmp_path):
         assert name in done.stdout
     assert (tmp_path / 'rehearsal/ci/2-publish/outputs/pipeline.json').is_file()
     assert with_secret(tmp_path) == []
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize('fault, said', [
+    ('image', 'no-such-tag cannot be pulled: set CONTAINER_IMAGE in devops/variables.yml'),
+    ('rights', 'the role Contributor on the resource group rehearsal-RG'),
+    ('provider', 'az provider register --namespace Microsoft.KeyVault'),
+    ('vault', "API version '2015-06-01' for type 'vaults'")])
+def test_a_wrong_set_up_ends_before_a_run(tmp_path, capsys, monkeypatch, fault, said):
+    monkeypatch.setenv('PYTHON', sys.executable)
+    assert rehearse.main(['--out', str(tmp_path / 'out'), '--fault', fault]) == 1
+    text = capsys.readouterr().out
+    assert said in text and 'This was a rehearsal: failed' in text and '\nci ' not in text

@@ -22,6 +22,7 @@ NO_SUCH_TAG = 'no-such-tag'
 # What an image would bring: its Python, the size of the sample, how pip reaches its index.
 IMAGE = ('PYTHON', 'ROWS', 'OMP_NUM_THREADS')
 IMAGE_BEGINNINGS = ('PIP_', 'UV_')
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # The network of a container is that of this machine: the certificates of who answers there.
 NETWORK = ('REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE', 'SSL_CERT_FILE', 'SSL_CERT_DIR')
 
@@ -117,14 +118,23 @@ def run(args, passed):
         environ = {'PATH': os.environ['PATH'], 'HOME': '/', 'LANG': 'C.UTF-8', 'TMPDIR': scratch}
         environ.update({name: value for name, value in os.environ.items()
                         if name in IMAGE + NETWORK or name.startswith(IMAGE_BEGINNINGS)})
-        process = subprocess.Popen(args.command, cwd=args.workdir,
-                                   env=dict(environ, **passed), preexec_fn=os.setpgrp)
+
+        def begin():
+            os.setpgrp()
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
         def hand_on(number, frame):
             (os.killpg if group else os.kill)(process.pid, number)
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What comes between the start of the command and these handlers waits for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        process = subprocess.Popen(args.command, cwd=args.workdir, env=dict(environ, **passed),
+                                   preexec_fn=begin)
+        for number in SIGNALS:
             signal.signal(number, hand_on)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         code = process.wait()
     return code if code >= 0 else 128 - code
 

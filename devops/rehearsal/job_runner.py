@@ -171,7 +171,9 @@ class Job:
         process = subprocess.Popen(
             ['bash', '--noprofile', '--norc', str(path)], cwd=str(self.sources), env=step_environ,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True)
+            # A shell that starts the rehearsal by `&` makes it ignore SIGINT; the agent does not.
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
         def end():
             with contextlib.suppress(OSError):

@@ -58,13 +58,13 @@ def main(argv=None):
     parser.add_argument('--port', type=int, default=5001, help='port to listen on (default 5001)')
     args = parser.parse_args(argv)
     problem = None
-    if importlib.util.find_spec(SERVER) is None:
-        problem = (f'{sys.executable} lacks azureml-inference-server-http: install it there, or '
-                   'leave PYTHON= out so that make uses .venv')
-    elif not 1 <= args.port <= 65535:
+    if not 1 <= args.port <= 65535:
         problem = f'port {args.port} is not between 1 and 65535'
     elif not port_is_free(args.port):
         problem = f'port {args.port} is in use, or not allowed: choose another, as in PORT=5002'
+    elif importlib.util.find_spec(SERVER) is None:
+        problem = (f'{sys.executable} lacks azureml-inference-server-http: install it there, or '
+                   'leave PYTHON= out so that make uses .venv')
     try:
         version = newest_version(args.registry, args.model_name)
     except LookupError as error:

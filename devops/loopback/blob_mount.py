@@ -38,6 +38,8 @@ class BlobMount:
         os.rename = os.replace = self.rename
         os.unlink = os.remove = self.unlink
         os.link, os.symlink, os.fsync = self.link, self.symlink, self.fsync
+        # Up to Python 3.9 it keeps the functions that it found.
+        sys.modules.pop('pathlib', None)
 
     def _blob(self, path, dir_fd=None):
         """The full path if it is below the folder, else None."""

@@ -18,6 +18,7 @@ from conftest import ROOT
 
 requests = pytest.importorskip('requests')
 pytest.importorskip('trustme')
+pytestmark = pytest.mark.no_cover
 
 LOGIN = 'https://login.microsoftonline.com/'
 ARM = 'https://management.azure.com'
@@ -63,8 +64,6 @@ SCRIPTS = {
 }
 SCORE = '''
 import json, os
-
-pytestmark = pytest.mark.no_cover
 def init():
     global text
     with open(os.path.join(os.environ['AZUREML_MODEL_DIR'], 'model', 'model.txt')) as file:

@@ -12,6 +12,8 @@ import azure_ml
 URL = 'https://management.azure.com'
 ANSWER_SECONDS = 20
 PAUSE_SECONDS = 5
+# A resource that is accepted may be missing for a moment.
+APPEAR_SECONDS = 120
 READY, ENDED = ('succeeded',), ('succeeded', 'failed', 'canceled')
 # Where Azure's own words, a code or a part of a message, need a way out.
 ADVICE = {
@@ -40,9 +42,19 @@ class Manager:
         self.authentication, self.seconds = authentication, seconds
 
     def tenant(self):
-        """The id of the directory that the sign-in belongs to, as its token says (claim tid)."""
-        claims = self.authentication.get_authentication_header()['Authorization'].split('.')[1]
-        return json.loads(base64.urlsafe_b64decode(claims + '=' * (-len(claims) % 4)))['tid']
+        """The id of the directory that the sign-in belongs to, as its token says (claim tid).
+
+        Raises AzureError.
+        """
+        with azure_ml.asking('sign in', self.seconds):
+            header = azure_ml.repeat(
+                self.authentication.get_authentication_header, self.seconds / 2)
+        try:
+            claims = header['Authorization'].split('.')[1]
+            return json.loads(base64.urlsafe_b64decode(claims + '=' * (-len(claims) % 4)))['tid']
+        except (LookupError, ValueError, TypeError):
+            raise azure_ml.AzureError('could not sign in: the token does not name its directory\n'
+                                      + azure_ml.ODD) from None
 
     def _ask(self, what, method, url, version=None, body=None, query=()):
         """The answer, of any status but those that pass. Raises AzureError."""
@@ -66,20 +78,26 @@ class Manager:
             found = dict(response.json())
         except (ValueError, TypeError):
             found = {}
-        if response.status_code in (200, 201, 202) and found:
+        if response.status_code in (200, 201, 202) and found and isinstance(
+                found.get('properties') or {}, dict):
             return found
         status, error = response.status_code, found.get('error') or {}
         if status < 400 or not isinstance(error, dict) or not error.get('message'):
             raise azure_ml.AzureError(
                 f'could not {what}: the answer (HTTP {status}, '
                 f"{response.headers.get('Content-Type', 'of no type')}) is not what Azure Resource "
-                'Manager says: is there a proxy before management.azure.com?', status)
+                'Manager says: is there a proxy before management.azure.com?')
         raise refused(what, error, status)
 
     def get(self, path, version, what, **query):
         """The resource as a dict, or None where there is none. Raises AzureError."""
         response = self._ask(what, 'GET', URL + path, version, query=query)
-        return None if response.status_code == 404 else self._object(what, response)
+        try:
+            return self._object(what, response)
+        except azure_ml.AzureError as error:
+            if error.status != 404:
+                raise
+            return None
 
     def create(self, path, version, body, what, end):
         """PUT the resource and wait until it is ready; the resource. Raises AzureError.
@@ -94,6 +112,7 @@ class Manager:
 
     def wait(self, path, version, what, end):
         """The resource, when its provisioningState says that it is ready. Raises AzureError."""
+        appear = time.monotonic() + APPEAR_SECONDS
         while True:
             found = self.get(path, version, what)
             state = state_of(found)
@@ -103,7 +122,7 @@ class Manager:
                 raise azure_ml.AzureError(
                     f'could not {what}: it ended as {state}; the activity log of the resource '
                     'group says why\nremove it, then run this again', 409)
-            if time.monotonic() > end:
+            if time.monotonic() > (end if found else min(end, appear)):
                 raise azure_ml.AzureError(f'could not {what} in time: it is {state} and goes on in '
                                           'Azure; run this again to wait for it')
             time.sleep(PAUSE_SECONDS)

@@ -21,6 +21,7 @@ TRANSIENT = (408, 429, 500, 502, 503, 504)
 # Modules whose exceptions come from the service or from the way there, not from a mistake here.
 SERVICE_MODULES = ('azure', 'azureml', 'msal', 'msrest', 'msrestazure', 'adal', 'requests',
                    'urllib3', 'socket', 'ssl', 'http')
+UNTRUSTED = 'CERTIFICATE_VERIFY_FAILED'
 CAUSES = ('inner_exception', 'inner_error', '__cause__', '__context__')
 
 SECRETS = re.compile(
@@ -90,9 +91,10 @@ def is_raised_by_sdk(error):
 
 def is_connection(link):
     """Whether this one error is a connection that failed, was lost or gave no answer."""
+    # Those of requests that are ValueErrors too are about what was asked or answered.
     return isinstance(link, (ConnectionError, TimeoutError)) or (
-        isinstance(link, OSError) and in_service_module(link)) or (
-        'Connection' in type(link).__name__)
+        isinstance(link, OSError) and not isinstance(link, ValueError)
+        and in_service_module(link)) or 'Connection' in type(link).__name__
 
 
 def status_of(error):
@@ -102,7 +104,8 @@ def status_of(error):
             status = getattr(holder, 'status_code', None)
             if isinstance(status, int):
                 return status
-    match = re.search(r"(?i)(?:response code|code|status code)[:=]? '?([45]\d\d)\b", str(error))
+    match = re.search(r"(?i)(?:response code|http error|code|status code)[:=]? '?([45]\d\d)\b",
+                      str(error))
     return int(match.group(1)) if match else None
 
 
@@ -135,6 +138,9 @@ def explain(what, error):
         host = re.search(r"host='([^']+)'", reason)
         reason = f'no connection to {host.group(1)}' if host else 'no connection: ' + reason
         advice = CONNECTION
+        if UNTRUSTED in str(error):
+            reason += ': its certificate is not trusted here'
+            advice = 'set REQUESTS_CA_BUNDLE to a file with the certificates of your proxy'
     return AzureError('\n'.join(filter(None, [f'could not {what}: {reason}', advice])), status)
 
 
@@ -201,7 +207,8 @@ def repeat(call, seconds, delay=1):
         except Exception as error:
             status = status_of(error)
             transient = status in TRANSIENT or (
-                status is None and any(map(is_connection, chain(error))))
+                status is None and any(map(is_connection, chain(error)))
+                and UNTRUSTED not in str(error))
             if not transient or time.monotonic() + delay > end:
                 raise
         time.sleep(delay)

@@ -73,7 +73,7 @@ def check_subscription(azure, config):
                       f'there is no subscription {config.subscription_id}, or it is not shared '
                       'with you: correct SUBSCRIPTION_ID')
     if found.get('state') != 'Enabled':
-        raise Missing(f"the subscription is {found.get('state')}: ask its owner")
+        raise Missing(f"the subscription is {found['state']}: ask its owner")
     return found.get('displayName')
 
 
@@ -254,6 +254,10 @@ def run_checks(config, environ, checks):
         except (Missing, azure_ml.AzureError) as error:
             bad.append(title)
             print_line(title, 'MISSING', str(error))
+        except (LookupError, TypeError, AttributeError) as error:
+            bad.append(title)
+            print_line(title, 'MISSING', "Azure's answer is not of the form that is expected "
+                       f'({type(error).__name__}: {error})\n{azure_ml.ODD}')
     return len(bad)
 
 

@@ -168,6 +168,10 @@ def read(environ, needs=()):
             passed = environ.get(name, '').strip()
             note = f' ({passed} is passed, an undefined variable)' if passed else ''
             problems.append(f'{name} is not set{note}: {meaning}')
+    least, most = (values[f'AML_CLUSTER_{which}_NODES'] for which in ('MIN', 'MAX'))
+    if least > most:
+        problems.append(f'AML_CLUSTER_MIN_NODES is {least}: it must be at most {most}, which is '
+                        'AML_CLUSTER_MAX_NODES')
     if problems:
         plural = 's' * (len(problems) > 1)
         raise SettingsError('\n  '.join(

@@ -6,6 +6,7 @@ The ways, in this order: a federated service connection, without any secret; a s
 secret; the Azure CLI; a browser, on a terminal only.
 """
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ SIGNED_OUT = (
 def of_names(environ, names, last):
     """The values of these variables, or None when `last` of them, which decides, is not set.
 
-    Raises SettingsError when another is missing.
+    Raises SettingsError when another is missing or one cannot be what it is for.
     """
     values = {name: environ.get(name, '') for name in names}
     values = {name: '' if settings.UNDEFINED_VARIABLE.fullmatch(value) else value
@@ -49,6 +50,9 @@ def of_names(environ, names, last):
     missing = [name for name, value in values.items() if not value]
     if missing:
         raise settings.SettingsError(f"{last} is set without {', '.join(missing)}")
+    odd = [name for name, value in values.items() if not re.fullmatch('[!-~]+', value)]
+    if odd:
+        raise settings.SettingsError(f"a blank or a line end is in {', '.join(odd)}: copy it anew")
     return tuple(values[name] for name in names)
 
 
@@ -147,19 +151,22 @@ def command_line_tokens():
     az = shutil.which('az')
 
     def ask(audience):
-        answer = subprocess.run(
-            [az, 'account', 'get-access-token', '--resource', audience, '--output', 'json'],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-        if answer.returncode:
-            said = azure_ml.clean(answer.stderr.decode(errors='replace').strip()[:300])
-            raise azure_ml.AzureError(
-                f'`az account get-access-token` failed: {said}', status=401)
-        return json.loads(answer.stdout.decode())['accessToken'], CLI_SECONDS
+        try:
+            answer = subprocess.run(
+                [az, 'account', 'get-access-token', '--resource', audience, '--output', 'json'],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            said = answer.stderr.decode(errors='replace').strip()
+            if not answer.returncode:
+                return json.loads(answer.stdout.decode())['accessToken'], CLI_SECONDS
+        except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError) as error:
+            said = f'{type(error).__name__}: {error}'
+        raise azure_ml.AzureError('`az account get-access-token` failed: '
+                                  + azure_ml.clean(said)[:300], status=401)
 
     token = renewed(ask)
     try:
         return token if az and token(RESOURCE_MANAGER[0]) else None
-    except (azure_ml.AzureError, OSError, subprocess.TimeoutExpired, ValueError, KeyError):
+    except azure_ml.AzureError:
         return None
 
 

@@ -44,6 +44,8 @@ def resources(config, tenant):
     short = re.sub('[^a-z0-9]', '', config.workspace_name.lower())[:11]
     unique = short + hashlib.sha256(whole.encode()).hexdigest()[:10]
     name, at = config.workspace_name, {'location': config.location}
+    # No underscore: the only one of these types that refuses it.
+    logs = name.replace('_', '-') + '-logs'
     return [
         ('storage account', 'Microsoft.Storage/storageAccounts', 'st' + unique, '2025-06-01', dict(
             at, kind='StorageV2', sku={'name': 'Standard_LRS'}, properties={
@@ -57,8 +59,8 @@ def resources(config, tenant):
                 # Azure ML gives its identity an access policy; since 2026-02-01 roles are the
                 # default instead.
                 'enableRbacAuthorization': False, 'accessPolicies': []})),
-        ('log workspace', 'Microsoft.OperationalInsights/workspaces', f'{name}-logs', '2025-02-01',
-         dict(at, properties={'sku': {'name': 'PerGB2018'}, 'retentionInDays': 30})),
+        ('log workspace', 'Microsoft.OperationalInsights/workspaces', logs, '2025-02-01', dict(
+            at, properties={'sku': {'name': 'PerGB2018'}, 'retentionInDays': 30})),
         ('application insights', 'Microsoft.Insights/components', f'{name}-insights', '2020-02-02',
          dict(at, kind='web', properties={
              'Application_Type': 'web',
@@ -158,7 +160,11 @@ def environment(workspace, config, tag):
         from azureml.core import Environment
         if not config.aml_rebuild_environment:
             try:
-                return azure_ml.repeat(lambda: Environment.get(workspace, name), seconds / 2)
+                found = azure_ml.repeat(lambda: Environment.get(workspace, name), seconds / 2)
+                if isinstance(found, Environment):
+                    return found
+                raise azure_ml.AzureError(
+                    f'could not read the environment {name}: the answer has none\n{azure_ml.ODD}')
             except Exception as error:
                 if azure_ml.status_of(error) != 404:
                     raise

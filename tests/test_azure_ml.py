@@ -100,6 +100,23 @@ def test_only_transient_errors_are_repeated(status, tries):
     assert len(asked) == tries
 
 
+@pytest.mark.parametrize('error, said', [
+    (requests.exceptions.InvalidURL('bad address'), 'could not look: bad address'),
+    (requests.exceptions.SSLError("host='x': CERTIFICATE_VERIFY_FAILED"),
+     'no connection to x: its certificate is not trusted here\nset REQUESTS_CA_BUNDLE')])
+def test_what_asking_again_cannot_mend_is_not_repeated(error, said):
+    asked = []
+
+    def ask():
+        asked.append(1)
+        raise error
+
+    with pytest.raises(azure_ml.AzureError) as info:
+        with azure_ml.asking('look', 10):
+            azure_ml.repeat(ask, 10, delay=0.001)
+    assert said in str(info.value) and len(asked) == 1
+
+
 def test_repeating_ends():
     with pytest.raises(requests.ConnectionError):
         azure_ml.repeat(lambda: requests.get('http://127.0.0.1:1'), 0.01, delay=0.004)

@@ -17,6 +17,23 @@ def test_permissions_as_resource_manager_grants_them():
     assert not preflight.allowed(write, [dict(ours, notActions=['*/models/*'])])
 
 
+@pytest.mark.parametrize('answer', [
+    {'a': 1}, {'value': None}, {'value': [None]}, {'value': [{}]}, {'properties': None}])
+def test_an_answer_of_another_form_is_a_line_and_the_rest_is_checked(answer, monkeypatch, capsys):
+    class Azure:
+        subscription = group = workspace = ''
+        authentication = None
+        get = staticmethod(lambda *_, **__: answer)
+
+    monkeypatch.setattr(preflight, 'Azure', lambda *_: Azure)
+    checks = preflight.CHECKS[:-1]
+    bad = preflight.run_checks(settings.read({'LOCATION': 'westeurope'}), {}, [
+        (title, check, ()) for title, check, _ in checks])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != ' ']
+    assert len(lines) == len(checks) + 1 and bad >= len(checks) - 2
+    assert sum('answer is not of the form' in line for line in lines) >= 3
+
+
 class Region:
     """Resource Manager with one size of machine and usages, (type, name, limit)."""
     subscription = '/subscriptions/s'

@@ -33,6 +33,11 @@ def test_every_problem_is_in_one_message():
     assert "'safe_driver': it must be 3 to 32 lower-case letters" in text
 
 
+def test_a_cluster_has_at_most_its_greatest_number_of_machines():
+    with pytest.raises(settings.SettingsError, match='AML_CLUSTER_MIN_NODES is 5: .* at most 2'):
+        settings.read(dict(ENOUGH, AML_CLUSTER_MIN_NODES='5'))
+
+
 def test_only_what_is_needed_is_demanded():
     settings.read({})
     assert 'LOCATION' in problems(ENOUGH, settings.WORKSPACE + ('LOCATION',))

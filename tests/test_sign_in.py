@@ -35,6 +35,9 @@ def test_principal_of_the_agent_then_of_the_sdk():
         AGENT, servicePrincipalKey='', AZUREML_SERVICE_PRINCIPAL_PASSWORD='$(PASSWORD)')) is None
     with pytest.raises(settings.SettingsError, match='servicePrincipalKey is set without tenantId'):
         sign_in.principal({'servicePrincipalKey': 'k', 'servicePrincipalId': 'i'})
+    with pytest.raises(settings.SettingsError) as error:
+        sign_in.principal(dict(AGENT, servicePrincipalKey='s3c\nret'))
+    assert str(error.value) == 'a blank or a line end is in servicePrincipalKey: copy it anew'
 
 
 def test_azure_cli_gives_tokens_and_is_asked_once_for_each(az):
@@ -45,7 +48,8 @@ def test_azure_cli_gives_tokens_and_is_asked_once_for_each(az):
     assert asked.read_text().split() == ['https://management.core.windows.net/', 'https://a/']
 
 
-@pytest.mark.parametrize('text', ['echo "Please run az login" >&2; exit 1', 'echo nonsense'])
+@pytest.mark.parametrize('text', [
+    'echo "Please run az login" >&2; exit 1', 'echo nonsense', 'echo []', 'echo {}'])
 def test_azure_cli_that_is_not_signed_in_is_passed_over(az, text):
     az(text)
     assert sign_in.command_line_tokens() is None

@@ -261,6 +261,13 @@ def late(verbs, published):
     return given_up, stopped, verbs('cancel_run', BUILD_BUILDID='4')
 
 
+@pytest.fixture(scope='module')
+def failed(verbs, published):
+    verbs.azure.faults.add('step-fails', step='train')
+    # Without pipeline.json the newest of the name is run.
+    return verbs('run', '--out', verbs.folder / 'elsewhere', code=1, BUILD_BUILDID='3')
+
+
 def test_preflight_names_what_is_missing_with_what_to_do(verbs, empty, workspace):
     lines = {line[:16].strip(): line[17:] for line in empty.splitlines()}
     assert lines['sign-in'].startswith('ok') and lines['machine size'].startswith('ok')
@@ -337,14 +344,11 @@ def test_a_build_runs_once(verbs, trained):
     assert len(verbs.pipeline_runs()) == before
 
 
-def test_a_failed_step_is_shown_with_the_end_of_its_log(verbs, published):
-    verbs.azure.faults.add('step-fails', step='train')
-    # Without pipeline.json the newest of the name is run.
-    text = verbs('run', '--out', verbs.folder / 'elsewhere', code=1, BUILD_BUILDID='3')
-    assert 'step train failed: Execution failed' in text
-    assert '  RuntimeError: loopback: this step fails on demand' in text
-    assert re.search('^error: the run .* ended as Failed; step train failed', text, re.M)
-    assert 'run this again to submit it anew' in text
+def test_a_failed_step_is_shown_with_the_end_of_its_log(verbs, failed):
+    assert 'step train failed: Execution failed' in failed
+    assert '  RuntimeError: loopback: this step fails on demand' in failed
+    assert re.search('^error: the run .* ended as Failed; step train failed', failed, re.M)
+    assert 'run this again to submit it anew' in failed
     assert 'make publish' in verbs('run', '--out', verbs.folder / 'elsewhere', code=1,
                                    TRAINING_PIPELINE_NAME='absent')
 
@@ -465,7 +469,7 @@ def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_bac
     assert set(arrived) == {name for name, _, _, _ in settings.SETTINGS}
 
 
-def test_requests_and_answers_fit_the_models_of_the_sdk(verbs, rolled_back, late):
+def test_requests_and_answers_fit_the_models_of_the_sdk(verbs, rolled_back, late, failed):
     problems, used = sdk_contract.violations(list(verbs.azure.exchanges))
     unused = [row for row in sdk_contract.CONTRACT if row not in used]
     assert not problems, '\n'.join(problems)

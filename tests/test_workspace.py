@@ -59,6 +59,9 @@ def test_all_of_it_is_made_in_the_group_and_found_by_a_second_run(azure, capsys)
     create(azure)
     assert capsys.readouterr().out == 'workspace my-space: there already\n'
     assert made(azure) == KINDS
+    # Allowed in the name of a workspace, not in that of its logs.
+    create(azure, WORKSPACE_NAME='our_space')
+    assert made(azure) == KINDS * 2
 
 
 @pytest.mark.parametrize('number', range(5))
@@ -175,6 +178,8 @@ def odd(monkeypatch):
     (302, 'text/html', b'', 'HTTP 302.*proxy'),
     (400, 'application/json', b'null', 'HTTP 400.*proxy'),
     (403, 'text/html', b'<html>', 'HTTP 403, text/html.*proxy'),
+    (404, 'text/html', b'<html>', 'HTTP 404, text/html.*proxy'),
+    (200, 'application/json', b'{"properties": "x"}', 'HTTP 200.*proxy'),
     (401, 'application/json', b'{"error": {"code": "InvalidAuthenticationToken", "message": "no"}}',
      'InvalidAuthenticationToken: no.*\n.*az login'),
 ])
@@ -191,6 +196,16 @@ def test_an_answer_that_is_not_of_resource_manager_is_one_sentence(odd, status, 
 
 def test_the_tenant_is_that_of_the_token():
     assert arm.Manager(Token(), 1).tenant() == 't'
+    for token in ('opaque', 'a.b.c', 'a.e30.c', 'a.W10.c'):
+        with pytest.raises(azure_ml.AzureError, match='the token does not name its directory'):
+            arm.Manager(Token(token), 1).tenant()
+
+
+def test_a_resource_that_does_not_appear_is_not_waited_for_long(odd, monkeypatch):
+    monkeypatch.setattr(arm, 'APPEAR_SECONDS', 0)
+    odd(404, 'application/json', b'{"error": {"code": "ResourceNotFound", "message": "none"}}')
+    with pytest.raises(azure_ml.AzureError, match='make it in time: it is not there yet'):
+        arm.Manager(Token(), 2).wait('/x', '1', 'make it', float('inf'))
 
 
 def test_names_that_are_unique_in_azure_follow_from_the_settings():

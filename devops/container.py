@@ -31,18 +31,18 @@ PASSED = (
     'AZURESUBSCRIPTION_CLIENT_ID', 'AZURESUBSCRIPTION_SERVICE_CONNECTION_ID',
     'SYSTEM_OIDCREQUESTURI', 'SYSTEM_ACCESSTOKEN', 'TF_BUILD', 'SYSTEM_COLLECTIONURI',
     'SYSTEM_TEAMPROJECT', 'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY', 'PIP_INDEX_URL')
-# Finds make and git in .container/tools where the image has none.
-START = 'PATH="$PATH:$0/bin" exec "$@"'
+# Finds make and git in .container/tools, which is there only where the image's own do not do.
+START = 'PATH="$0/bin:$PATH" exec "$@"'
 HAVE_TOOLS = "make --version 2>&1 | grep -q '^GNU Make [4-9]' && git --version >/dev/null 2>&1"
 GET_TOOLS = ('conda create --quiet --yes --prefix "$0" --override-channels --channel conda-forge '
              'git make')
 ADVICE = ('set CONTAINER_IMAGE in devops/variables.yml to a copy of it, or to any image with '
-          'Python 3.7 to 3.11 and bash, such as python:3.11')
+          'Python 3.7, 3.10 or 3.11 and bash, such as python:3.11')
 
 
 def image(environ, variables):
     """The image's name: CONTAINER_IMAGE of the environment, else of the text of variables.yml."""
-    found = re.search(r'name: CONTAINER_IMAGE\n +value: *(\S+)', variables)
+    found = re.search(r"""name: CONTAINER_IMAGE\n +value: *["']?([^\s"']+)""", variables)
     return environ.get('CONTAINER_IMAGE') or (found.group(1) if found else '')
 
 

@@ -1,5 +1,7 @@
 """The docker command line of a pipeline's step, and what the rehearsal's stand-in makes of it."""
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 import container
 import docker_stand_in
 import settings
+import sign_in
 from conftest import ROOT
 
 pytestmark = pytest.mark.no_cover
@@ -21,7 +24,8 @@ STAND_IN = ROOT / 'devops' / 'rehearsal' / 'docker_stand_in.py'
 def docker(tmp_path, monkeypatch):
     """A `docker` on the path that is the stand-in."""
     command = tmp_path / 'docker'
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_IN} "$@"\n')
+    words = ' '.join(map(shlex.quote, [sys.executable, str(STAND_IN)]))
+    command.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     command.chmod(0o755)
     monkeypatch.setenv('PATH', f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv('CONTAINER', raising=False)
@@ -46,6 +50,15 @@ def test_every_setting_is_passed_by_name_and_no_value_is_in_the_command():
     assert not any('s3cret' in word for word in command)
 
 
+def test_every_name_that_the_scripts_read_is_passed():
+    text = ''.join(path.read_text() for path in (ROOT / 'scripts').glob('*.py'))
+    read = set(re.findall(r"'((?:SYSTEM|TF)_[A-Z]+)'", text))
+    read |= set(sign_in.FEDERATION + sign_in.JOB + sign_in.PRINCIPALS[1])
+    # Of these it is pip and requests that read them.
+    read |= {'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY', 'PIP_INDEX_URL'}
+    assert set(container.PASSED) == read - {row[0] for row in settings.SETTINGS}
+
+
 def test_a_command_sees_the_checkout_its_settings_and_nothing_else(docker):
     code, text = run('sh', '-c', 'pwd; env; id -u; exit 7', MODEL_NAME='mine', OTHER='theirs',
                      AZUREML_SERVICE_PRINCIPAL_PASSWORD='s3cret')
@@ -63,6 +76,14 @@ def test_the_image_is_that_of_the_variables_unless_the_environment_names_one():
     assert container.image({'CONTAINER_IMAGE': 'python:3.11'}, text) == 'python:3.11'
 
 
+@pytest.mark.parametrize('value, named', [
+    ('python:3.11', 'python:3.11'), ('"python:3.11"', 'python:3.11'),
+    ("'python:3.11'  # why", 'python:3.11'), ("''", '')])
+def test_the_image_is_read_as_yaml_means_it(value, named):
+    text = f'variables:\n- name: CONTAINER_IMAGE\n  value: {value}\n\n- name: OTHER\n  value: x\n'
+    assert container.image({}, text) == named
+
+
 def test_an_image_that_cannot_be_pulled_is_one_sentence_with_what_to_set(docker):
     code, text = run('--prepare', CONTAINER_IMAGE='python:no-such-tag')
     assert code == 1 and 'error: the image python:no-such-tag cannot be pulled: set ' \
@@ -74,6 +95,20 @@ def test_make_and_git_are_fetched_where_the_image_lacks_them(docker, have, get, 
     answers = {container.HAVE_TOOLS: have, container.GET_TOOLS: get}
     problem = container.prepare('image', lambda words: answers[words[2]])
     assert (said in problem) if said else problem is None
+
+
+def test_tools_that_were_fetched_come_before_an_old_make_of_the_image(
+        docker, tmp_path, monkeypatch):
+    for folder, version in ((tmp_path / 'image', '3.81'), (container.TOOLS / 'bin', '4.4')):
+        folder.mkdir(parents=True)
+        for name in ('make', 'git'):
+            (folder / name).write_text(f'#!/bin/sh\necho GNU Make {version}\n')
+            (folder / name).chmod(0o755)
+    monkeypatch.setenv('PATH', f"{tmp_path / 'image'}:{os.environ['PATH']}")
+    check = ['bash', '-c', container.HAVE_TOOLS]
+    assert subprocess.call(container.docker_run('image', check, os.environ, USER)) == 0
+    (container.TOOLS / 'bin' / 'make').unlink()
+    assert subprocess.call(container.docker_run('image', check, os.environ, USER)) == 1
 
 
 @pytest.mark.parametrize('words', [[], ['--prepare', 'make', 'test']])
@@ -88,12 +123,16 @@ def test_without_docker_one_sentence_says_so(tmp_path):
 
 def test_a_cancelled_step_reaches_the_script_behind_make(docker, tmp_path):
     process = subprocess.Popen(
-        ['bash', '-c', f"exec {sys.executable} {ROOT / 'devops' / 'container.py'} sh -c "
+        ['bash', '-c', f"exec {shlex.quote(sys.executable)} "
+                       f"{shlex.quote(str(ROOT / 'devops' / 'container.py'))} sh -c "
                        "'trap \"echo cancelled; exit 3\" INT; echo ready; while :; do sleep 0.05; "
                        "done'"], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b'ready\n'
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[0] == b'cancelled\n' and process.returncode == 3
+
+
+IN_HOME = ['run', '--user', USER, '--env', 'HOME=/tmp']
 
 
 @pytest.mark.parametrize('words, code, said', [
@@ -105,15 +144,42 @@ def test_a_cancelled_step_reaches_the_script_behind_make(docker, tmp_path):
     (['run', '--mount', 'type=bind,sauce=/tmp,target=/tmp', 'image'], 125, 'can only bind'),
     (['run', 'image'], 125, "without the agent's user"),
     (['run', '--user', USER, 'image:no-such-tag'], 125, 'manifest unknown'),
-    (['run', '--user', USER, '--env', 'NAME=x', 'image', 'sh', '-c', 'test $NAME = x; exit 9'], 9,
-     ''),
+    (['run', '--user', USER, 'image', 'true'], 125, '--user without HOME'),
+    (['run', '--user', USER, '--env', 'HOME=/', 'image', 'true'], 125, '--user without HOME'),
+    (IN_HOME + ['--env', 'TINI_KILL_PROCESS_GROUP=1', 'image', 'true'], 125, 'without --init'),
+    (IN_HOME + ['--init', '--env', 'TINI_KILL_PROCESS_GROUP=1', 'image', 'true'], 0, ''),
+    (IN_HOME + ['--env', '=x', 'image', 'true'], 125, 'invalid environment variable: =x'),
+    (IN_HOME + ['--workdir', '/no/such', 'image', 'true'], 125, 'would make it as root'),
+    (IN_HOME + ['image'], 125, 'no command'),
+    (IN_HOME + ['Image', 'true'], 125, 'repository name (Image) must be lowercase'),
+    (IN_HOME + ['image', 'no-such-command'], 127,
+     'exec: "no-such-command": executable file not found in $PATH'),
+    (IN_HOME + ['image', '/tmp'], 126, 'exec: "/tmp": permission denied'),
+    (IN_HOME + ['--env', 'NAME=x', 'image', 'sh', '-c', 'test $NAME = x; exit 9'], 9, ''),
     (['pull', 'image:no-such-tag'], 1, 'manifest unknown'),
+    (['pull', 'image:'], 1, 'invalid reference format'),
+    (['pull'], 1, 'invalid reference format'),
     (['build', '.'], 125, 'does not imitate docker build'),
 ])
 def test_the_stand_in_refuses_what_docker_refuses(words, code, said):
     done = subprocess.run([sys.executable, str(STAND_IN)] + words, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, env={'PATH': os.environ['PATH']})
     assert (done.returncode, said in done.stdout.decode()) == (code, True), done.stdout.decode()
+
+
+@pytest.mark.parametrize('name, said', [
+    ('python', None), ('python:3.11', None), ('mcr.microsoft.com/mlops/python:openhack', None),
+    ('localhost:5000/a__b/c--d.e:T_1', None), ('python:3.11@sha256:' + 'a' * 64, None),
+    ('MyHost/image', None),
+    ('', ''), ('image:', ''), ('"image"', ''), ('a//b', ''), ('-image', ''), ('a___b', ''),
+    ('image:-tag', ''), ('image:' + 'a' * 129, ''), ('image@sha256:abc', ''), ('image ', ''),
+    ('image\n', ''), ('image:é', ''), ('host:port/image', ''),
+    ('mcr.microsoft.com/MLOps/python:openhack', ': repository name (MLOps/python) must be lower'),
+])
+def test_a_name_that_no_image_can_have(name, said):
+    wrong = docker_stand_in.wrong_name(name)
+    assert wrong is None if said is None else (
+        wrong.startswith('invalid reference format' + said) and (said or wrong[-6:] == 'format'))
 
 
 def test_what_is_not_mounted_is_missing_in_the_container(tmp_path, monkeypatch, capsys):
@@ -123,6 +189,8 @@ def test_what_is_not_mounted_is_missing_in_the_container(tmp_path, monkeypatch, 
     mount = f"type=bind,source={tmp_path / 's'},target={tmp_path / 's'}"
     words = ['run', '--user', USER, '--mount', mount, '--workdir', str(tmp_path / 's'), 'image']
     assert docker_stand_in.main(words + ['ls', str(tmp_path / 'temp')]) == 125
+    assert 'temp is not mounted' in capsys.readouterr().err
+    assert docker_stand_in.main(words + ['make', f"OUT={tmp_path / 'temp'}"]) == 125
     assert 'temp is not mounted' in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import docker_stand_in
 import job_runner
 import pipeline_yaml
 import rehearse
@@ -115,6 +116,12 @@ def test_an_output_variable_decides_about_the_next_stage(project, word, result):
     assert results == {'a': 'succeeded', 'b': result}
     assert rehearse.result_of(results.values()) == 'succeeded'
     assert project.rows[0][3] == ['result=' + word]
+
+
+def test_an_output_has_the_name_of_its_step_in_front_within_the_job_too(project):
+    command = 'echo "##vso[task.setvariable variable=word;isOutput=true]x"'
+    assert project.run(pipeline(stage('a', script(command, name='run'), script(
+        'test "$(run.word)$RUN_WORD" = xx && test -z "${WORD:-}"')))) == {'a': 'succeeded'}
 
 
 def test_an_output_that_no_step_sets_stops_the_rehearsal(project):
@@ -471,6 +478,36 @@ def test_each_way_a_run_can_end_and_a_rollback_to_the_version_before(real):
     assert 'result=kept' in real.rows[-2][4]
     # An OIDC token and one of access for each step that signs in, and the jobs' own.
     assert len(real.secrets) > 20
+
+
+def test_the_stand_in_for_docker_starts_in_a_checkout_with_a_blank_in_its_path(
+        tmp_path, monkeypatch):
+    folder = tmp_path / 'a b'
+    folder.mkdir()
+    (folder / 'python').symlink_to(sys.executable)
+    (folder / 'docker_stand_in.py').symlink_to(
+        ROOT / 'devops' / 'rehearsal' / 'docker_stand_in.py')
+    monkeypatch.setattr(sys, 'executable', str(folder / 'python'))
+    monkeypatch.setattr(rehearse, '__file__', str(folder / 'rehearse.py'))
+    programs = rehearse.Rehearsal(folder, None, None, {}, 'secret').programs
+    environ = {name: value for name, value in os.environ.items() if name != 'CONTAINER'}
+    done = subprocess.run([str(programs / 'docker'), 'pull', 'python:3.11'], env=environ,
+                          stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (0, b'python:3.11\n')
+    # CONTAINER=1 looks for the real one behind it.
+    monkeypatch.setenv('PATH', str(programs))
+    with pytest.raises(docker_stand_in.DockerError, match='there is none here'):
+        docker_stand_in.real_docker()
+
+
+@pytest.mark.parametrize('named', [
+    'python', 'python:3.11', 'host:5000/a/python:open-hack_1.2', '"python:3.11"',
+    'python:3.11@sha256:' + 'a' * 64])
+def test_the_fault_image_changes_the_tag_alone(named):
+    text = f'variables:\n- name: CONTAINER_IMAGE\n  value: {named}\n\n- name: A\n  value: b\n'
+    changed = rehearse.COMMITS['image']['devops/variables.yml'](text)
+    kept = 'host:5000/a/python' if 'host' in named else 'python'
+    assert changed == text.replace(named, kept + ':no-such-tag')
 
 
 @pytest.mark.end_to_end

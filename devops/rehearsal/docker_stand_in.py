@@ -6,11 +6,12 @@ What the command line does not pass or mount is missing, as it would be in a con
 CONTAINER=1 the real docker runs it, with the stand-in for Azure within reach.
 With a flag that is not imitated the rehearsal could not tell what Docker would do: it is refused.
 Sources: messages of github.com/docker/cli at 28f7560 (container/opts.go, run.go); signals of
-github.com/krallin/tini at 369448a (docker's init).
+github.com/krallin/tini at 369448a (docker's init); names of github.com/distribution/reference.
 """
 import argparse
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,9 +20,16 @@ from pathlib import Path
 
 # Every image can be pulled but one with this tag, which FAULT=image names.
 NO_SUCH_TAG = 'no-such-tag'
+# host[:port]/path:tag@digest; a first part with none of . : A-Z is no host but of the path.
+REFERENCE = re.compile(
+    r'((?=[^/]*[.:A-Z]|localhost/)LABEL(\.LABEL)*(:[0-9]+)?/)?(?P<path>PART(/PART)*)'
+    r'(:\w[\w.-]{0,127})?(@sha256:[0-9a-f]{64})?'
+    .replace('LABEL', '[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?')
+    .replace('PART', '[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*'), re.ASCII)
 # What an image would bring: its Python, the size of the sample, how pip reaches its index.
 IMAGE = ('PYTHON', 'ROWS', 'OMP_NUM_THREADS')
 IMAGE_BEGINNINGS = ('PIP_', 'UV_')
+GROUP = 'TINI_KILL_PROCESS_GROUP'
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # The network of a container is that of this machine: the certificates of who answers there.
 NETWORK = ('REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE', 'SSL_CERT_FILE', 'SSL_CERT_DIR')
@@ -54,10 +62,16 @@ def parse(words):
 
 
 def variables(texts, environ):
-    """{name: value} of the --env flags: a name alone takes the caller's value, if it has one."""
+    """{name: value} of the --env flags: a name alone takes the caller's value, if it has one.
+
+    Raises DockerError for a value without a name.
+    """
     passed = {}
     for text in texts:
         name, given, value = text.partition('=')
+        if not name:
+            raise DockerError(f'invalid argument "{text}" for "-e, --env" flag: '
+                              f'invalid environment variable: {text}')
         if given or name in environ:
             passed[name] = value if given else environ[name]
     return passed
@@ -84,6 +98,9 @@ def check(args, passed, home):
 
     home: the folder of the job on the agent, of which a container sees only what is mounted.
     """
+    wrong = wrong_name(args.image)
+    if wrong:
+        raise DockerError(f'docker: {wrong}')
     if args.image.endswith(':' + NO_SUCH_TAG):
         raise DockerError(f"Unable to find image '{args.image}' locally\n"
                           f'docker: Error response from daemon: {unknown_manifest(args.image)}')
@@ -91,14 +108,35 @@ def check(args, passed, home):
         raise DockerError('docker: Error response from daemon: the working directory '
                           f"'{args.workdir}' is invalid, it needs to be an absolute path")
     seen = mounts(args.mount)
-    for text in [args.workdir] + args.command + list(passed.values()):
-        path = Path(text)
+    words = [args.workdir] + args.command + list(passed.values())
+    # Of OUT=/path too, as make takes it.
+    for path in map(Path, words + [word.partition('=')[2] for word in words]):
         if path.is_absolute() and home in path.parents and not any(
                 folder == path or folder in path.parents for folder in seen):
             raise DockerError(f'{path} is not mounted, so there is nothing there in the container')
     if args.user != f'{os.getuid()}:{os.getgid()}':
         raise DockerError("without the agent's user and group by --user, the files that this "
                           "writes would not be the agent's to change")
+    if passed.get('HOME', '/') == '/':
+        raise DockerError("--user without HOME: who is not in the image's /etc/passwd gets /, "
+                          'where only root can write')
+    if GROUP in passed and not args.init:
+        raise DockerError(f"{GROUP} without --init: docker's init, which reads it, is not there")
+    if not os.path.isdir(args.workdir):
+        raise DockerError(f'the stand-in for docker: {args.workdir} does not exist, and docker '
+                          'would make it as root')
+    if not args.command:
+        raise DockerError("the stand-in for docker: no command, and it does not know the image's")
+
+
+def wrong_name(image):
+    """What docker says of a name that no image can have, else None."""
+    if REFERENCE.fullmatch(image):
+        return None
+    found = REFERENCE.fullmatch(image.lower())
+    path = image[found.start('path'):found.end('path')] if found else ''
+    return 'invalid reference format' + (
+        f': repository name ({path}) must be lowercase' if found else '')
 
 
 def unknown_manifest(image):
@@ -106,16 +144,15 @@ def unknown_manifest(image):
 
 
 def run(args, passed):
-    """Run the command with these variables and no others; its exit code.
+    """Run the command with these variables and no others; its exit code. Raises DockerError.
 
     As with docker's init, a signal goes to all processes with TINI_KILL_PROCESS_GROUP, else to the
     command alone.
     """
-    group = 'TINI_KILL_PROCESS_GROUP' in passed and args.init
     with tempfile.TemporaryDirectory() as scratch:
         # The /tmp of a container is its own.
         passed = {name: scratch if value == '/tmp' else value for name, value in passed.items()}
-        environ = {'PATH': os.environ['PATH'], 'HOME': '/', 'LANG': 'C.UTF-8', 'TMPDIR': scratch}
+        environ = {'PATH': os.environ['PATH'], 'LANG': 'C.UTF-8', 'TMPDIR': scratch}
         environ.update({name: value for name, value in os.environ.items()
                         if name in IMAGE + NETWORK or name.startswith(IMAGE_BEGINNINGS)})
 
@@ -126,12 +163,19 @@ def run(args, passed):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
         def hand_on(number, frame):
-            (os.killpg if group else os.kill)(process.pid, number)
+            (os.killpg if GROUP in passed else os.kill)(process.pid, number)
 
         # What comes between the start of the command and these handlers waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        process = subprocess.Popen(args.command, cwd=args.workdir, env=dict(environ, **passed),
-                                   preexec_fn=begin)
+        try:
+            process = subprocess.Popen(args.command, cwd=args.workdir, env=dict(environ, **passed),
+                                       preexec_fn=begin)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            said = 'executable file not found in $PATH' if missing else error.strerror.lower()
+            raise DockerError('docker: Error response from daemon: failed to create task for '
+                              f'container: exec: "{args.command[0]}": {said}',
+                              127 if missing else 126) from None
         for number in SIGNALS:
             signal.signal(number, hand_on)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -164,9 +208,11 @@ def main(argv=None):
     really = os.environ.get('CONTAINER') == '1'
     try:
         if verb == 'pull':
-            image = words[-1]
+            image = words[-1] if words else ''
             if really:
                 return subprocess.call([real_docker(), 'pull'] + words)
+            if wrong_name(image):
+                raise DockerError(wrong_name(image), 1)
             if image.endswith(':' + NO_SUCH_TAG):
                 raise DockerError(f'Error response from daemon: {unknown_manifest(image)}', 1)
             print(image)

@@ -220,9 +220,12 @@ class Job:
         pairs = (item.split('=', 1) for item in properties.split(';') if '=' in item)
         properties = {key.lower(): content for key, content in pairs}
         if name == 'task.setvariable':
+            variable = properties['variable']
             if is_yes(properties.get('isoutput')):
-                self.outputs[f"{step.get('name', '')}.{properties['variable']}"] = value
-            self.set_variable(properties['variable'], value, is_yes(properties.get('issecret')))
+                # An output has the name of its step in front, within the job as well.
+                variable = f"{step.get('name', '')}.{variable}"
+                self.outputs[variable] = value
+            self.set_variable(variable, value, is_yes(properties.get('issecret')))
         elif name == 'task.prependpath':
             self.path.insert(0, value)
         elif name != 'task.logissue':

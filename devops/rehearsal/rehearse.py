@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -49,7 +50,8 @@ COMMITS = {
         'training/parameters.json': lambda text: re.sub(
             r'("dropped_columns": )\[.*?\]', r'\1["ps_calc_*", "ps_reg_*", "ps_car_*"]', text)},
     'image': {'devops/variables.yml': lambda text: re.sub(
-        r'(CONTAINER_IMAGE\n  value: \S+?)(:\w+)?\n', r'\1:no-such-tag\n', text)},
+        r'''(CONTAINER_IMAGE\n  value: )['"]?([^\s'"@]+?)(:[\w.-]+)?(@\w+:\w+)?['"]?\n''',
+        r'\1\2:no-such-tag\n', text)},
     'vault': {'scripts/workspace.py': lambda text: text.replace("'2026-02-01'", "'2015-06-01'")},
 }
 # Faults of Azure, as devops/loopback/faults.py knows them. They last until the failure hook begins:
@@ -277,8 +279,8 @@ class Rehearsal:
         self.programs = out / 'programs'
         self.programs.mkdir()
         docker = self.programs / 'docker'
-        stand_in = Path(__file__).with_name('docker_stand_in.py')
-        docker.write_text(f'#!/bin/sh\nexec {sys.executable} {stand_in} "$@"\n')
+        words = [sys.executable, str(Path(__file__).with_name('docker_stand_in.py'))]
+        docker.write_text(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, words))} "$@"\n')
         docker.chmod(0o755)
         self.rows, self.builds = [], 0
         own = ROOT / '.venv'

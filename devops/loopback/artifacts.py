@@ -94,10 +94,25 @@ def offer_blobs(call):
 
 @route('POST', API, SNAPSHOTS + '/{snapshot}')
 def put_snapshot(call, snapshot):
-    nodes = (call.json.get('FileRevisionList') or {}).get('FileNodes') or []
-    call.table('snapshots')[snapshot] = {
-        node['FullName']: _blob_name(node['BlobUri']) for node in nodes}
+    """Its tree names its files; the SDK sends those that are not in the parent, which it caches."""
+    known = dict(call.table('snapshots').get(call.json['ParentSnapshotId']) or {})
+    known.update((node['FullName'], _blob_name(node['BlobUri']))
+                 for node in (call.json['FileRevisionList'] or {}).get('FileNodes') or [])
+    names = list(_files(call.json['DirTreeNode']))
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise problem(400, 'UserError', f'Neither sent nor in the parent: {missing}')
+    call.table('snapshots')[snapshot] = {name: known[name] for name in names}
     return {'id': snapshot}
+
+
+def _files(node, folder=''):
+    """The full names of the files in a tree of nodes."""
+    for name, child in node['children'].items():
+        if child['type'] == 'File':
+            yield folder + name
+        else:
+            yield from _files(child, f'{folder}{name}/')
 
 
 def _blob_name(link):

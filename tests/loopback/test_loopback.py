@@ -142,16 +142,18 @@ class Client:
             self.session.put(link, data=content).raise_for_status()
         return container
 
-    def snapshot(self):
-        answer = self.good('POST', 'content/v2.0', '/snapshots/getblob',
-                           {'FileNames': list(SCRIPTS)})
+    def snapshot(self, parent=None, sent=tuple(SCRIPTS), names=tuple(SCRIPTS), status=200):
+        answer = self.good('POST', 'content/v2.0', '/snapshots/getblob', {'FileNames': list(sent)})
         nodes = answer['fileNodes']
         for node in nodes:
             self.session.put(node['blobUri'], data=SCRIPTS[node['fullName']]).raise_for_status()
         snapshot = str(uuid.uuid4())
-        self.good('POST', 'content/v2.0', '/snapshots/' + snapshot, {'FileRevisionList': {
-            'FileNodes': [{'FullName': node['fullName'], 'BlobUri': node['blobUri']}
-                          for node in nodes]}})
+        answer = self.api('POST', 'content/v2.0', '/snapshots/' + snapshot, {
+            'ParentSnapshotId': parent, 'DirTreeNode': {'children': {
+                name: {'type': 'File', 'children': {}} for name in names}},
+            'FileRevisionList': {'FileNodes': [
+                {'FullName': node['fullName'], 'BlobUri': node['blobUri']} for node in nodes]}})
+        assert answer.status_code == status
         return snapshot
 
     def module(self, name, script, arguments, inputs=(), outputs=()):
@@ -432,6 +434,17 @@ def test_a_connection_is_reset_before_or_after_the_deed(client, azure):
         client.register('lost')
     found = client.good('GET', 'modelmanagement/v1.0', '/models?name=lost')['value']
     assert [model['id'] for model in found] == ['lost:1']
+
+
+def test_a_snapshot_takes_what_did_not_change_from_its_parent(client, azure):
+    first, *others = SCRIPTS
+    parent = client.snapshot()
+    child = client.snapshot(parent, sent=[first], names=[first, others[0]])
+    workspace, = azure.journal.table('workspaces').values()
+    snapshots = azure.table(workspace, 'snapshots')
+    assert snapshots[child][others[0]] == snapshots[parent][others[0]]
+    assert snapshots[child][first] != snapshots[parent][first] and len(snapshots[child]) == 2
+    client.snapshot(sent=[first], status=400)
 
 
 def test_an_unknown_fault_is_refused(azure):

@@ -1,5 +1,6 @@
 """What all tests share: the path to the project's modules, and files of parameters."""
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ DEFAULT = ROOT / 'training' / 'parameters.json'
 CHALLENGE = ROOT / 'training' / 'parameters_challenge.json'
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
+import azure_ml  # noqa: E402
 import container  # noqa: E402
 import settings  # noqa: E402
 
@@ -30,6 +32,15 @@ def python_of_one_thread(folder):
     path.write_text(f'#!/bin/sh\nexport OMP_NUM_THREADS=1\nexec {sys.executable} "$@"\n')
     path.chmod(0o755)
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def loud_again():
+    """What makes the SDK silent in one test is not there in the next."""
+    yield
+    logging.disable(logging.NOTSET)
+    for name in azure_ml.SDK_BACKOFF:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

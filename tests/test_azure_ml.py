@@ -1,6 +1,4 @@
 import json
-import logging
-import os
 import subprocess
 import sys
 
@@ -11,14 +9,6 @@ import azure_ml
 from conftest import ROOT
 
 TOKEN = 'eyJ0eXAiOiJKV1QiLCJhbGciOiJSUzI1NiJ9.eyJleHAiOjF9.abc-DEF_123'
-
-
-@pytest.fixture(autouse=True)
-def loud_again():
-    yield
-    logging.disable(logging.NOTSET)
-    for name in azure_ml.SDK_BACKOFF:
-        os.environ.pop(name, None)
 
 
 def answer(status, text):

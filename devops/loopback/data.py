@@ -100,7 +100,9 @@ def put_environment(call, name, version=None):
     """The same definition again is the same version."""
     with call.cloud.journal.lock:
         row = call.table('environments').get(name) or {'versions': []}
-        document = dict(call.json, name=name, version=version or str(len(row['versions']) + 1))
+        # The SDK sends "Docker" and reads "docker".
+        asked = {key[:1].lower() + key[1:]: value for key, value in call.json.items()}
+        document = dict(asked, name=name, version=version or str(len(row['versions']) + 1))
         for known in row['versions']:
             same = dict(known, version=None) == dict(document, version=None)
             if same or known['version'] == version:

@@ -74,9 +74,12 @@ class Job:
 
     def __init__(self, run, folder, minutes, steps):
         self.run, self.folder = run, Path(folder)
-        self.sources, self.temp = self.folder / 's', self.folder / 'temp'
-        self.sources.mkdir(parents=True)
-        self.temp.mkdir()
+        # A hosted agent has the same paths in every job, and what the cache restores counts on it.
+        machine = Path(run.cache).parent / 'agent'
+        shutil.rmtree(str(machine), ignore_errors=True)
+        self.sources, self.temp = machine / 's', machine / 'temp'
+        for path in (self.sources, self.temp, self.folder):
+            path.mkdir(parents=True)
         self.status, self.outputs, self.produced = 'succeeded', {}, []
         self.environ, self.path, self.steps = dict(run.environ), [str(run.programs)], steps
         self.masked, self.to_save = set(), []
@@ -85,8 +88,8 @@ class Job:
         self.plain, self.secret = {}, {}
         for name, value in dict(run.variables, **{
                 'Agent.OS': platform.system(), 'Agent.TempDirectory': self.temp,
-                'Agent.BuildDirectory': self.folder,
-                'Build.SourcesDirectory': self.sources, 'Pipeline.Workspace': self.folder,
+                'Agent.BuildDirectory': machine,
+                'Build.SourcesDirectory': self.sources, 'Pipeline.Workspace': machine,
                 'System.DefaultWorkingDirectory': self.sources,
                 'System.StageAttempt': 1}).items():
             self.set_variable(name, value)

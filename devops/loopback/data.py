@@ -138,6 +138,16 @@ def build_image(call, name, version):
     return Answer({'location': url}, 202)
 
 
+def seconds_to_image(cloud, workspace, environment):
+    """How long a run or a deployment waits for its image, which it has built if nobody did."""
+    images = cloud.table(workspace, 'images')
+    key = f"{environment.get('name')}:{environment.get('version')}"
+    if key not in images:
+        fault = cloud.faults.take('late-image') or {}
+        images[key] = {'ready': time.time() + fault.get('seconds', 0)}
+    return max(0, images[key]['ready'] - time.time())
+
+
 @route('GET', API, IMAGES + '/operations/{operation}')
 def get_image_build(call, name, version, operation):
     built = call.table('images')[f'{name}:{version}']['ready'] <= time.time()
@@ -146,7 +156,7 @@ def get_image_build(call, name, version, operation):
 
 @route('GET', API, ENVIRONMENTS + '/{name}/versions/{version}/image')
 def get_environment_image(call, name, version):
-    """Nothing is really built here; a run or a deployment finds every image."""
+    """Nothing is really built here, it only takes its time."""
     row = call.table('images').get(f'{name}:{version}')
     return {'imageExistsInRegistry': bool(row) and row['ready'] <= time.time(),
             'dockerImage': {'name': 'azureml/' + name, 'registry': None}}

@@ -39,6 +39,9 @@ ADVICE = {
     429: 'Azure is throttling: run this again in a few minutes; nothing is done twice',
 }
 SIGN_IN = 'check tenantId, servicePrincipalId and servicePrincipalKey, or renew the secret'
+NO_KEYS = 'KeyBasedAuthenticationNotPermitted'
+KEYS = ('a policy forbids the keys of the storage account, and SDK v1 knows no other way in: ask '
+        'for an exemption (allowSharedKeyAccess)')
 LATER = 'Azure has a fault: run this again later; nothing is done twice'
 ODD = 'is there a proxy that changes answers? else run this again later; nothing is done twice'
 CONNECTION = 'check the network and HTTPS_PROXY, then run this again; nothing is done twice'
@@ -132,6 +135,8 @@ def explain(what, error):
     if 'AADSTS' in reason:
         # https://learn.microsoft.com/entra/identity-platform/reference-error-codes
         status, advice = 401, SIGN_IN
+    if NO_KEYS in str(error) + reason:
+        advice = KEYS
     if status:
         reason = f'HTTP {status}, {reason}'
     elif any(map(is_connection, chain(error))):

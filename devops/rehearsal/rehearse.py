@@ -68,6 +68,7 @@ SET_UPS = {
     # Contributor on the group is enough: this one is green.
     'group-only': lambda azure: azure.set_role(None, azure.subscription),
     'provider': lambda azure: azure.unregister('Microsoft.KeyVault'),
+    'keys': lambda azure: setattr(azure, 'shared_keys', False),
 }
 FAULTS = tuple(COMMITS) + tuple(STRIKES) + tuple(SET_UPS)
 # They need a model that is registered already to compare with, a service to roll back.

@@ -298,6 +298,13 @@ def test_a_cache_is_saved_once_by_what_its_key_names_and_stays_as_it_is(project)
     assert (saved / 'stamp').read_text() == '1\n'
 
 
+def test_each_job_has_the_paths_of_the_one_before_as_a_cache_counts_on(project):
+    cache = 'task: Cache@2\ninputs: {key: \'"$(Build.SourcesDirectory)"\', path: .venv}'
+    result = project.run(pipeline(
+        stage('a', cache, MAKE), stage('b', cache, script('cat .venv/stamp'))), {})
+    assert set(result.values()) == {'succeeded'} and len(os.listdir(project.folder / 'cache')) == 1
+
+
 def test_a_failed_job_saves_no_cache(project):
     project.run(pipeline(stage('a', CACHE, MAKE, script('false'))), {'pins.txt': 'numpy'})
     assert not (project.folder / 'cache').exists()
@@ -528,6 +535,7 @@ def test_make_rehearse_is_green(tmp_path):
     ('image', 'no-such-tag cannot be pulled: set CONTAINER_IMAGE in devops/variables.yml'),
     ('rights', 'the role Contributor on the resource group rehearsal-RG'),
     ('provider', 'az provider register --namespace Microsoft.KeyVault'),
+    ('keys', 'a policy forbids the keys of the storage account'),
     ('vault', "API version '2015-06-01' for type 'vaults'")])
 def test_a_wrong_set_up_ends_before_a_run(tmp_path, capsys, monkeypatch, fault, said):
     monkeypatch.setenv('PYTHON', sys.executable)

@@ -19,6 +19,7 @@ from conftest import ROOT
 requests = pytest.importorskip('requests')
 pytest.importorskip('trustme')
 pytestmark = pytest.mark.no_cover
+from loopback import resource_manager  # noqa: needs trustme
 
 LOGIN = 'https://login.microsoftonline.com/'
 ARM = 'https://management.azure.com'
@@ -267,6 +268,29 @@ def client(azure):
     azure.faults.clear()
 
 
+def test_the_template_of_the_sdk_needs_the_subscription_and_ends_with_its_vault(client, azure):
+    version, path = '2019-10-01', '/providers/Microsoft.Resources/deployments/d'
+    body = {'properties': {'template': {'resources': [
+        {'type': 'Microsoft.KeyVault/vaults', 'apiVersion': '2015-06-01'},
+        {'type': 'Microsoft.Resources/deployments', 'apiVersion': version,
+         'subscriptionId': azure.env['SUBSCRIPTION_ID']}]}}}
+    refused = client.arm('PUT', client.base + path, body, version)
+    assert code(refused) == (403, 'AuthorizationFailed')
+    assert "scope '/subscriptions/{SUBSCRIPTION_ID}'".format(**azure.env) in refused.text
+    azure.set_role('Owner', azure.subscription)
+    refused = client.arm('PUT', client.base + path, body, version)
+    azure.set_role('Reader', azure.subscription)
+    assert code(refused) == (400, 'NoRegisteredProviderFound') and "'2015-06-01'" in refused.text
+
+
+def test_an_environment_comes_back_as_the_sdk_reads_it(client):
+    sent = {'Name': 'e', 'Docker': {'baseImage': 'image'}, 'EnvironmentVariables': {'A_B': 'c'}}
+    client.good('PUT', 'environment/v1.0', '/environments/e', sent)
+    found = client.good('GET', 'environment/v1.0', '/environments/e')
+    assert found == {'name': 'e', 'version': '1', 'docker': {'baseImage': 'image'},
+                     'environmentVariables': {'A_B': 'c'}}
+
+
 def test_sign_in_is_refused_in_the_words_of_entra(client):
     for wrong, status, number in (({'secret': 'wrong'}, 401, 7000215),
                                   ({'client': str(uuid.uuid4())}, 400, 700016),
@@ -334,6 +358,18 @@ def test_blobs(client, azure):
     assert not os.path.exists(os.path.join(azure.folder, 'escaped'))
 
 
+def test_neither_keys_nor_links_are_taken_where_a_policy_forbids_keys(client, azure):
+    path = f"/artifacts/contentinfo/LocalUpload/{client.upload({'a.txt': 'x'})}/a.txt"
+    link = client.good('GET', 'artifact/v2.0', path)['contentUri']
+    azure.shared_keys = False
+    answers = [client.session.get(link), client.session.get(
+        'https://loopstore.blob.core.windows.net/azureml-blobstore/a.csv',
+        headers={'Authorization': 'SharedKey loopstore:x'})]
+    azure.shared_keys = True
+    assert {(answer.status_code, answer.headers['x-ms-error-code']) for answer in answers} == {
+        (403, 'KeyBasedAuthenticationNotPermitted')}
+
+
 def test_the_name_of_an_artifact_is_taken_once_and_its_link_is_good_for_nothing_else(client):
     container = client.upload({'a.txt': 'x', 'b.txt': 'y'})
     path = f'/artifacts/contentinfo/LocalUpload/{container}/a.txt'
@@ -363,6 +399,20 @@ def test_steps_run_from_the_snapshot_and_hand_on_their_data(client):
     assert kept == ['outputs/kept.txt', 'user_logs/std_log.txt']
     assert client.api('POST', 'pipelines/v1.0', '/PipelineRuns/PipelineSubmit/' + pipeline, {
         'ExperimentName': 'tests', 'ParameterAssignments': {'colour': 'red'}}).status_code == 400
+
+
+def test_a_step_waits_for_its_image_once(client, azure):
+    module = client.module('only', 'write.py', [('Parameter', 'text'), ('Output', 'data')],
+                           outputs=['data'])
+    module['Runconfig'] = json.dumps({'environment': {
+        'name': 'late', 'version': '1', 'environmentVariables': {'COLOUR': 'blue'}}})
+    pipeline = client.publish([module])
+    azure.faults.add('late-image', seconds=1, count=None)
+    for least, most in ((1, SECONDS), (0, 1)):
+        run, begin = client.submit(pipeline), time.monotonic()
+        until(lambda: client.steps(run) and client.steps(run)['only']['status'] != 'Queued')
+        assert least <= time.monotonic() - begin < most
+        assert client.ended(run) == 'Completed'
 
 
 def test_cancel_really_kills_the_step(client):
@@ -450,6 +500,16 @@ def test_a_snapshot_takes_what_did_not_change_from_its_parent(client, azure):
 def test_an_unknown_fault_is_refused(azure):
     with pytest.raises(ValueError, match='unknown fault .*the names are throttled'):
         azure.faults.add('earthquake')
+
+
+def test_a_first_deployment_that_is_refused_leaves_a_failed_service(client, azure, tmp_path):
+    space, = azure.journal.table('workspaces').values()
+    identity, group = space['identity']['principalId'], azure.group(GROUP)
+    resource_manager.assign(azure, identity, 'Azure AI Administrator', group)
+    failed = client.operation(client.deploy('refused', [], tmp_path))
+    resource_manager.assign(azure, identity, 'Contributor', group)
+    assert failed['state'] == client.service('refused')['state'] == 'Failed'
+    assert 'containerGroups/write' in client.service('refused')['error']['message']
 
 
 @pytest.mark.end_to_end

@@ -50,10 +50,7 @@ def register_table(space, config, path):
     seconds = config.call_timeout_seconds + os.path.getsize(path) / SLOWEST_BYTES_PER_SECOND
     with azure_ml.asking(f'upload {path}', seconds):
         store.upload_files([str(path)], target_path=target, overwrite=True, show_progress=False)
-        # The SDK only logs an upload that failed.
-        if hasattr(store, 'blob_service'):
-            store.blob_service.get_blob_client(
-                store.container_name, f'{target}/{Path(path).name}').get_blob_properties()
+        workspace.check_stored(store, [f'{target}/{Path(path).name}'])
     with azure_ml.asking(f'register the dataset {name}', config.call_timeout_seconds):
         from azureml.core import Dataset
         files = Dataset.File.from_files([(store, f'{target}/{Path(path).name}')],

@@ -244,8 +244,10 @@ def deploy_model(config, name, version):
         shutil.copytree(str(SOURCE), str(source), ignore=shutil.ignore_patterns(*NOT_UPLOADED))
         store = workspace.datastore(space, config)
         with azure_ml.asking('store the scoring files', config.call_timeout_seconds):
-            store.upload(str(source), target_path='scoring/' + parts['scoring'], overwrite=True,
-                         show_progress=False)
+            target = 'scoring/' + parts['scoring']
+            store.upload(str(source), target_path=target, overwrite=True, show_progress=False)
+            workspace.check_stored(store, [f'{target}/{path.relative_to(source).as_posix()}'
+                                           for path in source.rglob('*') if path.is_file()])
         try:
             return service_facts(create_or_update(
                 space, config, service, source, environment, parts, tags, (cores, memory)))

@@ -147,6 +147,18 @@ def datastore(workspace, config):
         return workspace.get_default_datastore()
 
 
+def check_stored(store, paths):
+    """Raise an error for a file that is not in the store: the SDK only logs a failed upload."""
+    for path in paths if hasattr(store, 'blob_service') else ():
+        try:
+            store.blob_service.get_blob_client(store.container_name, path).get_blob_properties()
+        except Exception as error:
+            if azure_ml.status_of(error) != 404:
+                raise
+            raise azure_ml.AzureError(
+                f'could not upload {path}: it did not arrive; run this again') from None
+
+
 def environment(workspace, config, tag):
     """The azureml Environment of the lines of conda_dependencies.yml with this tag.
 

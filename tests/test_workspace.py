@@ -214,3 +214,24 @@ def test_names_that_are_unique_in_azure_follow_from_the_settings():
     other = settings.read(dict(VALUES, RESOURCE_GROUP='other'))
     first, second = [[row[2] for row in workspace.resources(one, 't')] for one in (config, other)]
     assert set(first[:2]).isdisjoint(second[:2]) and first[2:] == second[2:]
+
+
+def test_an_upload_that_did_not_arrive_is_said():
+    class Store:
+        container_name, blob_service = 'c', property(lambda self: self)
+
+        def get_blob_client(self, container, path):
+            self.status_code = {'there': None}.get(path, 404 if path == 'lost' else 403)
+            return self
+
+        def get_blob_properties(self):
+            if self.status_code:
+                raise type('Refused', (Exception,), {'status_code': self.status_code})
+
+    workspace.check_stored(Store(), ['there'])
+    workspace.check_stored(object(), ['of a store that is no blob storage'])
+    with pytest.raises(azure_ml.AzureError, match='could not upload lost: it did not arrive'):
+        workspace.check_stored(Store(), ['there', 'lost'])
+    with pytest.raises(Exception) as error:
+        workspace.check_stored(Store(), ['forbidden'])
+    assert azure_ml.status_of(error.value) == 403

@@ -18,6 +18,8 @@ import warnings
 SDK_BACKOFF = {'AZUREML_DEFAULT_BACKOFF': '2', 'AZUREML_DEFAULT_503_BACKOFF': '2'}
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
+ANSWER_SECONDS = 20
+FIRST_PAUSE_SECONDS = 1
 # Modules whose exceptions come from the service or from the way there, not from a mistake here.
 SERVICE_MODULES = ('azure', 'azureml', 'msal', 'msrest', 'msrestazure', 'adal', 'requests',
                    'urllib3', 'socket', 'ssl', 'http')
@@ -194,13 +196,13 @@ def asking(what, seconds):
                          f'({type(error).__name__}: {clean(str(error))[:200]})\n{ODD}') from None
 
 
-def repeat(call, seconds, delay=1):
+def repeat(call, seconds):
     """call(), repeated while it fails by throttling, a fault of the server or the connection.
 
     For the calls that the SDK does not repeat by itself: all to the environment service, and POST
     to the pipeline service.
     """
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, FIRST_PAUSE_SECONDS
     while True:
         try:
             return call()
@@ -209,7 +211,33 @@ def repeat(call, seconds, delay=1):
             transient = status in TRANSIENT or (
                 status is None and any(map(is_connection, chain(error)))
                 and UNTRUSTED not in str(error))
-            if not transient or time.monotonic() + delay > end:
+            if not transient or time.monotonic() + pause > end:
                 raise
-        time.sleep(delay)
-        delay *= 2
+        time.sleep(pause)
+        pause *= 2
+
+
+def request(what, seconds, method, url, **more):
+    """The answer to a request of our own, of any status but those that pass: asked again.
+
+    seconds: the longest wait. Raises AzureError.
+    """
+    import requests
+
+    def send():
+        response = requests.request(method, url, timeout=ANSWER_SECONDS, allow_redirects=False,
+                                    **more)
+        if response.status_code in TRANSIENT:
+            response.raise_for_status()
+        return response
+    with asking(what, seconds):
+        return repeat(send, seconds / 2)
+
+
+def json_object(response):
+    """The JSON object that an answer is, or {}."""
+    try:
+        found = response.json()
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}

@@ -5,10 +5,7 @@
 The ways, in this order: a federated service connection, without any secret; a service principal's
 secret; the Azure CLI; a browser, on a terminal only.
 """
-import json
 import re
-import shutil
-import subprocess
 import sys
 import time
 
@@ -17,10 +14,10 @@ import settings
 
 # The SDK asks for Resource Manager's tokens by its older name.
 RESOURCE_MANAGER = 'https://management.core.windows.net/', 'https://management.azure.com'
-ANSWER_SECONDS = 30
+# The longest wait for a token.
+LONGEST_SECONDS = 60
 # A token is renewed so long before it ends.
 MARGIN_SECONDS = 300
-CLI_SECONDS = 540
 SHORTEST_SECONDS = 600
 FEDERATION = ('AZURESUBSCRIPTION_TENANT_ID', 'AZURESUBSCRIPTION_CLIENT_ID',
               'AZURESUBSCRIPTION_SERVICE_CONNECTION_ID')
@@ -81,25 +78,14 @@ def renewed(ask):
 
 
 def post(what, field, advice, url, **request):
-    """The field of the JSON object that a POST is answered with, and the object.
+    """The JSON object that a POST is answered with; it has this field.
 
-    What passes is tried again. Raises AzureError, with the advice, for every other answer.
+    Raises AzureError, with the advice, for every other answer.
     """
-    import requests
-
-    def ask():
-        response = requests.post(url, timeout=ANSWER_SECONDS, allow_redirects=False, **request)
-        if response.status_code in azure_ml.TRANSIENT:
-            response.raise_for_status()
-        return response
-    with azure_ml.asking(what, 3 * ANSWER_SECONDS):
-        response = azure_ml.repeat(ask, ANSWER_SECONDS)
-    try:
-        found = dict(response.json())
-    except (ValueError, TypeError):
-        found = {}
+    response = azure_ml.request(what, LONGEST_SECONDS, 'POST', url, **request)
+    found = azure_ml.json_object(response)
     if response.status_code == 200 and isinstance(found.get(field), str):
-        return found[field], found
+        return found
     said = next((found[name] for name in ('error_description', 'message', 'value')
                  if isinstance(found.get(name), str)), f'no {field} in the answer')
     said = azure_ml.clean(' '.join(said.split()))[:300]
@@ -121,16 +107,16 @@ def federated_tokens(environ):
     tenant, client, connection, uri, job_token = names
 
     def ask(audience):
-        assertion, _ = post(
+        assertion = post(
             'get an OIDC token of the service connection', 'oidcToken',
             "the job needs devops/sign_in.yml, whose task names the connection, and the step "
             'SYSTEM_ACCESSTOKEN: $(System.AccessToken)', uri.rstrip('/'),
             params={'api-version': '7.1', 'serviceConnectionId': connection},
             headers={'Authorization': f'Bearer {job_token}', 'Content-Type': 'application/json',
                      # 401 rather than a redirect to the sign-in page
-                     'X-TFS-FedAuthRedirect': 'Suppress'})
+                     'X-TFS-FedAuthRedirect': 'Suppress'})['oidcToken']
         resource = RESOURCE_MANAGER[1] if audience == RESOURCE_MANAGER[0] else audience
-        access, found = post(
+        found = post(
             'sign in with the OIDC token', 'access_token',
             'the federated credential of the app registration must have the issuer and the subject '
             'that the service connection shows',
@@ -139,35 +125,31 @@ def federated_tokens(environ):
                 'client_assertion_type': 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer',
                 'client_assertion': assertion, 'scope': resource.rstrip('/') + '/.default'})
         seconds = found.get('expires_in')
-        return access, seconds if isinstance(seconds, int) else SHORTEST_SECONDS
+        return found['access_token'], seconds if isinstance(seconds, int) else SHORTEST_SECONDS
     return renewed(ask)
 
 
 def command_line_tokens():
-    """A function from audience to access token that asks the Azure CLI, or None if it cannot.
-
-    It needs no azure-cli package beside the SDK.
-    """
-    az = shutil.which('az')
+    """A function from audience to access token that asks the Azure CLI, or None if it cannot."""
+    from azure.core.exceptions import ClientAuthenticationError
+    from azure.identity import AzureCliCredential
+    credential = AzureCliCredential(process_timeout=LONGEST_SECONDS)
 
     def ask(audience):
         try:
-            answer = subprocess.run(
-                [az, 'account', 'get-access-token', '--resource', audience, '--output', 'json'],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-            said = answer.stderr.decode(errors='replace').strip()
-            if not answer.returncode:
-                return json.loads(answer.stdout.decode())['accessToken'], CLI_SECONDS
-        except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError) as error:
-            said = f'{type(error).__name__}: {error}'
-        raise azure_ml.AzureError('`az account get-access-token` failed: '
-                                  + azure_ml.clean(said)[:300], status=401)
+            found = credential.get_token(audience + '/.default')
+        # TypeError: it said JSON that is no object.
+        except (ClientAuthenticationError, TypeError) as error:
+            raise azure_ml.AzureError('`az account get-access-token` failed: '
+                                      + azure_ml.reason_of(error), status=401) from None
+        return found.token, found.expires_on - time.time()
 
     token = renewed(ask)
     try:
-        return token if az and token(RESOURCE_MANAGER[0]) else None
+        token(RESOURCE_MANAGER[0])
     except azure_ml.AzureError:
         return None
+    return token
 
 
 def authentication(environ):
@@ -175,16 +157,15 @@ def authentication(environ):
 
     Raises AzureError or SettingsError.
     """
-    federated = federated_tokens(environ)
-    found = None if federated else principal(environ)
+    azure_ml.quieten()
+    tokens = federated_tokens(environ)
+    found = None if tokens else principal(environ)
+    tokens = tokens or (None if found else command_line_tokens())
+    if not (tokens or found) and (environ.get('TF_BUILD') or not sys.stdin.isatty()):
+        raise azure_ml.AzureError(SIGNED_OUT, status=401)
     from azureml.core import authentication as sdk
-    if federated:
-        return sdk.TokenAuthentication(federated, cloud='AzureCloud')
+    if tokens:
+        return sdk.TokenAuthentication(tokens, cloud='AzureCloud')
     if found:
         return sdk.ServicePrincipalAuthentication(*found)
-    token = command_line_tokens()
-    if token:
-        return sdk.TokenAuthentication(token, cloud='AzureCloud')
-    if sys.stdin.isatty() and not environ.get('TF_BUILD'):
-        return sdk.InteractiveLoginAuthentication()
-    raise azure_ml.AzureError(SIGNED_OUT, status=401)
+    return sdk.InteractiveLoginAuthentication()

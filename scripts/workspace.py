@@ -111,14 +111,13 @@ def create_resources(manager, config):
             print(f'{title} {name}: created, {time.monotonic() - began:.0f} s', flush=True)
 
 
-def connect(config, environ=os.environ):
+def connect(config):
     """The azureml.core.Workspace that the settings name. Raises AzureError or SettingsError."""
-    azure_ml.quieten()
-    from azureml.core import Workspace
     with azure_ml.asking(f'open the workspace {config.workspace_name}',
                          config.call_timeout_seconds):
+        from azureml.core import Workspace
         return Workspace.get(
-            config.workspace_name, auth=sign_in.authentication(environ),
+            config.workspace_name, auth=sign_in.authentication(os.environ),
             subscription_id=config.subscription_id, resource_group=config.resource_group)
 
 
@@ -251,7 +250,6 @@ def main(argv=None):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
         config = settings.read(os.environ, needs=settings.WORKSPACE + ('LOCATION',))
-        azure_ml.quieten()
         create_resources(arm.Manager(sign_in.authentication(os.environ),
                                      config.call_timeout_seconds), config)
         workspace = connect(config)

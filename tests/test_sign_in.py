@@ -16,6 +16,7 @@ OWN = {'AZUREML_SERVICE_PRINCIPAL_TENANT_ID': 'T', 'AZUREML_SERVICE_PRINCIPAL_ID
 @pytest.fixture
 def az(tmp_path, monkeypatch):
     """A function that puts an Azure CLI on the path: a shell script with this text."""
+    pytest.importorskip('azure.identity', reason='the Azure SDK needs Python 3.11 or older')
     monkeypatch.setenv('PATH', str(tmp_path))
 
     def install(text):
@@ -41,8 +42,8 @@ def test_principal_of_the_agent_then_of_the_sdk():
 
 
 def test_azure_cli_gives_tokens_and_is_asked_once_for_each(az):
-    asked = az(f'echo "$4" >> {os.environ["PATH"]}/asked; '
-               'echo \'{"accessToken": "token"}\'\n')
+    asked = az(f'echo "$6" >> {os.environ["PATH"]}/asked; echo \'{{"accessToken": "token", '
+               '"expiresOn": "2999-01-01 00:00:00.000000"}\'\n')
     token = sign_in.command_line_tokens()
     assert [token('https://a/'), token('https://a/')] == ['token', 'token']
     assert asked.read_text().split() == ['https://management.core.windows.net/', 'https://a/']
@@ -56,7 +57,6 @@ def test_azure_cli_that_is_not_signed_in_is_passed_over(az, text):
 
 
 def test_without_any_sign_in_the_message_says_what_to_do(az, monkeypatch):
-    pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
     # Never a browser here, even when the tests run on a terminal.
     monkeypatch.setattr('sys.stdin', open(os.devnull))
     for environ in ({'idToken': 'x'}, {}, {'TF_BUILD': 'True'}):
@@ -75,7 +75,6 @@ def azure(tmp_path_factory):
 @pytest.fixture
 def federated(azure, monkeypatch):
     """The environment of a step in a job whose tasks name a federated connection."""
-    monkeypatch.setattr(azure_ml, 'quieten', lambda: None)
     for name, value in azure.proxy_environment().items():
         monkeypatch.setenv(name, value)
     named = {name: value for name, value in azure.connection.items() if name.startswith('AZURESUB')}
@@ -83,11 +82,10 @@ def federated(azure, monkeypatch):
 
 
 def test_a_job_gets_a_token_without_any_secret_and_asks_once_an_hour(azure, federated):
-    pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
-    found = sign_in.authentication(federated)
-    first = found.get_authentication_header()['Authorization']
-    assert found.get_authentication_header()['Authorization'] == first
-    azure.tokens.check(first)
+    token = sign_in.federated_tokens(federated)
+    first = token(sign_in.RESOURCE_MANAGER[0])
+    assert token(sign_in.RESOURCE_MANAGER[0]) == first
+    azure.tokens.check(f'Bearer {first}')
 
 
 def test_a_token_is_asked_for_again_before_it_ends(monkeypatch):

@@ -32,8 +32,8 @@ class Token:
 def azure(tmp_path, monkeypatch):
     pytest.importorskip('trustme')
     import loopback
-    monkeypatch.setattr(azure_ml, 'quieten', lambda: None)
     monkeypatch.setattr(arm, 'PAUSE_SECONDS', 0.01)
+    monkeypatch.setattr(azure_ml, 'FIRST_PAUSE_SECONDS', 0.01)
     with loopback.start(str(tmp_path)) as azure:
         azure.add_group(GROUP)
         for name, value in azure.proxy_environment().items():
@@ -145,7 +145,6 @@ def test_a_name_that_someone_else_has_is_said_with_the_way_out(azure):
 @pytest.fixture
 def odd(monkeypatch):
     """A function that has Azure Resource Manager answer everything with this."""
-    monkeypatch.setattr(azure_ml, 'quieten', lambda: None)
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

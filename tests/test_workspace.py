@@ -121,7 +121,7 @@ def test_a_provider_that_is_not_registered_is_named_with_what_to_do(azure):
 
 def test_an_api_version_that_ends_is_refused(azure, monkeypatch):
     wanted = workspace.resources(settings.read(VALUES), 't')
-    old = [row[:3] + ('2015-06-01',) + row[4:] if 'vaults' in row[1] else row for row in wanted]
+    old = [row[:2] + ('2015-06-01', row[3]) if 'vaults' in row[1] else row for row in wanted]
     monkeypatch.setattr(workspace, 'resources', lambda *_: old)
     with pytest.raises(azure_ml.AzureError, match="API version '2015-06-01' for type 'vaults'"):
         create(azure)
@@ -211,5 +211,6 @@ def test_names_that_are_unique_in_azure_follow_from_the_settings():
     config = settings.read(VALUES)
     assert workspace.resources(config, 't') == workspace.resources(config, 't')
     other = settings.read(dict(VALUES, RESOURCE_GROUP='other'))
-    first, second = [[row[2] for row in workspace.resources(one, 't')] for one in (config, other)]
+    first, second = [[path.split('/')[-1] for _, path, _, _ in workspace.resources(one, 't')]
+                     for one in (config, other)]
     assert set(first[:2]).isdisjoint(second[:2]) and first[2:] == second[2:]

@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+import traceback
 import warnings
 
 # By default the SDK repeats a request after 32, 64 and 128 s when it is throttled, and after up to
@@ -84,11 +85,8 @@ def is_from_service(error):
 
 def is_raised_by_sdk(error):
     """Whether the SDK stumbled, over an answer that lacks what it counts on."""
-    trace, names = error.__traceback__, set()
-    while trace:
-        names.add(trace.tb_frame.f_globals.get('__name__', '').split('.')[0])
-        trace = trace.tb_next
-    return bool(names & set(SERVICE_MODULES))
+    return any(frame.f_globals.get('__name__', '').split('.')[0] in SERVICE_MODULES
+               for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def is_connection(link):
@@ -118,12 +116,10 @@ def reason_of(error):
                      if getattr(link, 'response', None) is not None), None)
     body = getattr(response, 'text', '')
     body = body() if callable(body) else body
-    for text in (body, said):
-        messages = re.findall(r'\\?"(?:message|error_description)\\?"\s*:\s*\\?"(.+?)\\?"[,}\s]',
-                              text or '', re.IGNORECASE | re.DOTALL)
-        if messages:
-            said = messages[0]
-            break
+    message = re.search(r'\\?"(?:message|error_description)\\?"\s*:\s*\\?"(.+?)\\?"[,}\s]',
+                        f'{body}\n{said}', re.IGNORECASE | re.DOTALL)
+    if message:
+        said = message.group(1)
     return clean(' '.join(said.replace('\\n', ' ').replace('\\r', ' ').split()))[:300]
 
 

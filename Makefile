@@ -143,7 +143,7 @@ $(OUT)/.make/parameters:     VALUE = $(PARAMETERS)
 $(OUT)/.make/run-evaluation: VALUE = $(RUN_EVALUATION) $(ALLOW_RUN_CANCEL)
 $(OUT)/.make/model-name:     VALUE = $(MODEL_NAME)
 $(OUT)/.make/build:          VALUE = $(BUILD_BUILDID)
-$(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.py --tag training --name)
+$(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.py --tag training)
 $(call VALUES,rows table parameters run-evaluation model-name build training-pins): FORCE
 	@mkdir -p $(@D); value='$(VALUE)'; echo "$$value" | cmp -s - $@ || echo "$$value" > $@
 

@@ -5,7 +5,6 @@ import sys
 import pytest
 
 import build_venv
-import clean
 from conftest import ROOT
 
 
@@ -90,17 +89,3 @@ def test_a_given_interpreter_that_lacks_everything_stops_make(tmp_path):
     assert done.returncode != 0
     assert 'lacks numpy, pandas, lightgbm' in done.stdout
     assert not (tmp_path / 'out' / 'model').exists()
-
-
-def test_clean_removes_what_make_made_and_keeps_the_registry(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(clean, 'ROOT', tmp_path / 'project')
-    kept = [tmp_path / 'registry' / 'm' / '1' / 'tags.json', tmp_path / 'mine.txt']
-    gone = [tmp_path / 'model' / 'model.txt', tmp_path / 'decision.json',
-            tmp_path / 'project' / '.venv' / '.local']
-    for path in kept + gone:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text('x')
-    assert clean.main(['--out', str(tmp_path)]) == 0
-    assert all(path.exists() for path in kept)
-    assert not any(path.exists() for path in gone)
-    assert 'registry' in capsys.readouterr().out

@@ -1,4 +1,5 @@
 """Each way to sign in to Azure: what the environment must hold, and what a refusal says."""
+import collections
 import os
 import re
 
@@ -16,7 +17,6 @@ OWN = {'AZUREML_SERVICE_PRINCIPAL_TENANT_ID': 'T', 'AZUREML_SERVICE_PRINCIPAL_ID
 @pytest.fixture
 def az(tmp_path, monkeypatch):
     """A function that puts an Azure CLI on the path: a shell script with this text."""
-    pytest.importorskip('azure.identity', reason='the Azure SDK needs Python 3.11 or older')
     monkeypatch.setenv('PATH', str(tmp_path))
 
     def install(text):
@@ -83,18 +83,24 @@ def federated(azure, monkeypatch):
 
 def test_a_job_gets_a_token_without_any_secret_and_asks_once_an_hour(azure, federated):
     token = sign_in.federated_tokens(federated)
-    first = token(sign_in.RESOURCE_MANAGER[0])
-    assert token(sign_in.RESOURCE_MANAGER[0]) == first
+    first = token(sign_in.RESOURCE_MANAGER)
+    assert token(sign_in.RESOURCE_MANAGER) == first
     azure.tokens.check(f'Bearer {first}')
 
 
 def test_a_token_is_asked_for_again_before_it_ends(monkeypatch):
-    asked = []
-    token = sign_in.renewed(lambda audience: (asked.append(audience) or len(asked), 3600))
-    now = [1000.0]
-    monkeypatch.setattr(sign_in.time, 'monotonic', lambda: now[0])
+    class Credential:
+        asked = []
+
+        def get_token(self, scope):
+            self.asked.append(scope)
+            return collections.namedtuple('Token', 'token expires_on')(len(self.asked), now + 3600)
+
+    now = 1000.0
+    monkeypatch.setattr(sign_in.time, 'time', lambda: now)
+    token = sign_in.renewed(Credential(), '')
     assert [token('a'), token('a'), token('b')] == [1, 1, 2]
-    now[0] += 3600 - sign_in.MARGIN_SECONDS
+    now += 3600 - sign_in.MARGIN_SECONDS + 1
     assert token('a') == 3
 
 
@@ -107,7 +113,7 @@ def test_a_token_is_asked_for_again_before_it_ends(monkeypatch):
 def test_a_refusal_says_what_is_wrong_and_shows_no_token(azure, federated, changes, said):
     environ = dict(federated, **changes)
     with pytest.raises(azure_ml.AzureError) as error:
-        sign_in.federated_tokens(environ)(sign_in.RESOURCE_MANAGER[0])
+        sign_in.federated_tokens(environ)(sign_in.RESOURCE_MANAGER)
     assert re.search(said, str(error.value), 16), str(error.value)
     assert environ['SYSTEM_ACCESSTOKEN'] not in str(error.value) and 'eyJ' not in str(error.value)
 

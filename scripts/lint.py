@@ -35,15 +35,15 @@ def findings(files):
 
 def junit(found):
     """The findings as JUnit (bytes): one test case a file, failed if it has findings."""
-    suite = ElementTree.Element('testsuite', name='lint', tests=str(len(found)), errors='0',
-                                failures=str(sum(1 for lines in found.values() if lines)))
+    suites = ElementTree.Element('testsuites')
+    suite = ElementTree.SubElement(
+        suites, 'testsuite', name='lint', tests=str(len(found)), errors='0',
+        failures=str(sum(1 for lines in found.values() if lines)))
     for path, lines in found.items():
         case = ElementTree.SubElement(suite, 'testcase', classname='pycodestyle', name=path)
         if lines:
             failure = ElementTree.SubElement(case, 'failure', message=f'{len(lines)} findings')
             failure.text = '\n'.join(f'{path}:{line}' for line in lines)
-    suites = ElementTree.Element('testsuites')
-    suites.append(suite)
     return ElementTree.tostring(suites, 'utf-8')
 
 

@@ -13,6 +13,7 @@ import dataset
 import settings
 import sign_in
 import workspace
+from azure_ml import AzureError
 
 LONGEST_SECONDS = 60
 PROVIDERS = ('Microsoft.MachineLearningServices', 'Microsoft.ContainerInstance',
@@ -28,10 +29,6 @@ WRITES = [f'Microsoft.MachineLearningServices/workspaces/{action}' for action in
 # (learn.microsoft.com/azure/role-based-access-control/built-in-roles).
 MAKE_CONTAINERS = {'b24988ac-6180-42a0-ab88-20f7382dd24c': 'Contributor',
                    '8e3af657-a8ff-443c-a75c-2fe8c4bcb635': 'Owner'}
-
-
-class Missing(Exception):
-    """What is missing, and what to do about it."""
 
 
 class Unseen(Exception):
@@ -53,20 +50,20 @@ class Azure:
         self.workspace = self.space = None
 
     def get(self, path, version, advice, **query):
-        """The JSON answer. Raises Missing with the advice for 404, AzureError for all else.
+        """The JSON answer. Raises AzureError with the advice for 404.
 
         A sign-in with rights on the resource group only gets 403 outside of it: Unseen.
         """
         try:
             found = self.manager.get(path, version, f"ask for {path.rsplit('/', 1)[-1]}", **query)
-        except azure_ml.AzureError as error:
+        except AzureError as error:
             if error.status == 403 and not path.startswith(self.group):
                 raise Unseen('the sign-in may not look at this; for that it needs the role Reader '
                              'on the subscription:\naz role assignment create --role Reader '
                              f'--assignee CLIENT_ID --scope {self.subscription}') from None
             raise
         if found is None:
-            raise Missing(advice)
+            raise AzureError(advice)
         return found
 
 
@@ -75,7 +72,7 @@ def check_subscription(azure):
                       f'{azure.config.subscription_id}, or it is not shared with you: correct '
                       'SUBSCRIPTION_ID')
     if found.get('state') != 'Enabled':
-        raise Missing(f"the subscription is {found['state']}: ask its owner")
+        raise AzureError(f"the subscription is {found['state']}: ask its owner")
     return found.get('displayName')
 
 
@@ -84,7 +81,7 @@ def check_providers(azure):
            if azure.get(f'{azure.subscription}/providers/{name}', '2021-04-01',
                         'unknown provider').get('registrationState') != 'Registered']
     if off:
-        raise Missing('not registered: run\n' + '\n'.join(
+        raise AzureError('not registered: run\n' + '\n'.join(
             'az provider register --namespace ' + name for name in off))
     return ', '.join(PROVIDERS)
 
@@ -111,8 +108,8 @@ def check_permission(azure):
                       '2022-04-01', 'the permissions cannot be read').get('value', [])
     refused = [action for action in WRITES if not allowed(action, found)]
     if refused:
-        raise Missing(f"not allowed: {', '.join(refused)}\ngive the service principal the role "
-                      f'Contributor on the resource group {azure.config.resource_group}')
+        raise AzureError(f"not allowed: {', '.join(refused)}\ngive the service principal the role "
+                         f'Contributor on the resource group {azure.config.resource_group}')
     return 'may write in the resource group'
 
 
@@ -134,8 +131,8 @@ def check_registry(azure):
     answer = azure.get(registry, '2023-07-01', f'the container registry {name} of the workspace is '
                        'gone: the workspace needs a new one')
     if not answer['properties'].get('adminUserEnabled'):
-        raise Missing('its admin user is off, so ACI cannot fetch the image: az acr update '
-                      f'--name {name} --admin-enabled true')
+        raise AzureError('its admin user is off, so ACI cannot fetch the image: az acr update '
+                         f'--name {name} --admin-enabled true')
     return name
 
 
@@ -149,10 +146,10 @@ def check_identity(azure):
            for one in assignments.get('value', [])}
     names = [name for role, name in MAKE_CONTAINERS.items() if role in ids]
     if not names:
-        raise Missing('it is neither Contributor nor Owner of the resource group, so a first '
-                      'deployment may fail with AuthorizationFailed on containerGroups/write:\n'
-                      f'az role assignment create --role Contributor --assignee {identity} '
-                      f'--scope {azure.group}')
+        raise AzureError('it is neither Contributor nor Owner of the resource group, so a first '
+                         'deployment may fail with AuthorizationFailed on containerGroups/write:\n'
+                         f'az role assignment create --role Contributor --assignee {identity} '
+                         f'--scope {azure.group}')
     return f'{names[0]} of the resource group'
 
 
@@ -164,7 +161,7 @@ def check_size(azure):
     """Size and quota, by the type and the name of a usage (Azure ML REST, Usages - List)."""
     region, size = azure.config.location, azure.config.aml_compute_cluster_cpu_sku
     if not region:
-        raise Missing('LOCATION is not set, so size and quota cannot be checked')
+        raise AzureError('LOCATION is not set, so size and quota cannot be checked')
 
     def listed(what):
         return azure.get(
@@ -175,8 +172,8 @@ def check_size(azure):
     known = {one['name'].lower(): one for one in listed('vmSizes')}
     if size.lower() not in known:
         small = sorted(one['name'] for one in known.values() if one.get('vCPUs') in (2, 4))
-        raise Missing(f'machines of size {size} are not offered in {region}: set '
-                      f"AML_COMPUTE_CLUSTER_CPU_SKU to another, such as {', '.join(small[:5])}")
+        raise AzureError(f'machines of size {size} are not offered in {region}: set '
+                         f"AML_COMPUTE_CLUSTER_CPU_SKU to another, such as {', '.join(small[:5])}")
     wanted, priority = known[size.lower()], azure.config.aml_cluster_priority
     kinds = {f'total{priority}cores': '', f'vmfamily/{priority}cores': wanted['family'].lower()}
     for usage in listed('usages'):
@@ -184,9 +181,9 @@ def check_size(azure):
         # A limit of -1 is none, and cores that are in use now come free again: a run waits.
         if usage['name']['value'].lower().endswith(kinds.get(kind, '?')) and (
                 0 <= usage['limit'] < wanted['vCPUs']):
-            raise Missing(f"the quota \"{usage['name']['localizedValue']}\" is {usage['limit']} "
-                          f"cores, one machine needs {wanted['vCPUs']}: ask for more in the "
-                          'portal, or choose another size or region')
+            raise AzureError(f"the quota \"{usage['name']['localizedValue']}\" is {usage['limit']} "
+                             f"cores, one machine needs {wanted['vCPUs']}: ask for more in the "
+                             'portal, or choose another size or region')
     warning = ('; low priority is Spot since 2026-03-31: its price varies, and Azure takes '
                'machines away, whose steps begin again' if priority == 'lowpriority' else '')
     return f"{wanted['name']} in {region}{warning}"
@@ -197,22 +194,23 @@ def check_dataset(azure):
     with azure_ml.asking(f'look for the dataset {name}', LONGEST_SECONDS):
         found = dataset.find(azure.space, name, version)
     if found is None:
-        raise Missing(f'there is no dataset {name}, version {version}: make dataset DATA=train.csv')
+        raise AzureError(f'there is no dataset {name}, version {version}: '
+                         'make dataset DATA=train.csv')
     return f'{found.name}, version {found.version}'
 
 
-# Title, check, the titles that it makes no sense without.
+# Title, check, the title of the check that it makes no sense without.
 CHECKS = (
-    ('subscription', check_subscription, ()),
-    ('providers', check_providers, ('subscription',)),
-    ('resource group', check_group, ('subscription',)),
-    ('permission', check_permission, ('resource group',)),
-    ('machine size', check_size, ('subscription',)),
-    ('workspace', check_workspace, ('resource group',)),
-    ('identity', check_identity, ('workspace',)),
-    ('registry', check_registry, ('workspace',)),
-    ('compute cluster', check_compute, ('workspace',)),
-    ('dataset', check_dataset, ('workspace',)),
+    ('subscription', check_subscription, None),
+    ('providers', check_providers, 'subscription'),
+    ('resource group', check_group, 'subscription'),
+    ('permission', check_permission, 'resource group'),
+    ('machine size', check_size, 'subscription'),
+    ('workspace', check_workspace, 'resource group'),
+    ('identity', check_identity, 'workspace'),
+    ('registry', check_registry, 'workspace'),
+    ('compute cluster', check_compute, 'workspace'),
+    ('dataset', check_dataset, 'workspace'),
 )
 
 
@@ -221,26 +219,28 @@ def print_line(title, state, text):
     print(f'{title:16} {state:8} {indented}', flush=True)
 
 
+def outcome(check, azure):
+    """(state, text) of a check."""
+    try:
+        return 'ok', str(check(azure))
+    except Unseen as error:
+        return 'unknown', str(error)
+    except AzureError as error:
+        return 'MISSING', str(error)
+    except (LookupError, TypeError, AttributeError) as error:
+        return 'MISSING', ("Azure's answer is not of the form that is expected "
+                           f'({type(error).__name__}: {error})\n{azure_ml.ODD}')
+
+
 def run_checks(azure, checks):
     """Print a line per check; the number of those that found something missing."""
     bad = []
-    for title, check, needs in checks:
-        lacking = [name for name in needs if name in bad]
-        if lacking:
+    for title, check, needed in checks:
+        state, text = outcome(check, azure) if needed not in bad else (
+            'unknown', f'not checked without the {needed}')
+        if state == 'MISSING' or needed in bad:
             bad.append(title)
-            print_line(title, 'unknown', f'not checked without the {lacking[0]}')
-            continue
-        try:
-            print_line(title, 'ok', str(check(azure)))
-        except Unseen as error:
-            print_line(title, 'unknown', str(error))
-        except (Missing, azure_ml.AzureError) as error:
-            bad.append(title)
-            print_line(title, 'MISSING', str(error))
-        except (LookupError, TypeError, AttributeError) as error:
-            bad.append(title)
-            print_line(title, 'MISSING', "Azure's answer is not of the form that is expected "
-                       f'({type(error).__name__}: {error})\n{azure_ml.ODD}')
+        print_line(title, state, text)
     return len(bad)
 
 
@@ -260,7 +260,7 @@ def main(argv=None):
             titles = [title for title, _, _ in CHECKS]
             checks = CHECKS[:titles.index('workspace')] if args.before_workspace else CHECKS
             bad = run_checks(azure, checks)
-    except (settings.SettingsError, azure_ml.AzureError) as error:
+    except (settings.SettingsError, AzureError) as error:
         print_line(title, 'MISSING', str(error))
         return 2 if isinstance(error, settings.SettingsError) else 1
     if bad:

@@ -118,20 +118,6 @@ SETTINGS = (
 Settings = collections.namedtuple('Settings', [name.lower() for name, _, _, _ in SETTINGS])
 
 
-def derived_values(values):
-    """The values that follow from others when they are not given, as MLOpsPython composes them."""
-    derived = {}
-    if values.get('BASE_NAME'):
-        derived = {'RESOURCE_GROUP': values['BASE_NAME'] + '-RG',
-                   'WORKSPACE_NAME': values['BASE_NAME'] + '-AML-WS'}
-    collection, project, build = [values.get(name) for name in (
-        'SYSTEM_COLLECTIONURI', 'SYSTEM_TEAMPROJECT', 'BUILD_BUILDID')]
-    if collection and project and build:
-        project = urllib.parse.quote(project)
-        derived['BUILD_URI'] = f'{collection}{project}/_build/results?buildId={build}'
-    return derived
-
-
 def read(environ, needs=()):
     """The settings, as attributes in lower case.
 
@@ -141,7 +127,14 @@ def read(environ, needs=()):
     # Azure Pipelines leaves a reference to an undefined variable as it is: $(NAME).
     given = {name: value.strip() for name, value in environ.items()
              if value.strip() and not UNDEFINED_VARIABLE.fullmatch(value.strip())}
-    given = dict(derived_values(given), **given)
+    # What follows from others is composed as MLOpsPython does.
+    if 'BASE_NAME' in given:
+        given.setdefault('RESOURCE_GROUP', given['BASE_NAME'] + '-RG')
+        given.setdefault('WORKSPACE_NAME', given['BASE_NAME'] + '-AML-WS')
+    if {'SYSTEM_COLLECTIONURI', 'SYSTEM_TEAMPROJECT', 'BUILD_BUILDID'} <= set(given):
+        project = urllib.parse.quote(given['SYSTEM_TEAMPROJECT'])
+        given.setdefault('BUILD_URI', f"{given['SYSTEM_COLLECTIONURI']}{project}/_build/results"
+                                      f"?buildId={given['BUILD_BUILDID']}")
     values, problems = {}, []
     for name, default, parse, meaning in SETTINGS:
         values[name] = default

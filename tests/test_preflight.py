@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+import azure_ml
 import preflight
 import settings
 import workspace
@@ -37,7 +38,7 @@ class Azure:
     {'a': 1}, {'value': None}, {'value': [None]}, {'value': [{}]}, {'properties': None}])
 def test_an_answer_of_another_form_is_a_line_and_the_rest_is_checked(answer, monkeypatch, capsys):
     monkeypatch.setattr(workspace, 'connect', lambda _: None)
-    checks = [(title, check, ()) for title, check, _ in preflight.CHECKS
+    checks = [(title, check, None) for title, check, _ in preflight.CHECKS
               if title not in ('compute cluster', 'dataset')]
     bad = preflight.run_checks(Azure(answer), checks)
     lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != ' ']
@@ -77,5 +78,5 @@ def test_a_quota_is_missing_only_where_it_can_never_be_enough():
     assert preflight.check_size(anothers) == 'STANDARD_D2DS_V5 in westeurope'
     for kind, name in (('vmFamily/dedicatedCores', family),
                        ('totalDedicatedCores', 'TotalDedicatedCores')):
-        with pytest.raises(preflight.Missing, match='is 0 cores, one machine needs 2'):
+        with pytest.raises(azure_ml.AzureError, match='is 0 cores, one machine needs 2'):
             preflight.check_size(region((kind, name, 0)))

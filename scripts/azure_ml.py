@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+import traceback
 import warnings
 
 # By default the SDK repeats a request after 32, 64 and 128 s when it is throttled, and after up to
@@ -18,6 +19,8 @@ import warnings
 SDK_BACKOFF = {'AZUREML_DEFAULT_BACKOFF': '2', 'AZUREML_DEFAULT_503_BACKOFF': '2'}
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
+ANSWER_SECONDS = 20
+FIRST_PAUSE_SECONDS = 1
 # Modules whose exceptions come from the service or from the way there, not from a mistake here.
 SERVICE_MODULES = ('azure', 'azureml', 'msal', 'msrest', 'msrestazure', 'adal', 'requests',
                    'urllib3', 'socket', 'ssl', 'http')
@@ -85,11 +88,8 @@ def is_from_service(error):
 
 def is_raised_by_sdk(error):
     """Whether the SDK stumbled, over an answer that lacks what it counts on."""
-    trace, names = error.__traceback__, set()
-    while trace:
-        names.add(trace.tb_frame.f_globals.get('__name__', '').split('.')[0])
-        trace = trace.tb_next
-    return bool(names & set(SERVICE_MODULES))
+    return any(frame.f_globals.get('__name__', '').split('.')[0] in SERVICE_MODULES
+               for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def is_connection(link):
@@ -119,12 +119,10 @@ def reason_of(error):
                      if getattr(link, 'response', None) is not None), None)
     body = getattr(response, 'text', '')
     body = body() if callable(body) else body
-    for text in (body, said):
-        messages = re.findall(r'\\?"(?:message|error_description)\\?"\s*:\s*\\?"(.+?)\\?"[,}\s]',
-                              text or '', re.IGNORECASE | re.DOTALL)
-        if messages:
-            said = messages[0]
-            break
+    message = re.search(r'\\?"(?:message|error_description)\\?"\s*:\s*\\?"(.+?)\\?"[,}\s]',
+                        f'{body}\n{said}', re.IGNORECASE | re.DOTALL)
+    if message:
+        said = message.group(1)
     return clean(' '.join(said.replace('\\n', ' ').replace('\\r', ' ').split()))[:300]
 
 
@@ -199,13 +197,13 @@ def asking(what, seconds):
                          f'({type(error).__name__}: {clean(str(error))[:200]})\n{ODD}') from None
 
 
-def repeat(call, seconds, delay=1):
+def repeat(call, seconds):
     """call(), repeated while it fails by throttling, a fault of the server or the connection.
 
     For the calls that the SDK does not repeat by itself: all to the environment service, and POST
     to the pipeline service.
     """
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, FIRST_PAUSE_SECONDS
     while True:
         try:
             return call()
@@ -214,7 +212,33 @@ def repeat(call, seconds, delay=1):
             transient = status in TRANSIENT or (
                 status is None and any(map(is_connection, chain(error)))
                 and UNTRUSTED not in str(error))
-            if not transient or time.monotonic() + delay > end:
+            if not transient or time.monotonic() + pause > end:
                 raise
-        time.sleep(delay)
-        delay *= 2
+        time.sleep(pause)
+        pause *= 2
+
+
+def request(what, seconds, method, url, **more):
+    """The answer to a request of our own, of any status but those that pass: asked again.
+
+    seconds: the longest wait. Raises AzureError.
+    """
+    import requests
+
+    def send():
+        response = requests.request(method, url, timeout=ANSWER_SECONDS, allow_redirects=False,
+                                    **more)
+        if response.status_code in TRANSIENT:
+            response.raise_for_status()
+        return response
+    with asking(what, seconds):
+        return repeat(send, seconds / 2)
+
+
+def json_object(response):
+    """The JSON object that an answer is, or {}."""
+    try:
+        found = response.json()
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}

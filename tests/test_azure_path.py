@@ -291,7 +291,8 @@ def test_sign_in(project):
     elsewhere = azure.new_job(with_connection=False)
     azure.secrets.add(elsewhere['SYSTEM_ACCESSTOKEN'])
     command = project.folder / 'az'
-    command.write_text(f'#!/bin/sh\necho \'{{"accessToken": "{azure.tokens.issue()}"}}\'\n')
+    command.write_text(f'#!/bin/sh\necho \'{{"accessToken": "{azure.tokens.issue()}", '
+                       '"expiresOn": "2999-01-01 00:00:00.000000"}\'\n')
     command.chmod(0o755)
     for title, changes, code, said in (
             ('service principal', {}, 0, 'published already'),

@@ -111,7 +111,7 @@ def create_or_update(space, config, service, source, environment, parts, tags, s
                          config.call_timeout_seconds):
         from azureml.core.model import InferenceConfig, Model
         from azureml.core.webservice import AciWebservice
-        model = Model(space, parts['model'], version=int(parts['version']))
+        model = Model(space, parts['model'], version=int(parts['version']), expand=False)
     # LightGBM counts the cores of the host, not those that the container may use.
     environment.environment_variables = dict(
         wanted['environment'], OMP_NUM_THREADS=str(math.ceil(size[0])))

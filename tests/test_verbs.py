@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
 import deploy
+import forked
 import sdk_contract
 import settings
 import sign_in
@@ -53,13 +53,6 @@ ALWAYS = (
 EACH_RUN = ('DATASET_VERSION', 'DATASTORE_NAME', 'RUN_EVALUATION', 'ALLOW_RUN_CANCEL', 'BUILD_URI',
             'BUILD_SOURCEVERSION', 'CALLER_RUN_ID')
 PUBLISHED_WITH = {'RUN_EVALUATION': 'true', 'MODEL_NAME': 'another', 'DATASET_NAME': 'another'}
-# Notes its arguments, then becomes Python.
-PYTHON = '''#!/bin/sh
-printf '%s\\t' "$@" >> {log}
-echo >> {log}
-export OMP_NUM_THREADS=1
-exec {python} "$@"
-'''
 
 
 def given(*names):
@@ -97,6 +90,7 @@ class Verbs:
 
     def __init__(self, azure, folder):
         self.azure, self.folder, self.out, self.texts = azure, folder, folder / 'outputs', []
+        self.commands = []
 
     def __call__(self, verb, *argv, code=0, sigterm_at=None, **changes):
         """What a verb's main says; its exit code must be `code`."""
@@ -134,13 +128,19 @@ class Verbs:
         """How often Azure was asked by this method for a path that holds the part."""
         return sum(one[0] == method and part in one[1] for one in self.azure.exchanges)
 
-    def words(self, script):
-        """The arguments of the last process of that script."""
-        lines = [line.split('\t') for line in (self.folder / 'argv').read_text().splitlines()]
-        return [line for line in lines if line[0] == script][-1]
+    def start(self, command, *more):
+        """Start a step or container in place of the stand-in."""
+        self.commands.append(command)
+        return forked.Popen(command, *more)
+
+    def check(self, command):
+        """Check a table in place of dataset.py's subprocess."""
+        return self.start(command, str(self.folder), dict(os.environ),
+                          str(self.folder / 'check.log')).wait()
 
     def option(self, script, name):
-        words = self.words(script)
+        """An argument of the last step of that script."""
+        words = [command for command in self.commands if script in command][-1]
         return words[words.index(name) + 1]
 
 
@@ -148,12 +148,9 @@ class Verbs:
 def verbs(tmp_path_factory):
     import loopback
     folder = tmp_path_factory.mktemp('verbs')
-    python = folder / 'python'
-    python.write_text(PYTHON.format(log=folder / 'argv', python=sys.executable))
-    python.chmod(0o755)
+    forked.prepare()
     terminated = signal.getsignal(signal.SIGTERM)
-    with loopback.start(str(folder / 'azure'), python=str(python)) as azure, \
-            MonkeyPatch().context() as patch:
+    with loopback.start(str(folder / 'azure')) as azure, MonkeyPatch().context() as patch:
         azure.exchanges = Exchanges()
         # An agent of Azure Pipelines, which runs these tests too, sets some.
         for name in tuple(GIVEN) + sign_in.FEDERATION + ('TF_BUILD', 'SYSTEM_COLLECTIONURI'):
@@ -167,7 +164,10 @@ def verbs(tmp_path_factory):
             patch.setattr(name, seconds)
         # What a subscription's owner gives to a team.
         azure.add_group('verbs-RG')
-        yield Verbs(azure, folder)
+        found = Verbs(azure, folder)
+        patch.setattr('loopback.processes.start', found.start)
+        patch.setattr('dataset.subprocess.call', found.check)
+        yield found
     signal.signal(signal.SIGTERM, terminated)
     logging.disable(logging.NOTSET)
     assert azure.unknown == []
@@ -293,7 +293,6 @@ def test_a_workspace_that_is_there_is_left_alone_but_for_the_number_of_nodes(ver
     assert again.count('registered, its image is built') == 2
     assert 'compute cluster verbs-cluster: updated' in verbs(
         'workspace', AML_CLUSTER_MAX_NODES='4')
-    verbs('workspace', AML_CLUSTER_MAX_NODES='3')
     assert len(verbs.rows('environments')) == 2
 
 

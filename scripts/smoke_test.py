@@ -160,7 +160,7 @@ def aci_service(args, folder):
             from azureml.core import Webservice
             from azureml.core.model import Model
             key = Webservice(space, known['name']).get_keys()[0]
-            Model(space, known['model'], version=int(known['version'])).download(
+            Model(space, known['model'], version=int(known['version']), expand=False).download(
                 target_dir=folder, exist_ok=True)
     except azure_ml.AzureError as error:
         raise Failed(str(error))

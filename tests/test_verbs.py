@@ -13,11 +13,11 @@ import os
 import re
 import shutil
 import signal
-import threading
 
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
+import azure_ml
 import deploy
 import forked
 import sdk_contract
@@ -29,6 +29,7 @@ pytest.importorskip('azureml_inference_server_http')
 pytest.importorskip('trustme')
 
 ROWS = 2000
+DEADLINE = azure_ml.deadline
 # A value for every setting that is not its default; see test_every_setting_arrives.
 GIVEN = {
     'RESOURCE_GROUP': 'absent-group', 'WORKSPACE_NAME': 'verbs-space', 'LOCATION': 'northeurope',
@@ -59,45 +60,19 @@ def given(*names):
     return {name: GIVEN[name] for name in names}
 
 
-class Exchanges(collections.deque):
-    """The stand-in's record of exchanges; notes the deadlines that run while it answers."""
-
-    def __init__(self):
-        super().__init__()
-        self.deadlines = set()
-
-    def append(self, exchange):
-        super().append(exchange)
-        self.deadlines.update(thread.interval for thread in threading.enumerate()
-                              if isinstance(thread, threading.Timer))
-
-
-class Screen(io.StringIO):
-    """Takes what is printed; sends SIGTERM to this process when a text is among it."""
-
-    def __init__(self, sigterm_at):
-        super().__init__()
-        self.sigterm_at = sigterm_at
-
-    def write(self, text):
-        if self.sigterm_at and self.sigterm_at in text:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().write(text)
-
-
 class Verbs:
     """Calls verbs against one stand-in and looks at what it holds."""
 
     def __init__(self, azure, folder):
-        self.azure, self.folder, self.out, self.texts = azure, folder, folder / 'outputs', []
-        self.commands = []
+        self.azure, self.folder, self.out = azure, folder, folder / 'outputs'
+        self.texts, self.commands, self.deadlines = [], [], set()
 
-    def __call__(self, verb, *argv, code=0, sigterm_at=None, **changes):
+    def __call__(self, verb, *argv, code=0, **changes):
         """What a verb's main says; its exit code must be `code`."""
         argv = [str(word) for word in argv]
         if verb in ('publish', 'run', 'deploy', 'rollback', 'smoke_test') and '--out' not in argv:
             argv += ['--out', str(self.out)]
-        before, screen = dict(os.environ), Screen(sigterm_at)
+        before, screen = dict(os.environ), io.StringIO()
         os.environ.update(changes)
         try:
             with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
@@ -133,6 +108,11 @@ class Verbs:
         self.commands.append(command)
         return forked.Popen(command, *more)
 
+    def deadline(self, what, seconds):
+        """Note a deadline, which azure_ml.py then sets."""
+        self.deadlines.add(seconds)
+        return DEADLINE(what, seconds)
+
     def check(self, command):
         """Check a table in place of dataset.py's subprocess."""
         return self.start(command, str(self.folder), dict(os.environ),
@@ -151,7 +131,7 @@ def verbs(tmp_path_factory):
     forked.prepare()
     terminated = signal.getsignal(signal.SIGTERM)
     with loopback.start(str(folder / 'azure')) as azure, MonkeyPatch().context() as patch:
-        azure.exchanges = Exchanges()
+        azure.exchanges = collections.deque()
         # An agent of Azure Pipelines, which runs these tests too, sets some.
         for name in tuple(GIVEN) + sign_in.FEDERATION + ('TF_BUILD', 'SYSTEM_COLLECTIONURI'):
             patch.delenv(name, raising=False)
@@ -167,6 +147,7 @@ def verbs(tmp_path_factory):
         found = Verbs(azure, folder)
         patch.setattr('loopback.processes.start', found.start)
         patch.setattr('dataset.subprocess.call', found.check)
+        patch.setattr('azure_ml.deadline', found.deadline)
         yield found
     signal.signal(signal.SIGTERM, terminated)
     logging.disable(logging.NOTSET)
@@ -257,7 +238,10 @@ def late(verbs, published):
     verbs.azure.faults.add('step-never-ends', step='train')
     how = dict(BUILD_BUILDID='4', code=1)
     given_up = verbs('run', **dict(how, **given('RUN_TIMEOUT_MINUTES', 'DATA_FILE_PATH')))
-    stopped = verbs('run', sigterm_at='step train: Running', **how)
+    with MonkeyPatch().context() as patch:
+        # Asked before each line about the run.
+        patch.setattr('run.clock', lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = verbs('run', **how)
     return given_up, stopped, verbs('cancel_run', BUILD_BUILDID='4')
 
 
@@ -460,8 +444,8 @@ def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_bac
         'SYSTEM_STAGEATTEMPT': deployed[1]['kvTags']['Attempt'],
         'BUILD_SOURCEVERSION': runs['1']['tags']['CodeCommit'],
         'CALLER_RUN_ID': model['kvTags']['caller_run_id'],
-        'CALL_TIMEOUT_SECONDS': ' '.join(
-            str(seconds) for seconds in verbs.azure.exchanges.deadlines if 160 < seconds < 200),
+        # 180 is the default.
+        'CALL_TIMEOUT_SECONDS': ' '.join(str(one) for one in (170, 180) if one in verbs.deadlines),
         'RUN_TIMEOUT_MINUTES': re.search('took longer than (.*) minutes', late[0]).group(1),
         'DEPLOY_TIMEOUT_MINUTES': re.search('after (.*) minutes', busy).group(1)}
     assert arrived == dict(GIVEN, SUBSCRIPTION_ID=verbs.azure.env['SUBSCRIPTION_ID'])

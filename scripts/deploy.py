@@ -3,6 +3,7 @@
     python scripts/deploy.py --out outputs
 """
 import argparse
+import fnmatch
 import hashlib
 import math
 import os
@@ -44,9 +45,8 @@ def fingerprint(folder):
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob('*')):
         parts = path.relative_to(folder).parts
-        if path.is_file() and not any(
-                part.startswith('.') or part == '__pycache__' or part.endswith('.pyc')
-                for part in parts):
+        if path.is_file() and not any(fnmatch.fnmatch(part, pattern) for part in parts
+                                      for pattern in NOT_UPLOADED):
             digest.update('/'.join(parts).encode() + b'\0' + path.read_bytes() + b'\0')
     return digest.hexdigest()[:12]
 
@@ -71,11 +71,18 @@ def find_service(space, config):
 
 def previous_tags(service, parts):
     """The tags that name what to roll back to: what the service runs now, if that is healthy."""
-    tags = dict(service.tags or {}) if service else {}
-    now = {name: tags.get(name) for name in PARTS}
-    if now == parts or not service or service.state != 'Healthy':
-        return {key: value for key, value in tags.items() if key.startswith('previous_')}
+    if service is None:
+        return {}
+    now = parts_of(service)
+    if now == parts or service.state != 'Healthy':
+        return {key: value for key, value in (service.tags or {}).items()
+                if key.startswith('previous_')}
     return {'previous_' + name: value for name, value in now.items() if value}
+
+
+def parts_of(service):
+    """What the service runs, by its tags."""
+    return {name: (service.tags or {}).get(name) for name in PARTS}
 
 
 def resources(service, wanted, config):
@@ -166,8 +173,7 @@ def wait_until_healthy(service, config, end):
 
 def runs_parts(service, parts):
     """Whether the service runs these parts and is healthy."""
-    tags = service.tags or {}
-    return service.state == 'Healthy' and {name: tags.get(name) for name in PARTS} == parts
+    return service.state == 'Healthy' and parts_of(service) == parts
 
 
 def build_tags(config):
@@ -176,17 +182,10 @@ def build_tags(config):
             'Attempt': str(config.system_stageattempt), 'CodeCommit': publish.code_commit(config)}
 
 
-def by_this_attempt(service, config):
-    """Whether this attempt of this build deployed what the service runs."""
+def attempt_of(service, config):
+    """Which attempt of this build deployed what the service runs; None: none of them."""
     tags = service.tags or {}
-    return (tags.get('BuildId'), tags.get('Attempt')) == (
-        config.build_buildid, str(config.system_stageattempt))
-
-
-def by_other_attempt(service, config):
-    """Whether another attempt of this build deployed what the service runs."""
-    return (service.tags or {}).get('BuildId') == config.build_buildid and not by_this_attempt(
-        service, config)
+    return tags.get('Attempt') if tags.get('BuildId') == config.build_buildid else None
 
 
 def wait_until_idle(service, config):
@@ -228,8 +227,8 @@ def deploy_model(config, name, version):
         wait_until_idle(service, config)
     cores, memory, replace = resources(service, atomic.read_json(SOURCE / SETTINGS), config)
     # A stage that is run again deploys again, so that its failure hook may roll back.
-    if service and runs_parts(service, parts) and not replace and not by_other_attempt(
-            service, config):
+    again = service and attempt_of(service, config) not in (None, str(config.system_stageattempt))
+    if service and runs_parts(service, parts) and not replace and not again:
         print(f'the service {service.name} runs version {version} already')
         return service_facts(service)
     tags = previous_tags(service, parts)

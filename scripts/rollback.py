@@ -29,7 +29,8 @@ def roll_back(config):
                                   'MODEL_VERSION=n make deploy creates it')
     tags = service.tags or {}
     version = tags.get('version', 'unknown')
-    if config.build_buildid and not deploy.by_this_attempt(service, config):
+    if config.build_buildid and deploy.attempt_of(service, config) != str(
+            config.system_stageattempt):
         print(f'nothing to roll back: the service {service.name} runs version {version}, deployed '
               f"by build {tags.get('BuildId')}, attempt {tags.get('Attempt')}; build "
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')

@@ -54,14 +54,19 @@ def values(rows):
     return [[row[name] for name in COLUMNS] if isinstance(row, dict) else row for row in rows]
 
 
-def run(out, port, *more):
+def run(out, port):
     return smoke_test.main(['--service', 'local', '--out', str(out[0]), '--model-name', NAME,
-                            '--port', str(port)] + list(more))
+                            '--port', str(port)])
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(smoke_test, 'PAUSE_SECONDS', 0.01)
+
+
+@pytest.fixture
+def short_deadline(monkeypatch):
+    monkeypatch.setitem(smoke_test.DEADLINE_SECONDS, 'local', 0.1)
 
 
 def good(model, change=lambda found: found):
@@ -115,8 +120,8 @@ def test_what_passes_by_is_tried_again(out):
     assert len(asked) == 7
 
 
-def test_the_deadline_ends_it(out, capsys):
-    assert run(out, free_port(), '--deadline', '0.1') == 1
+def test_the_deadline_ends_it(out, short_deadline, capsys):
+    assert run(out, free_port()) == 1
     error = capsys.readouterr().err
     assert 'before the deadline' in error and '/score: [Errno 111] Connection refused' in error
 
@@ -124,7 +129,7 @@ def test_the_deadline_ends_it(out, capsys):
 @pytest.mark.parametrize('sent, more', [
     (b'', b''), (b'HTTP/1.1 200 OK\r\nX: ', b'1'), (b'HTTP/1.1 200 OK\r\n\r\n', b'1')])
 def test_a_service_that_hangs_or_answers_byte_by_byte_does_not_hang_the_test(
-        out, sent, more, capsys):
+        out, sent, more, short_deadline, capsys):
     over = threading.Event()
 
     def drip(server):
@@ -139,7 +144,7 @@ def test_a_service_that_hangs_or_answers_byte_by_byte_does_not_hang_the_test(
         server.listen(5)
         thread = threading.Thread(target=drip, args=(server,))
         thread.start()
-        assert run(out, server.getsockname()[1], '--deadline', '0.1') == 1
+        assert run(out, server.getsockname()[1]) == 1
         over.set()
         thread.join()
     assert 'timed out' in capsys.readouterr().err

@@ -133,19 +133,19 @@ def create_or_update(space, config, service, source, environment, parts, tags, s
                     space, name, [model], InferenceConfig(
                         entry_script='score.py', source_directory=str(source),
                         environment=environment), configuration, overwrite=True)
-            break
         except azure_ml.AzureError as error:
             # Another deployment is under way: it may be this one, whose answer was lost.
             if error.status != 409 or time.monotonic() > end:
                 raise
+        else:
+            wait_until_healthy(service, config, end)
+            return service
         service = find_service(space, config)
         if service:
             wait_until_idle(service, config)
             if runs_parts(service, parts):
                 return service
         time.sleep(PAUSE_SECONDS)
-    wait_until_healthy(service, config, end)
-    return service
 
 
 def wait_until_healthy(service, config, end):
@@ -265,20 +265,17 @@ def service_facts(service):
             'previous_version': int(previous) if previous else None}
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='outputs', help='folder of run.json and service.json')
     args = parser.parse_args(argv)
-    try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE)
-        name, version = model_to_deploy(config, args.out)
-        if version is None:
-            print('nothing to deploy: the run kept the registered version')
-            return 0
-        result = deploy_model(config, name, version)
-    except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
+    config = settings.read(os.environ, needs=settings.WORKSPACE)
+    name, version = model_to_deploy(config, args.out)
+    if version is None:
+        print('nothing to deploy: the run kept the registered version')
+        return 0
+    result = deploy_model(config, name, version)
     atomic.write_json(Path(args.out) / 'service.json', result)
     print(f"service {result['name']} runs version {result['version']} of {result['model']}: "
           f"{result['scoring_uri']}")

@@ -165,30 +165,30 @@ def set_up_checks(client, environment, wanted):
     wanted: the setting APPROVER.
     """
     checks = {} if environment is None else {
-        one['type']['id'].lower(): one for one in client.pages(
+        one['type']['id'].lower(): one for one in reversed(client.pages(
             CHECKS, 'read the checks of the environment', CHECK,
             {'resourceType': 'environment', 'resourceId': environment, '$expand': 'settings'},
-            needs=ADMINISTRATOR, version=PREVIEW)}
+            needs=ADMINISTRATOR, version=PREVIEW))}
     approver = find_approver(client, wanted)
     approval, lock = checks.get(APPROVAL['id'], {}), checks.get(LOCK['id'], {})
-    settings = approval.get('settings') or NO_APPROVAL
-    approvers, lines = settings.get('approvers') or [], []
+    fields = approval.get('settings') or NO_APPROVAL
+    approvers, lines = fields.get('approvers') or [], []
     # Without the setting any approval that is there will do; approvers of others stay.
     if not approval or wanted and approver['id'].lower() not in [
             one['id'].lower() for one in approvers]:
         names = ', '.join(one.get('displayName') or one['id'] for one in approvers)
         lines.append(f"approvers: {names + ' -> and' if names else 'none ->'} {approver['name']}")
         approvers = approvers + [approver]
-    settings = dict(settings, approvers=[{'id': one['id']} for one in approvers])
+    fields = dict(fields, approvers=[{'id': one['id']} for one in approvers])
     resource = approval.get('resource') or {
         'type': 'environment', 'id': str(environment), 'name': ENVIRONMENT}
-    for title, kind, there, differences, wanted_settings in (
-            ('approval before', APPROVAL, approval, lines, settings),
+    for title, kind, there, differences, wanted_fields in (
+            ('approval before', APPROVAL, approval, lines, fields),
             ('exclusive lock on', LOCK, lock, [], {})):
         if there.get('isDisabled'):
             differences.append('isDisabled: true -> false')
         body = {'type': kind, 'timeout': there.get('timeout', APPROVAL_MINUTES),
-                'isDisabled': False, 'resource': resource, 'settings': wanted_settings}
+                'isDisabled': False, 'resource': resource, 'settings': wanted_fields}
         client.put_right(f'{title} {ENVIRONMENT}', there or None, differences, body, CHECKS,
                          update='PATCH', needs=ADMINISTRATOR, version=PREVIEW)
 

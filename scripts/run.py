@@ -217,20 +217,17 @@ def run_pipeline(config, out, build_id):
         return result_of(run)
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='outputs', help='folder of pipeline.json and run.json')
     args = parser.parse_args(argv)
     # As Ctrl-C does; no Exception, so that the SDK does not swallow it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    build_id = None
+    config = settings.read(os.environ, needs=settings.WORKSPACE)
+    build_id = config.build_buildid or settings.local_build()
     try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE)
-        build_id = config.build_buildid or settings.local_build()
         result = run_pipeline(config, args.out, build_id)
-    except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
     except KeyboardInterrupt:
         print(f'error: stopped; if it was submitted, {how_to_go_on(build_id)}',
               file=sys.stderr)

@@ -25,7 +25,7 @@ class Popen:
 
     def __init__(self, command, folder, environ, log):
         self._process = multiprocessing.get_context('forkserver').Process(
-            target=become, args=(command[1:], folder, environ, log))
+            target=become, args=(command[1:], folder, environ, log), daemon=True)
         self._process.start()
         self.pid = self._process.pid
 

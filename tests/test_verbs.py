@@ -23,6 +23,7 @@ import forked
 import sdk_contract
 import settings
 import sign_in
+import smoke_test
 
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
 pytest.importorskip('azureml_inference_server_http')
@@ -135,8 +136,10 @@ def verbs(tmp_path_factory):
         # An agent of Azure Pipelines, which runs these tests too, sets some.
         for name in tuple(GIVEN) + sign_in.FEDERATION + ('TF_BUILD', 'SYSTEM_COLLECTIONURI'):
             patch.delenv(name, raising=False)
-        for name, value in dict(azure.env, **given(*ALWAYS)).items():
+        for name, value in dict(azure.env, RUN_TIMEOUT_MINUTES='2', DEPLOY_TIMEOUT_MINUTES='2',
+                                **given(*ALWAYS)).items():
             patch.setenv(name, value)
+        patch.setitem(smoke_test.DEADLINE_SECONDS, 'aci', 60)
         # The real Azure is slower.
         for name, seconds in (('arm.PAUSE_SECONDS', 0.1), ('workspace.PAUSE_SECONDS', 0.1),
                               ('deploy.PAUSE_SECONDS', 0.1), ('run.FIRST_PAUSE_SECONDS', 0.3),

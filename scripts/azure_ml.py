@@ -4,6 +4,7 @@
         ...
 """
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -13,6 +14,8 @@ import threading
 import time
 import traceback
 import warnings
+
+import settings
 
 # By default the SDK repeats a request after 32, 64 and 128 s when it is throttled, and after up to
 # 40 s when it meets 503, whatever Retry-After says: longer than our deadlines. It doubles these.
@@ -59,6 +62,21 @@ class AzureError(Exception):
     def __init__(self, message, status=None):
         super().__init__(message)
         self.status = status
+
+
+def verb(main):
+    """A script's main that prints what is for the user to put right instead of raising it.
+
+    Exit code 2 for a setting, 1 for all else.
+    """
+    @functools.wraps(main)
+    def run(argv=None):
+        try:
+            return main(argv)
+        except (AzureError, ValueError) as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 2 if isinstance(error, settings.SettingsError) else 1
+    return run
 
 
 def clean(text):

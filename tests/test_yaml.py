@@ -114,9 +114,8 @@ def test_the_pins_of_the_container_are_exact():
     ("eq(1, '1')", True),
     ('succeeded()', True), ('and(succeeded(), canceled())', False)])
 def test_expressions(text, value):
-    tree = pipeline_yaml.parse_expression(text)
     status = {'succeeded': True, 'canceled': False}.get
-    assert pipeline_yaml.evaluate(tree, lambda words: {'x': 'y'}[words[1]], status) == value
+    assert pipeline_yaml.evaluate(text, lambda words: {'x': 'y'}[words[1]], status) == value
 
 
 @pytest.mark.parametrize('text, words', [
@@ -126,7 +125,7 @@ def test_expressions(text, value):
     ('x', 'neither a function call nor a value')])
 def test_an_expression_that_cannot_be_read_is_a_sentence(text, words):
     with pytest.raises(pipeline_yaml.PipelineError, match=re.escape(words)):
-        pipeline_yaml.parse_expression(text)
+        pipeline_yaml.evaluate(text, str, str)
 
 
 def test_macros_that_are_not_defined_stay_as_in_the_agent():

@@ -157,15 +157,15 @@ class Checks:
         """A condition of a stage, else of a step."""
         if text is None:
             return
+        paths, statuses = [], []
         try:
-            tree = pipeline_yaml.parse_expression(str(text))
+            pipeline_yaml.evaluate(str(text), paths.append, statuses.append)
         except pipeline_yaml.PipelineError as error:
             self.report(location, error)
             return
-        called = [call[1] for call in pipeline_yaml.find_parts(tree, 'call')]
-        if not set(called) & set(pipeline_yaml.STATUS_FUNCTIONS):
+        if not statuses:
             self.report(location, f'condition {text} drops the succeeded() that holds without one')
-        for _, words in pipeline_yaml.find_parts(tree, 'path'):
+        for words in paths:
             name = '.'.join(words[1:])
             if stage and [words[0], words[2:3], len(words)] == ['dependencies', ['outputs'], 4]:
                 self.check_output(words[1], words[3], stage)

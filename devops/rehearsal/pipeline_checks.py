@@ -28,14 +28,6 @@ MAKE = re.compile(CONTAINER + r'make [a-z-]+( SERVICE=aci)?$')
 SET_VARIABLE = re.compile(r'##vso\[task\.setvariable variable=(\w+)(;issecret=true)?\]')
 AFTER_FAILURE = 'succeededOrFailed()'
 
-# The schema lacks the branch of the first task, and its copy of 2023 (for Python 3.7) an input of
-# the second. Source: the tasks' task.json in microsoft/azure-pipelines-tasks.
-OVERLAY = {
-    'PublishCodeCoverageResults@2': ({'summaryFileLocation': 'string', 'pathToSources': 'string',
-                                      'failIfCoverageEmpty': 'boolean'}, ['summaryFileLocation']),
-    'PublishTestResults@2': ({'failTaskOnMissingResultsFile': 'boolean'}, []),
-}
-
 
 @functools.lru_cache(maxsize=None)
 def schema(tasks):
@@ -44,19 +36,15 @@ def schema(tasks):
     path = Path(package) / 'builtin_schemas' / 'vendor' / 'azure-pipelines.json'
     result = json.loads(path.read_text(encoding='utf-8'))
     task = result['definitions']['task']
+    branches = {branch['properties'].get('task', {}).get('pattern', '^$')[1:-1]: branch
+                for branch in task['anyOf']}
     # A branch for each of hundreds of tasks: without the others an error is about the right one.
-    branches = {}
+    # It has none for PublishCodeCoverageResults@2.
+    task['anyOf'] = [branches.get(name, {'properties': {'task': {'const': name}}})
+                     for name in sorted(tasks)]
+    # Names of inputs are in pipeline_yaml; the copy of 2023, for Python 3.7, lacks one.
     for branch in task['anyOf']:
-        name = branch['properties'].get('task', {}).get('pattern', '^$')[1:-1]
-        if name in tasks:
-            branches[name] = branch
-    for name, (inputs, required) in OVERLAY.items():
-        branch = branches.setdefault(name, {'required': ['task'], 'properties': {
-            'task': {'pattern': f'^{name}$'},
-            'inputs': {'properties': {}, 'additionalProperties': False, 'required': required}}})
-        for key, kind in inputs.items():
-            branch['properties']['inputs']['properties'].setdefault(key, {'type': kind})
-    task['anyOf'] = [branches[name] for name in sorted(branches)]
+        branch['properties'].get('inputs', {}).pop('additionalProperties', None)
     # The service turns numbers and booleans into text where it wants text.
     for part in parts(result, dict):
         if part.get('type') == 'string':

@@ -101,10 +101,8 @@ def load_file(path):
     """One YAML file as Map, list and scalars, not to be changed. Raises PipelineError."""
     try:
         return parse_yaml(Path(path).name, Path(path).read_text(encoding='utf-8'))
-    except OSError as error:
-        raise PipelineError(f'{path} cannot be read: {error.strerror}') from None
-    except UnicodeDecodeError as error:
-        raise PipelineError(f'{path} is not UTF-8: {error}') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f'{path} cannot be read: {error}') from None
 
 
 @functools.lru_cache(maxsize=None)
@@ -405,15 +403,14 @@ def read_hooks(item):
 
 
 def step_kind(step):
-    return next(kind for kind in STEPS if kind in step)
+    return next((kind for kind in STEPS if kind in step), None)
 
 
 def check_step(item, location):
     """Raise PipelineError for what is not known here of a step."""
-    check_keys(item, set().union(STEPS, *STEPS.values()), 'a step', location)
-    if not set(STEPS) & set(item):
-        raise PipelineError(f"{item.location}: a step is one of {', '.join(sorted(STEPS))}")
-    kind = step_kind(item)
+    kind = step_kind(item) if isinstance(item, Map) else None
+    if not kind:
+        raise PipelineError(f"{location}: a step is one of {', '.join(STEPS)}, not {item!r}")
     check_keys(item, STEPS[kind] | {kind}, kind)
     if str(item[kind]) not in STEP_VALUES.get(kind, [str(item[kind])]):
         raise PipelineError(f'{item.location}: {kind}: {item[kind]} is not known here')

@@ -27,13 +27,21 @@ FAILURE = '<testcase classname="a" name="bad"><failure/></testcase>'
 END = '</testsuite>'
 
 
+class Azure:
+    """In place of the stand-in for Azure."""
+    new_job = staticmethod(lambda with_connection: JOB)
+    proxy_environment = staticmethod(lambda: {'HTTPS_PROXY': 'http://stand-in'})
+
+
 class Project:
-    """A repository with one pipeline file, and what running it shows."""
+    """A repository with one pipeline file, and what running it shows: its screen too."""
+    show_progress = contextlib.nullcontext
 
     def __init__(self, folder):
         self.folder, self.lines = folder, []
+        self.say = self.lines.append
 
-    def run(self, text, files=(), before_failure=lambda: None, **changed):
+    def run(self, text, files=(), before_failure=lambda: None):
         """Run the YAML text; {stage: result}, rows kept."""
         project = self.folder / 'project'
         project.mkdir(exist_ok=True)
@@ -44,16 +52,12 @@ class Project:
             rehearse.snapshot(project, origin, self.folder / 'out')
         pipeline = pipeline_yaml.read_pipeline(project / 'pipeline.yml')
         values = dict({'AZURE_RM_SVC_CONNECTION': 'rehearsal'}, **pipeline_yaml.variables(pipeline))
-        settings = dict(
+        run = job_runner.Run(
             folder=self.folder / 'out', cache=self.folder / 'cache', seed=None, origin=origin,
-            environ={'PATH': os.environ['PATH']}, connection=CONNECTION,
-            programs=self.folder / 'programs', new_job=lambda named: dict(JOB, NAMED=named),
-            proxy_environ={'HTTPS_PROXY': 'http://stand-in'}, variables=values,
-            say=self.lines.append, minute=60,
-            show_progress=lambda title: contextlib.nullcontext())
-        settings.update(changed)
+            environ={'PATH': os.environ['PATH']}, variables=values, azure=Azure,
+            connection=CONNECTION, screen=self)
         self.rows = rehearse.run_stages(
-            job_runner.Run(**settings), pipeline_yaml.stages(pipeline), before_failure)
+            run, pipeline_yaml.stages(pipeline), before_failure)
         return {stage: result for stage, result, _, _ in self.rows}
 
     def log(self, pattern):
@@ -255,11 +259,12 @@ def test_hooks_of_a_deployment(project, deploy, smoke, result, hooks):
     assert ('failure hook succeeded' in project.rows[0][3]) == ('failure' in hooks)
 
 
-def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project):
+def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project, monkeypatch):
+    monkeypatch.setattr(job_runner, 'MINUTE', 1)
     text = pipeline(stage('a', script('exec sleep 60'), script('echo never'),
                           script('echo cleaned up', condition='canceled()')))
     text = text.replace('  - job: a', '  - job: a\n    timeoutInMinutes: 1')
-    assert project.run(text, minute=1) == {'a': 'canceled'}
+    assert project.run(text) == {'a': 'canceled'}
     assert project.logs() == [
         '01-checkout-self.log', '02-script-exec-sleep-60.log', '04-script-echo-cleaned-up.log']
 
@@ -489,7 +494,8 @@ def test_the_stand_in_for_docker_starts_in_a_checkout_with_a_blank_in_its_path(
         ROOT / 'devops' / 'rehearsal' / 'docker_stand_in.py')
     monkeypatch.setattr(sys, 'executable', str(folder / 'python'))
     monkeypatch.setattr(rehearse, '__file__', str(folder / 'rehearse.py'))
-    programs = rehearse.Rehearsal(folder, None, None, {}, 'secret').programs
+    rehearse.Rehearsal(folder, None, None, dict(os.environ), 'secret')
+    programs = folder / 'programs'
     environ = {name: value for name, value in os.environ.items() if name != 'CONTAINER'}
     done = subprocess.run([str(programs / 'docker'), 'pull', 'python:3.11'], env=environ,
                           stdout=subprocess.PIPE)

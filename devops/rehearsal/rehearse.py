@@ -163,7 +163,7 @@ def run_job(run, folder, job, before_failure):
             continue
         if hook == 'failure':
             before_failure()
-        run.say(f"  {job['title']}{': ' + hook if hook else ''}")
+        run.screen.say(f"  {job['title']}{': ' + hook if hook else ''}")
         machine = job_runner.Job(run, folder / hook, job['minutes'], steps)
         status = machine.run_steps()
         found = {f"{job['name']}.{name}": value for name, value in machine.outputs.items()}
@@ -274,14 +274,14 @@ class Rehearsal:
     """The folder, the stand-in and the rows of one rehearsal. connection: its kind."""
 
     def __init__(self, out, azure, screen, environ, connection):
-        self.out, self.azure, self.screen, self.environ = out, azure, screen, environ
-        self.connection = connection
-        self.programs = out / 'programs'
-        self.programs.mkdir()
-        docker = self.programs / 'docker'
+        self.out, self.azure, self.screen, self.connection = out, azure, screen, connection
+        docker = out / 'programs' / 'docker'
+        docker.parent.mkdir()
         words = [sys.executable, str(Path(__file__).with_name('docker_stand_in.py'))]
         docker.write_text(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, words))} "$@"\n')
         docker.chmod(0o755)
+        self.environ = agent_environ(environ)
+        self.environ['PATH'] = f"{docker.parent}:{self.environ['PATH']}"
         self.rows, self.builds = [], 0
         own = ROOT / '.venv'
         self.seed = own if own.is_dir() and Path(sys.prefix).resolve() == own.resolve() else None
@@ -312,10 +312,8 @@ class Rehearsal:
             'System.TeamProject': 'rehearsal'})
         run = job_runner.Run(
             folder=self.out / label, cache=self.out / 'cache', seed=self.seed, origin=origin,
-            environ=agent_environ(self.environ), programs=self.programs, variables=values,
-            connection={key: self.azure.connection[key] for key in CONNECTIONS[self.connection]},
-            new_job=self.azure.new_job, minute=60, proxy_environ=self.azure.proxy_environment(),
-            say=self.screen.say, show_progress=self.screen.show_progress)
+            environ=self.environ, variables=values, azure=self.azure, screen=self.screen,
+            connection={key: self.azure.connection[key] for key in CONNECTIONS[self.connection]})
         if fault:
             self.azure.faults.add(**fault)
         self.screen.say(f'\n{label}, build {self.builds}')

@@ -47,7 +47,7 @@ class Project:
         project.mkdir(exist_ok=True)
         for name, content in dict(files, **{'pipeline.yml': text}).items():
             (project / name).write_text(content)
-        origin = self.folder / 'origin.git'
+        origin = self.folder / 'origin'
         if not origin.exists():
             rehearse.snapshot(project, origin, self.folder / 'out')
         pipeline = pipeline_yaml.read_pipeline(project / 'pipeline.yml')
@@ -327,13 +327,13 @@ def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
             ['status', '--porcelain'], ['log', '--oneline'], ['count-objects'])]
 
     before = state()
-    changed = rehearse.snapshot(root, tmp_path / 'origin.git', root / 'out' / 'rehearsal')
+    changed = rehearse.snapshot(root, tmp_path / 'origin', root / 'out' / 'rehearsal')
     assert sorted(changed) == ['added', 'gone', 'kept', 'out/']
     assert before == state()
-    origin = tmp_path / 'origin.git'
+    origin = tmp_path / 'origin'
     names = rehearse.git('ls-tree', '--name-only', 'master', folder=origin)
     assert names.split() == ['.gitignore', 'added', 'kept']
-    rehearse.commit(origin, {'kept': lambda text: text + 'er', 'fault': 'f'}, tmp_path / 'scratch')
+    rehearse.commit(origin, {'kept': lambda text: text + 'er', 'fault': 'f'})
     assert rehearse.git('show', 'master:kept', folder=origin) == 'newer'
     assert (root / 'kept').read_text() == 'new'
 
@@ -422,7 +422,7 @@ def real(tmp_path):
     import loopback
     out = tmp_path / 'rehearsal'
     with rehearse.take_folder(out):
-        rehearse.snapshot(ROOT, out / 'origin.git', out)
+        rehearse.snapshot(ROOT, out / 'origin', out)
         with loopback.start(str(out / 'azure'), python=python_of_one_thread(tmp_path)) as azure:
             azure.add_group(rehearse.GROUP['RESOURCE_GROUP'])
             secrets = note_secrets(azure)
@@ -449,8 +449,8 @@ def test_a_finding_and_a_failing_test_are_both_seen_in_the_pull_request(real):
     # All unit tests are run by `make rehearse`, below.
     few = {'tests/pytest.ini': lambda text: (
         text + '\npython_files = test_dependencies.py test_rehearsal_fault.py\n')}
-    rehearse.commit(real.out / 'origin.git', dict(
-        few, **dict(rehearse.COMMITS['lint'], **rehearse.COMMITS['test'])), real.out / 'scratch')
+    rehearse.commit(real.origin, dict(
+        few, **dict(rehearse.COMMITS['lint'], **rehearse.COMMITS['test'])))
     assert real.run('pr.yml', 'pr') == 'failed'
     found = real.out / 'pr/1-code_quality/outputs/test-results'
     assert 'rehearsal_fault.py' in (found / 'lint.xml').read_text()
@@ -477,7 +477,7 @@ def test_each_way_a_run_can_end_and_a_rollback_to_the_version_before(real):
     assert 'failure hook succeeded' in real.rows[-1][4]
     path = real.out / 'smoke/3-deploy/failure/outputs/service.json'
     assert json.loads(path.read_text())['version'] == 1
-    rehearse.commit(real.out / 'origin.git', rehearse.COMMITS['worse'], real.out / 'scratch')
+    rehearse.commit(real.origin, rehearse.COMMITS['worse'])
     assert run('worse') == 'succeeded'
     assert results(real, 'worse') == ['succeeded', 'succeeded', 'skipped']
     assert 'result=kept' in real.rows[-2][4]

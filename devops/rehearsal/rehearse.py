@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / 'devops'))
 MARK = 'THIS-IS-A-REHEARSAL'
-NEEDED_FIRST = {'ci.yml': 'workspace.yml'}
+NEEDED_FIRST = {'ci.yml': ['workspace.yml']}
 
 # What a step gets of this machine's environment; a hosted agent has none of the rest.
 KEPT = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE',
@@ -100,30 +100,26 @@ def snapshot(root, origin, out):
     Returns the files that the project has not committed. They are part of the rehearsal, so that it
     answers for what one sees. The project's own repository stays untouched.
     """
-    git('init', '--quiet', '--bare', str(origin))
-    git('--git-dir', str(origin), 'symbolic-ref', 'HEAD', 'refs/heads/master')
-    options = ['--git-dir', str(origin), '--work-tree', str(root)]
-    if root in out.resolve().parents:
-        top = out.resolve().relative_to(root).parts[0]
-        (origin / 'info').mkdir(exist_ok=True)
-        (origin / 'info' / 'exclude').write_text(f'/{top}/\n')
-    git(*(options + ['add', '--all']), folder=root)
-    git(*(options + ['commit', '--quiet', '--no-verify', '-m', 'Rehearsal']), folder=root)
+    git('init', '--quiet', str(origin))
+    git('symbolic-ref', 'HEAD', 'refs/heads/master', folder=origin)
+    options = ['--git-dir', str(origin / '.git'), '--work-tree', str(root)]
+    others = [f':(exclude,literal){path.name}' for path in root.iterdir()
+              if path == out or path in out.parents]
+    git(*options, 'add', '--all', '.', *others, folder=root)
+    git(*options, 'commit', '--quiet', '--no-verify', '-m', 'Rehearsal', folder=root)
+    git('reset', '--quiet', '--hard', folder=origin)
     if not (root / '.git').exists():
         return []
     return [line[3:] for line in git('status', '--porcelain', folder=root).splitlines()]
 
 
-def commit(origin, files, scratch):
-    """Put files, as in COMMITS, into the repository `origin`, as a push to master would."""
-    git('clone', '--quiet', str(origin), str(scratch))
+def commit(origin, files):
+    """Commit files, as in COMMITS, to the repository `origin`, as a push to master would."""
     for name, text in files.items():
-        path = scratch / name
+        path = origin / name
         path.write_text(text if isinstance(text, str) else text(path.read_text()))
-    git('add', '--all', folder=scratch)
-    git('commit', '--quiet', '--no-verify', '-m', 'Fault', folder=scratch)
-    git('push', '--quiet', 'origin', 'HEAD:refs/heads/master', folder=scratch)
-    shutil.rmtree(str(scratch))
+    git('add', '--all', folder=origin)
+    git('commit', '--quiet', '--no-verify', '-m', 'Fault', folder=origin)
 
 
 def result_of(results):
@@ -275,6 +271,7 @@ class Rehearsal:
 
     def __init__(self, out, azure, screen, environ, connection):
         self.out, self.azure, self.screen, self.connection = out, azure, screen, connection
+        self.origin = out / 'origin'
         docker = out / 'programs' / 'docker'
         docker.parent.mkdir()
         words = [sys.executable, str(Path(__file__).with_name('docker_stand_in.py'))]
@@ -294,10 +291,7 @@ class Rehearsal:
         import job_runner
         import pipeline_yaml
         self.builds += 1
-        origin, clone = self.out / 'origin.git', self.out / 'pipeline-files'
-        git('clone', '--quiet', str(origin), str(clone))
-        pipeline = pipeline_yaml.read_pipeline(clone / 'devops' / name, parameters)
-        shutil.rmtree(str(clone))
+        pipeline = pipeline_yaml.read_pipeline(self.origin / 'devops' / name, parameters)
         stages = [stage for stage in pipeline_yaml.stages(pipeline) if stage['name'] not in without]
         for stage in stages:
             stage['needs'] = [need for need in stage['needs'] if need not in without]
@@ -307,11 +301,11 @@ class Rehearsal:
         values.update({
             'TF_BUILD': 'True', 'Build.BuildId': self.builds,
             'Build.SourceBranch': 'refs/heads/master', 'Build.Repository.Name': 'rehearsal',
-            'Build.SourceVersion': git('--git-dir', str(origin), 'rev-parse', 'HEAD').strip(),
+            'Build.SourceVersion': git('rev-parse', 'HEAD', folder=self.origin).strip(),
             'System.CollectionUri': 'https://dev.azure.com/rehearsal/',
             'System.TeamProject': 'rehearsal'})
         run = job_runner.Run(
-            folder=self.out / label, cache=self.out / 'cache', seed=self.seed, origin=origin,
+            folder=self.out / label, cache=self.out / 'cache', seed=self.seed, origin=self.origin,
             environ=self.environ, variables=values, azure=self.azure, screen=self.screen,
             connection={key: self.azure.connection[key] for key in CONNECTIONS[self.connection]})
         if fault:
@@ -324,17 +318,17 @@ class Rehearsal:
 
     def run_with_prerequisites(self, name, fault):
         """Run a pipeline file and what has to be run before it; the result of the last."""
-        first, label = NEEDED_FIRST.get(name), name[:-len('.yml')]
-        later = fault in AFTER_A_GOOD_RUN
+        label, later = Path(name).stem, fault in AFTER_A_GOOD_RUN
+        before = [(first, Path(first).stem, ()) for first in NEEDED_FIRST.get(name, ())]
+        if later:
+            before.append((name, label + '-before', ('code_quality',)))
         if fault in COMMITS and not later:
-            commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
-        if first and self.run(first, first[:-len('.yml')]) != 'succeeded':
-            return 'failed'
-        if later and \
-                self.run(name, label + '-before', without=('code_quality',)) != 'succeeded':
-            return 'failed'
+            commit(self.origin, COMMITS[fault])
+        for first, called, without in before:
+            if self.run(first, called, without=without) != 'succeeded':
+                return 'failed'
         if fault in COMMITS and later:
-            commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
+            commit(self.origin, COMMITS[fault])
         return self.run(name, label, STRIKES.get(fault))
 
 
@@ -344,7 +338,7 @@ def rehearse(name, fault, out, environ, connection='federated'):
     screen = Screen(out / 'rehearsal.log')
     screen.say(f"REHEARSAL of devops/{name}{' with FAULT=' + fault if fault else ''} on this "
                'machine. Docker, Azure ML and Azure DevOps are stand-ins.')
-    changed = snapshot(ROOT, out / 'origin.git', out)
+    changed = snapshot(ROOT, out / 'origin', out)
     if changed:
         screen.say(f'note: files that are not committed take part, {len(changed)} of them '
                    f"({', '.join(changed[:3])}{', ...' if changed[3:] else ''}); Azure DevOps "
@@ -386,8 +380,7 @@ def main(argv=None):
         parser.error(f'FAULT={args.fault} is for PIPELINE=devops/ci.yml')
     import pipeline_checks
     import pipeline_yaml
-    names = [name for name in (NEEDED_FIRST.get(path.name), path.name) if name]
-    found = [problem for name in names
+    found = [problem for name in NEEDED_FIRST.get(path.name, []) + [path.name]
              for problem in pipeline_checks.find_problems(path.with_name(name))]
     if found:
         listed = '\n  '.join(found)

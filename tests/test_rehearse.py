@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import docker_stand_in
 import job_runner
 import pipeline_yaml
 import rehearse
@@ -483,27 +482,6 @@ def test_each_way_a_run_can_end_and_a_rollback_to_the_version_before(real):
     assert 'result=kept' in real.rows[-2][4]
     # An OIDC token and one of access for each step that signs in, and the jobs' own.
     assert len(real.secrets) > 20
-
-
-def test_the_stand_in_for_docker_starts_in_a_checkout_with_a_blank_in_its_path(
-        tmp_path, monkeypatch):
-    folder = tmp_path / 'a b'
-    folder.mkdir()
-    (folder / 'python').symlink_to(sys.executable)
-    (folder / 'docker_stand_in.py').symlink_to(
-        ROOT / 'devops' / 'rehearsal' / 'docker_stand_in.py')
-    monkeypatch.setattr(sys, 'executable', str(folder / 'python'))
-    monkeypatch.setattr(rehearse, '__file__', str(folder / 'rehearse.py'))
-    rehearse.Rehearsal(folder, None, None, dict(os.environ), 'secret')
-    programs = folder / 'programs'
-    environ = {name: value for name, value in os.environ.items() if name != 'CONTAINER'}
-    done = subprocess.run([str(programs / 'docker'), 'pull', 'python:3.11'], env=environ,
-                          stdout=subprocess.PIPE)
-    assert (done.returncode, done.stdout) == (0, b'python:3.11\n')
-    # CONTAINER=1 looks for the real one behind it.
-    monkeypatch.setenv('PATH', str(programs))
-    with pytest.raises(docker_stand_in.DockerError, match='there is none here'):
-        docker_stand_in.real_docker()
 
 
 @pytest.mark.parametrize('named', [

@@ -266,19 +266,24 @@ class Screen:
             print('\033[K', end='', flush=True)
 
 
+def put_docker(folder):
+    """Put a `docker` that is the stand-in below the folder; the folder that it is in."""
+    docker = folder / 'programs' / 'docker'
+    docker.parent.mkdir()
+    words = [sys.executable, str(Path(__file__).with_name('docker_stand_in.py'))]
+    docker.write_text(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, words))} "$@"\n')
+    docker.chmod(0o755)
+    return docker.parent
+
+
 class Rehearsal:
     """The folder, the stand-in and the rows of one rehearsal. connection: its kind."""
 
     def __init__(self, out, azure, screen, environ, connection):
         self.out, self.azure, self.screen, self.connection = out, azure, screen, connection
         self.origin = out / 'origin'
-        docker = out / 'programs' / 'docker'
-        docker.parent.mkdir()
-        words = [sys.executable, str(Path(__file__).with_name('docker_stand_in.py'))]
-        docker.write_text(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, words))} "$@"\n')
-        docker.chmod(0o755)
         self.environ = agent_environ(environ)
-        self.environ['PATH'] = f"{docker.parent}:{self.environ['PATH']}"
+        self.environ['PATH'] = f"{put_docker(out)}:{self.environ['PATH']}"
         self.rows, self.builds = [], 0
         own = ROOT / '.venv'
         self.seed = own if own.is_dir() and Path(sys.prefix).resolve() == own.resolve() else None

@@ -71,7 +71,8 @@ def prepare(name):
         if subprocess.call(have) and subprocess.call(
                 docker_run(name, ['bash', '-c', GET_TOOLS, str(TOOLS)])):
             shutil.rmtree(str(TOOLS), ignore_errors=True)
-            return f'the image {name} has no GNU make 4 or no git, nor a conda to get them: {ADVICE}'
+            return (f'the image {name} has no GNU make 4 or no git, nor a conda to get them: '
+                    f'{ADVICE}')
     return None
 
 

@@ -119,10 +119,10 @@ def test_expressions(text, value):
 
 
 @pytest.mark.parametrize('text, words', [
-    ("eq('a', 'b'", 'the end where ) is expected'), ("eq('a', ", 'it ends too early'),
-    ("eq('a', 'b'))", ') is left over'), ("eq('a')", ') where , is expected'),
-    ('eq("a", 1)', '"" is not known here'), ('variables.x != 1', '!= is not known here'),
-    ('x', 'neither a function call nor a value')])
+    ("eq('a', 'b'", 'the end where ) is expected'), ("eq('a', ", 'the end is no value'),
+    ("eq('a', 'b'))", ') where the end is expected'), ("eq('a')", ') where , is expected'),
+    ('eq("a", 1)', '" is no value'), ('variables.x != 1', '! where the end is expected'),
+    ('x', 'x is no value and no function'), ("'a", "' is no value"), ('', 'the end is no value')])
 def test_an_expression_that_cannot_be_read_is_a_sentence(text, words):
     with pytest.raises(pipeline_yaml.PipelineError, match=re.escape(words)):
         pipeline_yaml.evaluate(text, str, str)

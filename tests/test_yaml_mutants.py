@@ -52,7 +52,7 @@ SEMANTIC = {
     # conditions
     'function with a typo': (
         'code_quality.yml', 'succeededOrFailed()', 'suceededOrFailed()',
-        'suceededOrFailed() is no'),
+        'suceededOrFailed is no'),
     'condition that drops succeeded()': (
         'code_quality.yml', 'condition: succeededOrFailed()',
         "condition: eq(variables['Agent.OS'], 'Linux')", 'drops the succeeded()'),

@@ -224,11 +224,9 @@ class Job:
         return True
 
     def step_checkout(self, step, stream):
-        clone = ['clone', '--quiet', str(self.run.origin), '.']
-        for command in (clone, ['log', '-1', '--oneline']):
-            if subprocess.call(['git'] + command, cwd=str(self.sources), stdout=stream,
-                               stderr=subprocess.STDOUT):
-                raise StepError(f'git {command[0]} failed')
+        if subprocess.call(['git', 'clone', '--quiet', str(self.run.origin), '.'],
+                           cwd=str(self.sources), stdout=stream, stderr=subprocess.STDOUT):
+            raise StepError('git clone failed')
 
     def step_script(self, step, stream):
         self.run_shell(step['script'], self.step_environ(step), step, stream)

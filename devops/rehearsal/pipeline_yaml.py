@@ -41,8 +41,9 @@ NOT_HERE = {'container': "needs the agent's Node in the image, whose C library i
                          'run docker in a step, as devops/container.py does'}
 EXPRESSION = re.compile(r'\$\{\{\s*(.*?)\s*\}\}', re.S)
 MACRO = re.compile(r'\$\(([A-Za-z_][\w.]*)\)')
-# A text, a number, a name or path such as a.b['c'], or a sign.
-TOKEN = re.compile(r"('(?:[^']|'')*'|-?\d+|[A-Za-z_]\w*(?:\.\w+|\['[^']*'\])*|[(),])")
+# Words of an expression: a text, a number, a name or path such as a.b['c'], a sign.
+WORD = re.compile(r"'(?:[^']|'')*'|[\w-]+(?:\.\w+|\['[^']*'\])*|\S")
+PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+|\['[^']*'\])+")
 
 
 class PipelineError(ValueError):
@@ -128,32 +129,15 @@ def evaluate(text, look_up, status):
     look_up: function from the words of a path, as in dependencies.train.outputs['a.b.c'], to its
     value; status: function from the name of a status function to its value.
     """
-    between, tokens = ''.join(TOKEN.split(text)[::2]).strip(), TOKEN.findall(text)
+    words = WORD.findall(text)
 
-    def refuse(why):
-        raise PipelineError(f'expression "{text}": {why}')
-
-    def take(expected):
-        word = tokens.pop(0) if tokens else 'the end'
-        if word != expected:
-            refuse(f'{word} where {expected} is expected')
-
-    def term():
-        word = tokens.pop(0) if tokens else refuse('it ends too early')
-        if word[0] == "'":
-            return word[1:-1].replace("''", "'")
-        if word in ('true', 'false') or re.match(r'-?\d', word):
-            return word
-        if tokens[:1] == ['(']:
-            return call(word)
-        words = [name or quoted for name, quoted in re.findall(r"(\w+)|'([^']*)'", word)]
-        if len(words) < 2:
-            refuse(f'{word} is neither a function call nor a value')
-        return look_up(words)
+    def take(expected=None):
+        word = words.pop(0) if words else 'the end'
+        if expected not in (None, word):
+            raise PipelineError(f'expression "{text}": {word} where {expected} is expected')
+        return word
 
     def call(name):
-        if name not in FUNCTIONS:
-            refuse(f"{name}() is no function that is known here ({', '.join(sorted(FUNCTIONS))})")
         take('(')
         arguments = []
         for number in range(FUNCTIONS[name]):
@@ -169,11 +153,22 @@ def evaluate(text, look_up, status):
         same = str(arguments[0]).lower() == str(arguments[1]).lower()
         return same if name == 'eq' else not same
 
-    if between:
-        refuse(f'{between} is not known here')
+    def term():
+        word = take()
+        if word in FUNCTIONS:
+            return call(word)
+        if re.fullmatch("'.*'", word, re.S):
+            return word[1:-1].replace("''", "'")
+        if re.fullmatch(r'-?\d+|true|false', word):
+            return word
+        if PATH.fullmatch(word):
+            return look_up([name or quoted for name, quoted in
+                            re.findall(r"(\w+)|'([^']*)'", word)])
+        raise PipelineError(f'expression "{text}": {word} is no value and no function that is '
+                            f"known here ({', '.join(sorted(FUNCTIONS))})")
+
     value = term()
-    if tokens:
-        refuse(f'{tokens[0]} is left over')
+    take('the end')
     return value
 
 

@@ -286,7 +286,7 @@ class Rehearsal:
         self.environ['PATH'] = f"{put_docker(out)}:{self.environ['PATH']}"
         self.rows, self.builds = [], 0
         own = ROOT / '.venv'
-        self.seed = own if own.is_dir() and Path(sys.prefix).resolve() == own.resolve() else None
+        self.seed = own if Path(sys.prefix).resolve() == own.resolve() else None
 
     def run(self, name, label, fault=None, parameters=None, without=()):
         """Run one pipeline file of the repository as it is now; its result.

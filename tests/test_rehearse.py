@@ -20,10 +20,23 @@ pytestmark = pytest.mark.no_cover
 
 JOB = {'SYSTEM_OIDCREQUESTURI': 'http://devops/job', 'SYSTEM_ACCESSTOKEN': 'j0b t0ken'}
 CONNECTION = {'tenantId': 'tenant', 'servicePrincipalId': 'me', 'servicePrincipalKey': 's3cret'}
-JUNIT = '<testsuite><testcase classname="a" name="good"/>'
+CASE = '<testcase classname="a" name="good"/>'
 SKIPPED = '<testcase classname="a" name="not here"><skipped/></testcase>'
 FAILURE = '<testcase classname="a" name="bad"><failure/></testcase>'
-END = '</testsuite>'
+HOLDER = """import fcntl, sys, time
+held = open(sys.argv[1], 'w')
+fcntl.flock(held, fcntl.LOCK_EX)
+print('held', flush=True)
+time.sleep(60)
+open(sys.argv[1] + '.ended', 'w')
+"""
+# What is in the repository.
+FILES = {
+    'pins.txt': 'numpy', 'holder.py': HOLDER, 'cut-off.xml': '<testsuite>',
+    'passed.xml': f'<testsuite>{CASE}</testsuite>',
+    'skipped.xml': f'<testsuite>{CASE}{SKIPPED}</testsuite>',
+    'failed.xml': f'<testsuite>{CASE}{FAILURE}</testsuite>',
+    'coverage.xml': '<coverage line-rate="0.925"/>', 'empty.xml': '<coverage line-rate="0"/>'}
 
 
 class Azure:
@@ -36,24 +49,18 @@ class Project:
     """A repository with one pipeline file, and what running it shows: its screen too."""
     show_progress = contextlib.nullcontext
 
-    def __init__(self, folder):
-        self.folder, self.lines = folder, []
+    def __init__(self, folder, origin):
+        self.folder, self.origin, self.lines = folder, origin, []
         self.say = self.lines.append
 
-    def run(self, text, files=(), before_failure=lambda: None):
+    def run(self, text, before_failure=lambda: None):
         """Run the YAML text; {stage: result}, rows kept."""
-        project = self.folder / 'project'
-        project.mkdir(exist_ok=True)
-        for name, content in dict(files, **{'pipeline.yml': text}).items():
-            (project / name).write_text(content)
-        origin = self.folder / 'origin'
-        if not origin.exists():
-            rehearse.snapshot(project, origin, self.folder / 'out')
-        pipeline = pipeline_yaml.read_pipeline(project / 'pipeline.yml')
+        (self.folder / 'pipeline.yml').write_text(text)
+        pipeline = pipeline_yaml.read_pipeline(self.folder / 'pipeline.yml')
         values = dict({'AZURE_RM_SVC_CONNECTION': 'rehearsal'}, **pipeline_yaml.variables(pipeline))
         run = job_runner.Run(
-            folder=self.folder / 'out', cache=self.folder / 'cache', seed=None, origin=origin,
-            environ={'PATH': os.environ['PATH']}, variables=values, azure=Azure,
+            folder=self.folder / 'out', cache=self.folder / 'cache', seed=None,
+            origin=self.origin, environ={'PATH': os.environ['PATH']}, variables=values, azure=Azure,
             connection=CONNECTION, screen=self)
         self.rows = rehearse.run_stages(
             run, pipeline_yaml.stages(pipeline), before_failure)
@@ -66,9 +73,20 @@ class Project:
         return [path.name for path in sorted((self.folder / 'out').rglob('*.log'))]
 
 
+@pytest.fixture(scope='module')
+def origin(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('origin')
+    root = folder / 'project'
+    root.mkdir()
+    for name, content in FILES.items():
+        (root / name).write_text(content)
+    rehearse.snapshot(root, folder / 'origin', folder / 'out')
+    return folder / 'origin'
+
+
 @pytest.fixture
-def project(tmp_path):
-    return Project(tmp_path)
+def project(tmp_path, origin):
+    return Project(tmp_path, origin)
 
 
 def stage(name, *steps, **more):
@@ -136,7 +154,7 @@ def test_only_artifacts_pass_from_one_fresh_checkout_to_the_next(project):
     result = project.run(pipeline(
         stage('a', script('mkdir outputs; echo 7 > outputs/id.json; echo x > left'),
               'publish: outputs/id.json\nartifact: id'),
-        stage('b', script('test ! -e outputs && test ! -e left && test -e pipeline.yml'),
+        stage('b', script('test ! -e outputs && test ! -e left && test -e pins.txt'),
               'task: DownloadPipelineArtifact@2\ninputs:\n  artifactName: id\n'
               '  targetPath: $(Build.SourcesDirectory)/outputs',
               script('grep 7 outputs/id.json'))))
@@ -144,7 +162,7 @@ def test_only_artifacts_pass_from_one_fresh_checkout_to_the_next(project):
     assert (project.folder / 'out/1-a/outputs/id.json').read_text() == '7\n'
 
 
-PUBLISH = 'publish: pipeline.yml\nartifact: id'
+PUBLISH = 'publish: pins.txt\nartifact: id'
 
 
 @pytest.mark.parametrize('steps, said', [
@@ -197,26 +215,24 @@ def test_variables_macros_and_the_path_reach_a_step(project):
 
 
 RESULTS = '''task: PublishTestResults@2
-inputs: {testResultsFormat: JUnit, testResultsFiles: unit.xml, testRunTitle: Unit,
-         failTaskOnFailedTests: true, failTaskOnMissingResultsFile: true}'''
+inputs: {testResultsFormat: JUnit, testResultsFiles: FILE, testRunTitle: Unit}'''
 COVERAGE = '''task: PublishCodeCoverageResults@2
-inputs: {summaryFileLocation: $(System.DefaultWorkingDirectory)/coverage.xml,
-         failIfCoverageEmpty: true}'''
+inputs: {summaryFileLocation: $(System.DefaultWorkingDirectory)/FILE}'''
 
 
-@pytest.mark.parametrize('step, files, result, said', [
-    (RESULTS, {'unit.xml': JUNIT + END}, 'succeeded', 'Unit: 1 passed'),
-    (RESULTS, {'unit.xml': JUNIT + SKIPPED + END}, 'succeeded', 'Unit: 1 passed, 1 skipped'),
-    (RESULTS, {'unit.xml': JUNIT + FAILURE + END}, 'failed', 'Unit: 1 passed, 1 failed'),
-    (RESULTS, {}, 'failed', 'unit.xml does not exist'),
-    (RESULTS, {'unit.xml': '<testsuite>'}, 'failed', 'is no XML'),
-    (COVERAGE, {'coverage.xml': '<coverage line-rate="0.925"/>'}, 'succeeded', 'coverage 92 %'),
-    (COVERAGE, {'coverage.xml': '<coverage line-rate="0"/>'}, 'failed', 'the coverage is empty'),
-    (COVERAGE, {'coverage.xml': '<other/>'}, 'failed', 'no Cobertura file'),
-    (COVERAGE, {}, 'failed', 'coverage.xml does not exist'),
+@pytest.mark.parametrize('step, name, result, said', [
+    (RESULTS, 'passed.xml', 'succeeded', 'Unit: 1 passed'),
+    (RESULTS, 'skipped.xml', 'succeeded', 'Unit: 1 passed, 1 skipped'),
+    (RESULTS, 'failed.xml', 'failed', 'Unit: 1 passed, 1 failed'),
+    (RESULTS, 'none.xml', 'failed', 'none.xml does not exist'),
+    (RESULTS, 'cut-off.xml', 'failed', 'is no XML'),
+    (COVERAGE, 'coverage.xml', 'succeeded', 'coverage 92 %'),
+    (COVERAGE, 'empty.xml', 'failed', 'the coverage is empty'),
+    (COVERAGE, 'passed.xml', 'failed', 'no Cobertura file'),
+    (COVERAGE, 'none.xml', 'failed', 'none.xml does not exist'),
 ])
-def test_publishing_tasks_are_checked_for_their_files(project, step, files, result, said):
-    assert project.run(pipeline(stage('a', step)), files) == {'a': result}
+def test_publishing_tasks_are_checked_for_their_files(project, step, name, result, said):
+    assert project.run(pipeline(stage('a', step.replace('FILE', name)))) == {'a': result}
     assert said in '\n'.join(project.lines + project.rows[0][3])
 
 
@@ -268,21 +284,11 @@ def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project
         '01-checkout-self.log', '02-script-exec-sleep-60.log', '04-script-echo-cleaned-up.log']
 
 
-HOLDER = """import fcntl, sys, time
-held = open(sys.argv[1], 'w')
-fcntl.flock(held, fcntl.LOCK_EX)
-print('held', flush=True)
-time.sleep(60)
-open(sys.argv[1] + '.ended', 'w')
-"""
-
-
 def test_what_a_step_leaves_running_is_ended(project):
     lock = project.folder / 'lock'
     command = (f'{sys.executable} holder.py {lock} > started & until grep -q held started; do :; '
                'done')
-    assert project.run(pipeline(stage('a', script(command))), {'holder.py': HOLDER}) == {
-        'a': 'succeeded'}
+    assert project.run(pipeline(stage('a', script(command)))) == {'a': 'succeeded'}
     with open(str(lock)) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
     assert not (project.folder / 'lock.ended').exists()
@@ -295,15 +301,14 @@ MAKE = script('ls .venv/lib/big; mkdir -p .venv/lib; echo 1 > .venv/lib/big; ech
 def test_a_cache_is_saved_once_by_what_its_key_names_and_stays_as_it_is(project):
     change = script('test -e .venv/lib/big && echo 2 > .venv/stamp')
     result = project.run(pipeline(
-        stage('a', CACHE, MAKE), stage('b', CACHE, change), stage('c', CACHE, change)),
-        {'pins.txt': 'numpy'})
+        stage('a', CACHE, MAKE), stage('b', CACHE, change), stage('c', CACHE, change)))
     assert set(result.values()) == {'succeeded'}
     saved, = (project.folder / 'cache').iterdir()
     assert (saved / 'stamp').read_text() == '1\n'
 
 
 def test_a_failed_job_saves_no_cache(project):
-    project.run(pipeline(stage('a', CACHE, MAKE, script('false'))), {'pins.txt': 'numpy'})
+    project.run(pipeline(stage('a', CACHE, MAKE, script('false'))))
     assert not (project.folder / 'cache').exists()
 
 
@@ -362,10 +367,9 @@ def test_steps_get_nothing_of_this_machine_that_an_agent_would_not_have():
     ['--pipeline', 'devops/none.yml'], ['--pipeline', 'README.md'], ['--fault', 'nothing'],
     ['--pipeline', 'devops/pr.yml', '--fault', 'smoke']])
 def test_wrong_use_is_refused(args, tmp_path):
-    done = subprocess.run([sys.executable, rehearse.__file__, '--out', str(tmp_path)] + args,
-                          stderr=subprocess.PIPE, universal_newlines=True)
-    assert done.returncode == 2 and 'rehearse.py: error: ' in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SystemExit) as end:
+        rehearse.main(['--out', str(tmp_path)] + args)
+    assert end.value.code == 2 and list(tmp_path.iterdir()) == []
 
 
 # The JSON Web Tokens of OIDC and of access.

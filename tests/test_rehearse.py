@@ -41,36 +41,37 @@ FILES = {
 
 class Azure:
     """In place of the stand-in for Azure."""
+    faults = set()
     new_job = staticmethod(lambda with_connection: JOB)
     proxy_environment = staticmethod(lambda: {'HTTPS_PROXY': 'http://stand-in'})
 
 
 class Project:
-    """A repository with one pipeline file, and what running it shows: its screen too."""
+    """In place of a Rehearsal, and of its screen: runs the text of a pipeline."""
+    azure, environ, seed = Azure, {'PATH': os.environ['PATH']}, None
+    of_connection = staticmethod(lambda: CONNECTION)
     show_progress = contextlib.nullcontext
 
     def __init__(self, folder, origin):
-        self.folder, self.origin, self.lines = folder, origin, []
+        self.folder, self.cache, self.origin = folder / 'out', folder / 'cache', origin
+        self.screen, self.lines = self, []
         self.say = self.lines.append
 
-    def run(self, text, before_failure=lambda: None):
+    def run(self, text):
         """Run the YAML text; {stage: result}, rows kept."""
-        (self.folder / 'pipeline.yml').write_text(text)
-        pipeline = pipeline_yaml.read_pipeline(self.folder / 'pipeline.yml')
-        values = dict({'AZURE_RM_SVC_CONNECTION': 'rehearsal'}, **pipeline_yaml.variables(pipeline))
-        run = job_runner.Run(
-            folder=self.folder / 'out', cache=self.folder / 'cache', seed=None,
-            origin=self.origin, environ={'PATH': os.environ['PATH']}, variables=values, azure=Azure,
-            connection=CONNECTION, screen=self)
-        self.rows = rehearse.run_stages(
-            run, pipeline_yaml.stages(pipeline), before_failure)
+        path = self.folder.with_name('pipeline.yml')
+        path.write_text(text)
+        pipeline = pipeline_yaml.read_pipeline(path)
+        self.variables = dict(
+            {'AZURE_RM_SVC_CONNECTION': 'rehearsal'}, **pipeline_yaml.variables(pipeline))
+        self.rows = rehearse.run_stages(self, pipeline_yaml.stages(pipeline))
         return {stage: result for stage, result, _, _ in self.rows}
 
     def log(self, pattern):
-        return next((self.folder / 'out').rglob(pattern)).read_text()
+        return next(self.folder.rglob(pattern)).read_text()
 
     def logs(self):
-        return [path.name for path in sorted((self.folder / 'out').rglob('*.log'))]
+        return [path.name for path in sorted(self.folder.rglob('*.log'))]
 
 
 @pytest.fixture(scope='module')
@@ -145,9 +146,12 @@ def test_an_output_has_the_name_of_its_step_in_front_within_the_job_too(project)
         'test "$(run.word)$RUN_WORD" = xx && test -z "${WORD:-}"')))) == {'a': 'succeeded'}
 
 
-def test_an_output_that_no_step_sets_stops_the_rehearsal(project):
+def test_an_output_that_is_never_there_stops_the_rehearsal(project):
     with pytest.raises(rehearse.RehearsalError, match="outputs\\['a.run.outcome'\\] of stage a"):
         read_output(project, 'a.run.outcome', 'kept')
+    with pytest.raises(rehearse.RehearsalError, match='stage b, which set .*not in dependsOn'):
+        project.run(pipeline(stage('b', script('true')), stage('c', script('true'), dependsOn='[]',
+                    condition="and(succeeded(), eq(dependencies.b.outputs['b.c.d'], 'x'))")))
 
 
 def test_only_artifacts_pass_from_one_fresh_checkout_to_the_next(project):
@@ -159,7 +163,7 @@ def test_only_artifacts_pass_from_one_fresh_checkout_to_the_next(project):
               '  targetPath: $(Build.SourcesDirectory)/outputs',
               script('grep 7 outputs/id.json'))))
     assert result == {'a': 'succeeded', 'b': 'succeeded'}
-    assert (project.folder / 'out/1-a/outputs/id.json').read_text() == '7\n'
+    assert (project.folder / '1-a/outputs/id.json').read_text() == '7\n'
 
 
 PUBLISH = 'publish: pins.txt\nartifact: id'
@@ -199,7 +203,7 @@ def test_a_secret_reaches_only_the_step_that_takes_it_and_no_log(project):
                displayName='Use it'))))
     assert result == {'a': 'succeeded'}
     assert 'it is ***' in project.log('05-*.log')
-    kept = [path for path in (project.folder / 'out').rglob('*')
+    kept = [path for path in project.folder.rglob('*')
             if path.is_file() and b's3cret' in path.read_bytes()]
     assert kept == [] and 's3cret' not in '\n'.join(project.lines)
 
@@ -265,12 +269,12 @@ stages:
     ('exit 0', 'exit 1', 'failed', ['deploy', 'routeTraffic', 'failure']),
 ])
 def test_hooks_of_a_deployment(project, deploy, smoke, result, hooks):
-    called = []
+    project.azure.faults.add('crash-loop')
     text = DEPLOYMENT.replace('DEPLOY', deploy).replace('SMOKE', smoke)
-    assert project.run(text, before_failure=lambda: called.append(True)) == {'deploy': result}
-    folders = {path.name for path in (project.folder / 'out/1-deploy').iterdir()}
+    assert project.run(text) == {'deploy': result}
+    folders = {path.name for path in (project.folder / '1-deploy').iterdir()}
     assert folders == set(hooks)
-    assert called == [True] * ('failure' in hooks)
+    assert bool(project.azure.faults) == ('failure' not in hooks)
     assert ('failure hook succeeded' in project.rows[0][3]) == ('failure' in hooks)
 
 
@@ -285,13 +289,13 @@ def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project
 
 
 def test_what_a_step_leaves_running_is_ended(project):
-    lock = project.folder / 'lock'
+    lock = project.folder.with_name('lock')
     command = (f'{sys.executable} holder.py {lock} > started & until grep -q held started; do :; '
                'done')
     assert project.run(pipeline(stage('a', script(command)))) == {'a': 'succeeded'}
     with open(str(lock)) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-    assert not (project.folder / 'lock.ended').exists()
+    assert not lock.with_name('lock.ended').exists()
 
 
 CACHE = 'task: Cache@2\ninputs: {key: \'"venv" | pins.txt\', path: .venv}'
@@ -303,13 +307,13 @@ def test_a_cache_is_saved_once_by_what_its_key_names_and_stays_as_it_is(project)
     result = project.run(pipeline(
         stage('a', CACHE, MAKE), stage('b', CACHE, change), stage('c', CACHE, change)))
     assert set(result.values()) == {'succeeded'}
-    saved, = (project.folder / 'cache').iterdir()
+    saved, = project.cache.iterdir()
     assert (saved / 'stamp').read_text() == '1\n'
 
 
 def test_a_failed_job_saves_no_cache(project):
     project.run(pipeline(stage('a', CACHE, MAKE, script('false'))))
-    assert not (project.folder / 'cache').exists()
+    assert not project.cache.exists()
 
 
 def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):

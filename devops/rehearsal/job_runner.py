@@ -4,7 +4,6 @@ Source of the rules: Microsoft's documentation of Azure Pipelines (conditions, l
 predefined variables, caching) and of the five tasks. Tasks that only publish are checked: their
 inputs, their files, what is in them.
 """
-import collections
 import contextlib
 import hashlib
 import os
@@ -28,19 +27,6 @@ MINUTE = 60
 CANCEL_STEPS = ((signal.SIGINT, 7.5), (signal.SIGTERM, 2.5))
 TAIL_LINES = 12
 
-# One run of a pipeline, what its jobs share:
-#   folder      where logs and results go
-#   cache       folder of the saved caches
-#   seed        the .venv that an empty cache begins with, or None
-#   origin      repository that jobs check out
-#   environ     {name: value} of every step's environment
-#   variables   {name: value} of the pipeline, groups included
-#   azure       the stand-in for Azure: a job's sign-in, the way to it
-#   connection  {name: value} that a task gets that names the service connection
-#   screen      says a line, shows that a step is under way
-Run = collections.namedtuple(
-    'Run', 'folder cache seed origin environ variables azure connection screen')
-
 
 class StepError(Exception):
     """Why a step fails."""
@@ -61,7 +47,10 @@ def link_tree(source, target):
 
 
 class Job:
-    """One job, or one hook of a deployment, on a fresh machine: a folder with only a checkout."""
+    """One job, or one hook of a deployment, on a fresh machine: a folder with only a checkout.
+
+    run: the Rehearsal, of whose run it is.
+    """
 
     def __init__(self, run, folder, minutes, steps):
         self.run, self.folder = run, Path(folder)
@@ -260,8 +249,9 @@ class Job:
         self.environ.update(self.run.azure.proxy_environment())
         step_environ = self.step_environ(step)
         if inputs.get('addSpnToEnvironment') is True:
-            step_environ.update(self.run.connection)
-            self.masked.add(self.run.connection.get('servicePrincipalKey', ''))
+            connection = self.run.of_connection()
+            step_environ.update(connection)
+            self.masked.add(connection.get('servicePrincipalKey', ''))
         self.run_shell(inputs['inlineScript'], step_environ, step, stream)
 
     def task_downloadpipelineartifact(self, inputs, step, stream):

@@ -188,25 +188,19 @@ def fill_in_macros(text, variables):
 
 
 def bind_parameters(document, given, location):
-    """The values of a file's parameters: those `given`, checked, and the defaults."""
+    """The values of a pipeline's parameters: those `given`, checked, else the defaults."""
     values = {}
     for parameter in document.list_of('parameters') if 'parameters' in document else ():
         check_keys(parameter, PARAMETER, 'a parameter', location)
         name, kind = str(parameter['name']), parameter.get('type', 'string')
-        value = values[name] = given.get(name, parameter.get('default'))
+        value = values[name] = given.get(name, parameter['default'])
         problem = None
-        if value is None:
-            problem = 'has no default and is not given'
-        elif kind not in ('string', 'number'):
+        if kind not in ('string', 'number'):
             problem = f'is of type {kind}, which is not known here'
         elif 'values' in parameter and value not in parameter.list_of('values'):
             problem = f"is {value}, not one of {', '.join(map(str, parameter['values']))}"
         if problem:
             raise PipelineError(f'{location}: parameter {name} {problem}')
-    unknown = sorted(set(given) - set(values))
-    if unknown:
-        raise PipelineError(f'{location}: parameter {unknown[0]} is not declared (there is '
-                            f"{', '.join(values) or 'none'})")
     return values
 
 
@@ -286,7 +280,7 @@ class Expansion:
             if branch:
                 result += self.expand(item.list_of(key))
             elif isinstance(item, Map) and 'template' in item:
-                result += self.template(check_keys(item, {'template', 'parameters'}, 'a template'))
+                result += self.template(check_keys(item, {'template'}, 'a template'))
             else:
                 result.append(self.expand(item))
         return result
@@ -297,13 +291,10 @@ class Expansion:
         if not path.is_file():
             raise PipelineError(f"{item.location}: the template {item['template']} does not exist")
         document = load_file(path)
-        lists = [key for key in document if key != 'parameters']
-        if len(lists) != 1:
+        if len(document) != 1:
             raise PipelineError(f'{path.name}: a template holds one list, of variables, jobs or '
-                                f'steps, and parameters; not {lists}')
-        given = self.expand(item.get('parameters', Map(item.location)))
-        values = bind_parameters(document, given, item.location)
-        return Expansion(path, values).expand(document.list_of(lists[0]))
+                                f'steps; not {list(document)}')
+        return Expansion(path, {}).expand(document.list_of(next(iter(document))))
 
 
 def read_pipeline(path, parameters=None):

@@ -130,27 +130,29 @@ def result_of(results):
 def condition_holds(stage, done, outputs):
     """Whether the condition of a stage is met, after the stages `done`, {name: result}.
 
-    Azure Pipelines takes an output variable that no step has set for empty text; here that is an
-    error, since a stage would be skipped, and green, for ever.
+    Azure Pipelines takes an output variable for empty text that no step has set, or none of a stage
+    in dependsOn; here that is an error, since a stage would be skipped, and green, for ever.
     """
     import pipeline_yaml
 
     def output(words):
         _, source, _, name = words
-        if done[source] == 'succeeded' and name not in outputs[source]:
-            raise RehearsalError(f"the condition of stage {stage['name']} reads "
-                                 f"outputs['{name}'] of stage {source}, which set no such variable")
+        if source not in stage['needs'] or \
+                done[source] == 'succeeded' and name not in outputs[source]:
+            raise RehearsalError(f"the condition of stage {stage['name']} reads outputs['{name}'] "
+                                 f'of stage {source}, which set no such variable or is not in '
+                                 'dependsOn')
         return outputs[source].get(name, '')
 
     return pipeline_yaml.condition_holds(
         stage['condition'], output, {done[name] for name in stage['needs']})
 
 
-def run_job(run, folder, job, before_failure):
+def run_job(run, folder, job):
     """Run a job, or a deployment's hooks in order.
 
-    Returns (result, {'job.step.variable': value}, list of what it produced). `before_failure` is
-    called before the failure hook, which changes no result.
+    Returns (result, {'job.step.variable': value}, list of what it produced). The failure hook
+    changes no result; faults of Azure end before it.
     """
     import job_runner
     result, outputs, produced = 'succeeded', {}, []
@@ -158,7 +160,7 @@ def run_job(run, folder, job, before_failure):
         if (hook == 'failure') == (result == 'succeeded'):
             continue
         if hook == 'failure':
-            before_failure()
+            run.azure.faults.clear()
         run.screen.say(f"  {job['title']}{': ' + hook if hook else ''}")
         machine = job_runner.Job(run, folder / hook, job['minutes'], steps)
         status = machine.run_steps()
@@ -177,7 +179,7 @@ def run_job(run, folder, job, before_failure):
     return result, outputs, produced
 
 
-def run_stages(run, stages, before_failure):
+def run_stages(run, stages):
     """Run the stages in order; returns rows (stage, result, seconds, list of what it produced)."""
     rows, done, outputs = [], {}, {}
     for number, stage in enumerate(stages, 1):
@@ -185,8 +187,7 @@ def run_stages(run, stages, before_failure):
         done[name], outputs[name] = 'skipped', {}
         if condition_holds(stage, done, outputs):
             folder = run.folder / f"{number}-{name or stage['job']['name']}"
-            done[name], outputs[name], produced = run_job(
-                run, folder, stage['job'], before_failure)
+            done[name], outputs[name], produced = run_job(run, folder, stage['job'])
         rows.append((stage['title'], done[name], time.monotonic() - began, produced))
     return rows
 
@@ -277,46 +278,50 @@ def put_docker(folder):
 
 
 class Rehearsal:
-    """The folder, the stand-in and the rows of one rehearsal. connection: its kind."""
+    """What the runs of a rehearsal share, and the rows of their table.
+
+    connection: the kind of the service connection. Of the run that is under way: folder, where its
+    logs and results go, and variables, {name: value}, those of groups included.
+    """
 
     def __init__(self, out, azure, screen, environ, connection):
         self.out, self.azure, self.screen, self.connection = out, azure, screen, connection
-        self.origin = out / 'origin'
+        self.origin, self.cache = out / 'origin', out / 'cache'
         self.environ = agent_environ(environ)
         self.environ['PATH'] = f"{put_docker(out)}:{self.environ['PATH']}"
         self.rows, self.builds = [], 0
+        # What an empty cache begins with.
         own = ROOT / '.venv'
         self.seed = own if Path(sys.prefix).resolve() == own.resolve() else None
+
+    def of_connection(self):
+        """The variables of a task that names the service connection."""
+        return {name: self.azure.connection[name] for name in CONNECTIONS[self.connection]}
 
     def run(self, name, label, fault=None, parameters=None, without=()):
         """Run one pipeline file of the repository as it is now; its result.
 
         label: what the folder and the table call it; without: stages left out by hand at the start.
         """
-        import job_runner
         import pipeline_yaml
         self.builds += 1
         pipeline = pipeline_yaml.read_pipeline(self.origin / 'devops' / name, parameters)
         stages = [stage for stage in pipeline_yaml.stages(pipeline) if stage['name'] not in without]
         for stage in stages:
             stage['needs'] = [need for need in stage['needs'] if need not in without]
-        values = pipeline_yaml.variables(pipeline)
+        self.folder, self.variables = self.out / label, pipeline_yaml.variables(pipeline)
         if pipeline_yaml.groups(pipeline):
-            values.update(GROUP, SUBSCRIPTION_ID=self.azure.env['SUBSCRIPTION_ID'])
-        values.update({
+            self.variables.update(GROUP, SUBSCRIPTION_ID=self.azure.env['SUBSCRIPTION_ID'])
+        self.variables.update({
             'TF_BUILD': 'True', 'Build.BuildId': self.builds,
             'Build.SourceBranch': 'refs/heads/master', 'Build.Repository.Name': 'rehearsal',
             'Build.SourceVersion': git('rev-parse', 'HEAD', folder=self.origin).strip(),
             'System.CollectionUri': 'https://dev.azure.com/rehearsal/',
             'System.TeamProject': 'rehearsal'})
-        run = job_runner.Run(
-            folder=self.out / label, cache=self.out / 'cache', seed=self.seed, origin=self.origin,
-            environ=self.environ, variables=values, azure=self.azure, screen=self.screen,
-            connection={key: self.azure.connection[key] for key in CONNECTIONS[self.connection]})
         if fault:
             self.azure.faults.add(**fault)
         self.screen.say(f'\n{label}, build {self.builds}')
-        rows = run_stages(run, stages, self.azure.faults.clear)
+        rows = run_stages(self, stages)
         self.azure.faults.clear()
         self.rows += [(label,) + row for row in rows]
         return result_of([row[1] for row in rows])

@@ -314,8 +314,8 @@ def test_a_cache_is_saved_once_by_what_its_key_names_and_stays_as_it_is(project)
 def test_each_job_has_the_paths_of_the_one_before_as_a_cache_counts_on(project):
     cache = 'task: Cache@2\ninputs: {key: \'"$(Build.SourcesDirectory)"\', path: .venv}'
     result = project.run(pipeline(
-        stage('a', cache, MAKE), stage('b', cache, script('cat .venv/stamp'))), {})
-    assert set(result.values()) == {'succeeded'} and len(os.listdir(project.folder / 'cache')) == 1
+        stage('a', cache, MAKE), stage('b', cache, script('cat .venv/stamp'))))
+    assert set(result.values()) == {'succeeded'} and len(list(project.cache.iterdir())) == 1
 
 
 def test_a_failed_job_saves_no_cache(project):

@@ -142,6 +142,7 @@ def verbs(tmp_path_factory):
         patch.setitem(smoke_test.DEADLINE_SECONDS, 'aci', 60)
         # The real Azure is slower.
         for name, seconds in (('arm.PAUSE_SECONDS', 0.1), ('workspace.PAUSE_SECONDS', 0.1),
+                              ('azure_ml.FIRST_PAUSE_SECONDS', 0.1),
                               ('deploy.PAUSE_SECONDS', 0.1), ('run.FIRST_PAUSE_SECONDS', 0.3),
                               ('run.LONGEST_PAUSE_SECONDS', 1)):
             patch.setattr(name, seconds)

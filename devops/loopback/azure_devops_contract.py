@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jsonschema
 
+from .schemas import SWITCH, TEXT, WHOLE, closed
+
 CONTRACT = Path(__file__).with_name('azure_devops_contract.json')
 # Of the service: fixed ids of policy types, see scripts/branch_policy.py.
 REVIEWERS = 'fa4e907d-c16b-4a4c-9dfa-4906e5d171dd'
@@ -24,15 +26,6 @@ POLICY_TYPES = {REVIEWERS: 'Minimum number of reviewers', BUILD: 'Build',
 REVIEWERS_SWITCHES = (
     'creatorVoteCounts', 'allowDownvotes', 'resetOnSourcePush', 'blockLastPusherVote',
     'requireVoteOnLastIteration', 'resetRejectionsOnSourcePush', 'requireVoteOnEachIteration')
-
-
-def closed(required=(), **properties):
-    """The JSON schema of an object that has these properties and no others."""
-    schema = {'type': 'object', 'additionalProperties': False, 'properties': properties}
-    return dict(schema, required=list(required)) if required else schema
-
-
-TEXT, SWITCH, WHOLE = {'type': 'string'}, {'type': 'boolean'}, {'type': 'integer'}
 ID = {'type': 'string', 'pattern': '^[0-9a-fA-F-]{36}$'}
 SCOPE = {'type': 'array', 'minItems': 1, 'items': closed(
     repositoryId=TEXT, refName=TEXT, matchKind={

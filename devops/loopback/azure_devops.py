@@ -5,143 +5,130 @@ contract cannot say follows recorded answers of the service
 (github.com/Azure/azure-devops-cli-extension, its tests).
 """
 import collections
-import copy
+import itertools
 import json
 import re
 import secrets
 import threading
 import urllib.parse
 import uuid
-from base64 import b64decode
+from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from .azure_devops_contract import BOOLEANS, POLICY_TYPES, REVIEWERS, SETTINGS, Contract, Refusal
+from .azure_devops_contract import (
+    POLICY_TYPES, REVIEWERS, REVIEWERS_SWITCHES, SETTINGS, Refusal, find, problems)
 
 ORGANISATION, PROJECT, REPOSITORY = 'contoso', 'Safe Driver', 'safe-driver'
 ROUTES = {}
 
 
-def route(method, template):
-    """The function that answers an operation of the contract."""
+def route(method, path):
+    """The function that answers an operation of the contract; path: below the organisation."""
     def register(function):
-        ROUTES[method, template] = function
+        ROUTES[method, '/{organization}/' + path] = function
         return function
     return register
 
 
-class AzureDevOps:
+class AzureDevOps(ThreadingHTTPServer):
     """One organisation with one project and repository, kept in memory. Use as a context manager.
 
     `env` holds the settings for the scripts. `requests` lists (method, path, body) of all calls.
     """
 
     def __init__(self):
-        self.contract = Contract()
-        self.lock = threading.RLock()
+        super().__init__(('127.0.0.1', 0), _Connection)
+        self.address = f'http://127.0.0.1:{self.server_port}'
+        self.lock, self.stopping = threading.Lock(), threading.Event()
         self.page_size = 100
         # Settings of policies that this version of the service does not know, and so drops.
         self.ignores = set()
-        self.requests = []
-        self.faults = []
-        self.numbers = iter(range(1, 10 ** 6))
+        self.requests, self.faults = [], []
+        self.numbers = itertools.count(1)
         self.organisation_id, self.project_id = str(uuid.uuid4()), str(uuid.uuid4())
-        self.repositories = []
-        self.branches = {}
+        self.repositories, self.branches = [], {}
         self.definitions, self.policies, self.groups = {}, {}, {}
         self.environments, self.checks, self.endpoints = {}, {}, {}
         self.permissions = collections.defaultdict(dict)
-        self.secrets = {}
-        self.pat, self.system_token = secrets.token_hex(26), secrets.token_hex(40)
-        self.server = ThreadingHTTPServer(('127.0.0.1', 0), _Connection)
-        self.server.daemon_threads = True
-        self.server.service = self
-        self.stopping = threading.Event()
-        self.address = f'http://127.0.0.1:{self.server.server_port}'
         self.users = self._users()
+        self.pat, self.system_token = secrets.token_hex(26), secrets.token_hex(40)
+        self.signed_in = {'Basic ' + b64encode(f':{self.pat}'.encode()).decode(): self.users[0],
+                          'Bearer ' + self.system_token: self.users[-1]}
         self.add_repository(REPOSITORY, ['master'])
         self.env = {'AZURE_DEVOPS_ORG_URL': f'{self.address}/{ORGANISATION}',
                     'AZURE_DEVOPS_PROJECT': PROJECT, 'AZURE_DEVOPS_REPOSITORY': REPOSITORY,
                     'AZURE_DEVOPS_EXT_PAT': self.pat}
-        threading.Thread(target=self.server.serve_forever, args=(0.005,), daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.005,), daemon=True).start()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
+    def __exit__(self, *_):
         self.stop()
 
     def stop(self):
         self.stopping.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self.shutdown()
+        self.server_close()
 
     def _users(self):
-        def user(name, descriptor, **more):
-            return dict({'id': str(uuid.uuid4()), 'descriptor': descriptor, 'isActive': True,
-                         'providerDisplayName': name, 'members': [], 'memberOf': []}, **more)
-        build = f'{PROJECT} Build Service ({ORGANISATION})'
-        return [
-            user('Jane Doe', 'Microsoft.IdentityModel.Claims.ClaimsIdentity;'
-                 f'{uuid.uuid4()}\\jane@contoso.com', mail='jane@contoso.com'),
-            user('Kim Lee', 'Microsoft.IdentityModel.Claims.ClaimsIdentity;'
-                 f'{uuid.uuid4()}\\kim@contoso.com', mail='kim@contoso.com'),
-            user(f'[{PROJECT}]\\Contributors', 'Microsoft.TeamFoundation.Identity;S-1-9-1-2',
-                 isContainer=True),
-            user(self.project_id, 'Microsoft.TeamFoundation.ServiceIdentity;'
-                 f'{self.organisation_id}:Build:{self.project_id}', customDisplayName=build),
-        ]
+        claims = f'Microsoft.IdentityModel.Claims.ClaimsIdentity;{uuid.uuid4()}'
+        group = 'Microsoft.TeamFoundation.Identity;S-1-9-1-2'
+        service = f'Microsoft.TeamFoundation.ServiceIdentity;{self.organisation_id}:Build'
+        return [dict(user, id=str(uuid.uuid4())) for user in (
+            {'providerDisplayName': 'Jane Doe', 'mail': 'jane@contoso.com',
+             'descriptor': claims + '\\jane@contoso.com'},
+            {'providerDisplayName': 'Kim Lee', 'mail': 'kim@contoso.com',
+             'descriptor': claims + '\\kim@contoso.com'},
+            {'providerDisplayName': f'[{PROJECT}]\\Contributors', 'descriptor': group},
+            {'providerDisplayName': self.project_id,
+             'customDisplayName': f'{PROJECT} Build Service ({ORGANISATION})',
+             'descriptor': f'{service}:{self.project_id}'})]
 
     # Put in place what a test or a person wants to find there.
 
-    def number(self):
-        return next(self.numbers)
+    def add(self, table, document):
+        """Keep a document under the next number, its id. Returns it as it is kept."""
+        number = next(self.numbers)
+        table[number] = dict(document, id=number)
+        return table[number]
 
     def add_repository(self, name, branches):
-        """A repository; its first branch is the default. Returns it."""
-        one = {'id': str(uuid.uuid4()), 'name': name, 'project': {
-            'id': self.project_id, 'name': PROJECT, 'state': 'wellFormed'},
-            'remoteUrl': f'https://{ORGANISATION}@dev.azure.com/{ORGANISATION}/'
-                         f'{urllib.parse.quote(PROJECT)}/_git/{name}'}
-        if branches:
-            one['defaultBranch'] = 'refs/heads/' + branches[0]
+        """A repository; its first branch is the default."""
+        one = {'id': str(uuid.uuid4()), 'name': name, 'defaultBranch': 'refs/heads/' + branches[0],
+               'project': {'id': self.project_id, 'name': PROJECT, 'state': 'wellFormed'},
+               'remoteUrl': f'https://{ORGANISATION}@dev.azure.com/{ORGANISATION}/'
+                            f'{urllib.parse.quote(PROJECT)}/_git/{name}'}
         self.repositories.append(one)
-        self.branches[one['id']] = list(branches)
+        self.branches[one['id']] = branches
         return one
 
     def add_pipeline(self, name, yaml, repository=None):
-        """A YAML pipeline of the first repository. Returns its definition."""
+        """A YAML pipeline, of the first repository unless given."""
         repository = repository or self.repositories[0]
-        number = self.number()
-        self.definitions[number] = {
-            'id': number, 'name': name, 'path': '\\', 'type': 'build', 'queueStatus': 'enabled',
+        return self.add(self.definitions, {
+            'name': name, 'path': '\\', 'type': 'build', 'queueStatus': 'enabled',
             'process': {'type': 2, 'yamlFilename': yaml},
-            'repository': {'id': repository['id'], 'name': repository['name'], 'type': 'TfsGit'}}
-        return self.definitions[number]
+            'repository': {'id': repository['id'], 'name': repository['name'], 'type': 'TfsGit'}})
 
     def add_policy(self, kind, settings, by='Jane Doe', **more):
-        """A policy as somebody made it by hand. Returns it as it is kept."""
-        number = self.number()
-        self.policies[number] = dict({
-            'id': number, 'type': {'id': kind, 'displayName': POLICY_TYPES.get(kind, 'Other')},
-            'isEnabled': True, 'isBlocking': True, 'isDeleted': False, 'settings': settings,
-            'revision': 1, 'createdBy': {'displayName': by, 'id': str(uuid.uuid4())}}, **more)
-        return self.policies[number]
+        """A policy as somebody made it by hand."""
+        return self.add(self.policies, dict({
+            'type': {'id': kind, 'displayName': POLICY_TYPES[kind]}, 'settings': settings,
+            'isEnabled': True, 'isBlocking': True, 'isDeleted': False, 'revision': 1,
+            'createdBy': {'displayName': by, 'id': str(uuid.uuid4())}}, **more))
 
-    def add_connection(self, name, scheme='ServicePrincipal'):
+    def add_connection(self, name):
         """An Azure service connection."""
-        number = str(uuid.uuid4())
-        self.endpoints[number] = {'id': number, 'name': name, 'type': 'azurerm', 'isReady': True,
-                                  'authorization': {'scheme': scheme}}
-        return self.endpoints[number]
+        one = {'id': str(uuid.uuid4()), 'name': name, 'type': 'azurerm', 'isReady': True}
+        self.endpoints[one['id']] = one
+        return one
 
-    def scope(self, branch='master', kind='exact', repository=None):
-        """The scope of a policy on a branch."""
+    def scope(self, branch='master', repository=None):
+        """The scope of a policy on exactly this branch."""
         return [{'repositoryId': (repository or self.repositories[0])['id'],
-                 'refName': 'refs/heads/' + branch, 'matchKind': kind}]
+                 'refName': 'refs/heads/' + branch, 'matchKind': 'exact'}]
 
     def misbehave(self, fault, on='', times=1):
         """Answer the next requests wrongly: a name of FAULTS, a pattern of 'METHOD path'."""
-        self.faults.append([FAULTS[fault], on, times])
+        self.faults += [(on, FAULTS[fault])] * times
 
     def writes(self):
         """The calls so far that could have changed something."""
@@ -150,109 +137,103 @@ class AzureDevOps:
     # Answering.
 
     def answer(self, method, target, headers, text):
-        """(status, headers, body) of one request; a body that is no text is sent as JSON."""
+        """(status, headers, body) of one request, or None for no answer at all.
+
+        A body that is no text is sent as JSON.
+        """
         parts = urllib.parse.urlsplit(target)
         query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
-        try:
-            body = json.loads(text) if text else None
-        except ValueError:
-            return 400, {}, Refusal(400, 'VssRequestContentTypeNotSupportedException',
-                                    'The request is not JSON.').body
+        body = json.loads(text) if text else None
         with self.lock:
             self.requests.append((method, urllib.parse.unquote(parts.path), body))
             for fault in self.faults:
-                if re.search(fault[1], method + ' ' + parts.path) and fault[2] > 0:
-                    fault[2] -= 1
-                    return fault[0](self)
+                if re.search(fault[0], f'{method} {parts.path}'):
+                    self.faults.remove(fault)
+                    return fault[1]
             try:
                 return self._answer(method, parts.path, query, headers, body)
             except Refusal as refusal:
-                return refusal.status, refusal.headers, refusal.body
+                return refusal.answer
 
     def _answer(self, method, path, query, headers, body):
         if path.split('/')[1].lower() != ORGANISATION:
             return 404, {}, '<html><title>Not found</title></html>'
-        user = self._user(headers.get('Authorization', ''))
+        user = self.signed_in.get(headers.get('Authorization'))
         if user is None:
             return 401, {}, ''
-        operation, values = self.contract.find(method, path)
+        operation, values = find(method, path)
         version = query.pop('api-version', None)
         if version != operation.version:
             raise Refusal(400, 'VssVersionNotSpecifiedException', f'api-version is {version!r} '
                           f'and must be {operation.version!r}.')
-        if values.get('project', PROJECT).lower() not in (PROJECT.lower(), self.project_id):
+        project = values.pop('project', PROJECT)
+        if project.lower() != PROJECT.lower():
             raise Refusal(404, 'ProjectDoesNotExistWithNameException',
-                          f"TF200016: The following project does not exist: {values['project']}. "
-                          'Verify that the name of the project is correct and that the project '
-                          'exists on the specified Azure DevOps Server.')
+                          f'TF200016: The following project does not exist: {project}. Verify that '
+                          'the name of the project is correct and that the project exists on the '
+                          'specified Azure DevOps Server.')
         wrong = ['unknown query parameter ' + name for name in set(query) - operation.query]
         wrong += ['missing query parameter ' + name for name in operation.required - set(query)]
-        if operation.body:
-            wrong += self.contract.problems(operation.body, body)
+        wrong += problems(operation.body, body)
         if wrong:
             raise Refusal(400, 'VssPropertyValidationException', '; '.join(wrong))
-        values.pop('organization')
-        values.pop('project', None)
         result = ROUTES[method, operation.template](
             self, user=user, query=query, body=body, **values)
-        wrong = self.contract.problems(operation.answer, result) if operation.answer else []
+        wrong = problems(operation.answer, result)
         if wrong:
             raise Refusal(500, 'LoopbackException', f'this answer breaks the contract: {wrong}')
-        if isinstance(result, list):
-            return self._page(result, query, 'continuationToken' in operation.query)
-        return 200, {}, result
-
-    def _page(self, items, query, paged):
-        start = int(query.get('continuationToken', 0))
         more = {}
-        if not paged:
-            return 200, more, {'count': len(items), 'value': items}
-        if start + self.page_size < len(items):
-            more['x-ms-continuationtoken'] = str(start + self.page_size)
-        page = items[start:start + self.page_size]
-        return 200, more, {'count': len(page), 'value': page}
-
-    def _user(self, authorization):
-        kind, _, value = authorization.partition(' ')
-        if kind == 'Bearer' and value == self.system_token:
-            return self.users[-1]
-        if kind == 'Basic' and b64decode(value).decode().partition(':')[2] == self.pat:
-            return self.users[0]
-        return None
-
-    def find(self, table, number):
-        """An entry by the number in the path. Raises Refusal."""
-        try:
-            return table[int(number)]
-        except (KeyError, ValueError):
-            raise Refusal(404, 'VssServiceException', f'There is nothing with the id {number}.')
+        if isinstance(result, list):
+            if 'continuationToken' in operation.query:
+                end = int(query.get('continuationToken', 0)) + self.page_size
+                if end < len(result):
+                    more['x-ms-continuationtoken'] = str(end)
+                result = result[end - self.page_size:end]
+            result = {'count': len(result), 'value': result}
+        return 200, more, result
 
 
-@route('GET', '/{organization}/_apis/connectionData')
+def kept(table, number):
+    """An entry by the number in the path. Raises Refusal."""
+    if not number.isdigit() or int(number) not in table:
+        raise Refusal(404, 'VssServiceException', f'There is nothing with the id {number}.')
+    return table[int(number)]
+
+
+def refuse_taken(table, name, key, message):
+    """Raise Refusal when an entry of the table has this name already."""
+    if any(one['name'].lower() == name.lower() for one in table.values()):
+        raise Refusal(409, key, message)
+
+
+def without(documents, *names):
+    """Copies of the documents without members that are answered only on demand."""
+    return [{name: one[name] for name in one if name not in names} for one in documents]
+
+
+@route('GET', '_apis/connectionData')
 def _connection_data(service, user, **_):
-    return {'authenticatedUser': user, 'authorizedUser': user,
-            'instanceId': service.organisation_id}
+    return {'authenticatedUser': user}
 
 
-@route('GET', '/{organization}/_apis/resourceAreas/{areaId}')
+@route('GET', '_apis/resourceAreas/{areaId}')
 def _resource_area(service, areaId, **_):
     return {'id': areaId, 'name': 'IMS', 'locationUrl': f'{service.address}/{ORGANISATION}/'}
 
 
-@route('GET', '/{organization}/_apis/identities')
+@route('GET', '_apis/identities')
 def _identities(service, query, **_):
-    wanted = query['filterValue'].lower()
     names = ('providerDisplayName', 'customDisplayName', 'mail')
     return [user for user in service.users
-            if any(wanted == user.get(name, '').lower() for name in names)]
+            if query['filterValue'].lower() in [user.get(name, '').lower() for name in names]]
 
 
-@route('GET', '/{organization}/{project}/_apis/git/repositories')
+@route('GET', '{project}/_apis/git/repositories')
 def _repositories(service, **_):
     return service.repositories
 
 
-@route('GET', '/{organization}/{project}/_apis/git/repositories/{repositoryId}/refs')
+@route('GET', '{project}/_apis/git/repositories/{repositoryId}/refs')
 def _refs(service, query, repositoryId, **_):
     if repositoryId not in service.branches:
         raise Refusal(404, 'GitRepositoryNotFoundException', 'TF401019: The Git repository with '
@@ -263,23 +244,19 @@ def _refs(service, query, repositoryId, **_):
             if ('heads/' + name).startswith(query.get('filter', ''))]
 
 
-@route('GET', '/{organization}/{project}/_apis/build/definitions')
+@route('GET', '{project}/_apis/build/definitions')
 def _definitions(service, query, **_):
-    known = [one for one in service.definitions.values()
-             if one['repository']['id'] == query.get('repositoryId', one['repository']['id'])]
-    if query.get('includeLatestBuilds') != 'true':
-        known = [{key: one[key] for key in one if key != 'latestBuild'} for one in known]
-    if query.get('includeAllProperties') == 'true':
-        return known
-    return [{key: value for key, value in one.items() if key not in ('process', 'repository')}
-            for one in known]
+    hidden = [] if query.get('includeLatestBuilds') == 'true' else ['latestBuild']
+    if query.get('includeAllProperties') != 'true':
+        hidden += ['process', 'repository']
+    return without((one for one in service.definitions.values() if query.get('repositoryId') in (
+        None, one['repository']['id'])), *hidden)
 
 
-@route('POST', '/{organization}/{project}/_apis/pipelines')
+@route('POST', '{project}/_apis/pipelines')
 def _create_pipeline(service, body, **_):
-    if any(one['name'].lower() == body['name'].lower() for one in service.definitions.values()):
-        raise Refusal(409, 'DefinitionExistsException', f"The build pipeline {body['name']} "
-                      f"already exists in folder {body['folder']}.")
+    refuse_taken(service.definitions, body['name'], 'DefinitionExistsException', 'The build '
+                 f"pipeline {body['name']} already exists in folder {body['folder']}.")
     repository = [one for one in service.repositories
                   if one['id'] == body['configuration']['repository']['id']]
     if not repository:
@@ -295,207 +272,171 @@ def _policy_as_kept(service, body):
     if kind not in SETTINGS:
         raise Refusal(404, 'PolicyTypeNotFoundException',
                       f'TF402455: There is no policy type {kind}.')
-    wrong = service.contract.problems(SETTINGS[kind], body['settings'])
+    wrong = problems(SETTINGS[kind], body['settings'])
+    number = body['settings'].get('buildDefinitionId')
+    if not wrong and number not in (None, *service.definitions):
+        wrong = [f'There is no build definition {number}.']
     if wrong:
         raise Refusal(400, 'InvalidPolicyConfigurationException', '; '.join(wrong))
-    number = body['settings'].get('buildDefinitionId')
-    if number is not None and number not in service.definitions:
-        raise Refusal(400, 'InvalidPolicyConfigurationException',
-                      f'There is no build definition {number}.')
     settings = {key: value for key, value in body['settings'].items()
                 if value and key not in service.ignores}
     if kind == REVIEWERS:
-        settings = dict({name: False for name in BOOLEANS[kind]}, **settings)
+        settings = dict(dict.fromkeys(REVIEWERS_SWITCHES, False), **settings)
     settings['scope'] = [dict(one, matchKind=one.get('matchKind', 'exact').capitalize())
                          for one in body['settings']['scope']]
     return {'type': {'id': kind, 'displayName': POLICY_TYPES[kind]}, 'settings': settings,
             'isEnabled': body.get('isEnabled', False), 'isBlocking': body.get('isBlocking', False)}
 
 
-@route('GET', '/{organization}/{project}/_apis/policy/configurations')
+@route('GET', '{project}/_apis/policy/configurations')
 def _policies(service, **_):
     return list(service.policies.values())
 
 
-@route('POST', '/{organization}/{project}/_apis/policy/configurations')
+@route('POST', '{project}/_apis/policy/configurations')
 def _create_policy(service, user, body, **_):
-    kept = _policy_as_kept(service, body)
-    made = service.add_policy(kept['type']['id'], kept['settings'], user['providerDisplayName'])
-    made.update(kept)
-    return made
+    policy = _policy_as_kept(service, body)
+    return service.add_policy(policy['type']['id'], by=user['providerDisplayName'], **policy)
 
 
-@route('PUT', '/{organization}/{project}/_apis/policy/configurations/{configurationId}')
+@route('PUT', '{project}/_apis/policy/configurations/{configurationId}')
 def _update_policy(service, configurationId, body, **_):
-    policy = service.find(service.policies, configurationId)
-    kept = _policy_as_kept(service, body)
-    policy.update(kept, revision=policy['revision'] + 1)
+    policy = kept(service.policies, configurationId)
+    policy.update(_policy_as_kept(service, body), revision=policy['revision'] + 1)
     return policy
 
 
-def _shown(group, references):
-    """A variable group as it is read: secrets without value; a list leaves out the projects."""
-    group = copy.deepcopy(group)
-    for one in group['variables'].values():
-        if one.get('isSecret'):
-            one['value'] = None
-    if not references:
-        group['variableGroupProjectReferences'] = None
-    return group
+def _shown(group):
+    """A variable group as it is read: secrets without value."""
+    return dict(group, variables={
+        name: dict(one, value=None) if one.get('isSecret') else one
+        for name, one in group['variables'].items()})
 
 
-def _keep_group(service, number, body):
-    old = service.groups.get(number, {}).get('variables', {})
-    variables = {}
-    for name, one in body['variables'].items():
-        # Recorded: a secret that comes without a value keeps its own. A null is taken at its word.
-        if one.get('isSecret') and 'value' not in one:
-            one = dict(one, value=old.get(name, {}).get('value', ''))
-        variables[name] = one
+def _group_as_kept(body, old):
+    """A variable group from what is sent; old: the variables that are there."""
     if not body.get('variableGroupProjectReferences'):
         # As the service does, oddly: vsts-rest-api-specs issue 531.
         raise Refusal(401, 'UnauthorizedAccessException', 'No project reference is given.')
-    service.groups[number] = dict(body, id=number, variables=variables)
-    return _shown(service.groups[number], True)
+    # Recorded: a secret that comes without a value keeps its own. A null is taken at its word.
+    return dict(body, variables={
+        name: dict({'value': old.get(name, {}).get('value', '')}, **one)
+        if one.get('isSecret') else one for name, one in body['variables'].items()})
 
 
-@route('GET', '/{organization}/{project}/_apis/distributedtask/variablegroups')
+@route('GET', '{project}/_apis/distributedtask/variablegroups')
 def _groups(service, query, **_):
-    return [_shown(group, False) for group in service.groups.values()
-            if group['name'].lower() == query.get('groupName', group['name']).lower()]
+    return without((_shown(group) for group in service.groups.values()
+                    if group['name'].lower() == query.get('groupName', group['name']).lower()),
+                   'variableGroupProjectReferences')
 
 
-@route('GET', '/{organization}/{project}/_apis/distributedtask/variablegroups/{groupId}')
+@route('GET', '{project}/_apis/distributedtask/variablegroups/{groupId}')
 def _group(service, groupId, **_):
-    return _shown(service.find(service.groups, groupId), True)
+    return _shown(kept(service.groups, groupId))
 
 
-@route('POST', '/{organization}/_apis/distributedtask/variablegroups')
+@route('POST', '_apis/distributedtask/variablegroups')
 def _create_group(service, body, **_):
-    if any(one['name'].lower() == body['name'].lower() for one in service.groups.values()):
-        raise Refusal(409, 'VariableGroupExistsException', 'Variable group with name '
-                      f"{body['name']} already exists.")
-    return _keep_group(service, service.number(), body)
+    refuse_taken(service.groups, body['name'], 'VariableGroupExistsException',
+                 f"Variable group with name {body['name']} already exists.")
+    return _shown(service.add(service.groups, _group_as_kept(body, {})))
 
 
-@route('PUT', '/{organization}/_apis/distributedtask/variablegroups/{groupId}')
+@route('PUT', '_apis/distributedtask/variablegroups/{groupId}')
 def _update_group(service, groupId, body, **_):
-    return _keep_group(service, service.find(service.groups, groupId)['id'], body)
+    group = kept(service.groups, groupId)
+    service.groups[group['id']] = dict(_group_as_kept(body, group['variables']), id=group['id'])
+    return _group(service, groupId)
 
 
-@route('GET', '/{organization}/{project}/_apis/distributedtask/environments')
+@route('GET', '{project}/_apis/distributedtask/environments')
 def _environments(service, query, **_):
     # By the beginning of the name, as the search box of the portal.
     return [one for one in service.environments.values()
             if one['name'].lower().startswith(query.get('name', '').lower())]
 
 
-@route('POST', '/{organization}/{project}/_apis/distributedtask/environments')
+@route('POST', '{project}/_apis/distributedtask/environments')
 def _create_environment(service, body, **_):
-    if any(one['name'] == body['name'] for one in service.environments.values()):
-        raise Refusal(409, 'EnvironmentExistsException',
-                      f"Environment {body['name']} already exists.")
-    number = service.number()
-    service.environments[number] = dict(body, id=number)
-    return service.environments[number]
+    refuse_taken(service.environments, body['name'], 'EnvironmentExistsException',
+                 f"Environment {body['name']} already exists.")
+    return service.add(service.environments, body)
 
 
-@route('GET', '/{organization}/{project}/_apis/pipelines/checks/configurations')
+@route('GET', '{project}/_apis/pipelines/checks/configurations')
 def _checks(service, query, **_):
     found = [one for one in service.checks.values()
              if one['resource']['type'] == query.get('resourceType')
              and one['resource']['id'] == query.get('resourceId')]
-    if query.get('$expand') == 'settings':
-        return found
-    return [{key: value for key, value in one.items() if key != 'settings'} for one in found]
+    return found if query.get('$expand') == 'settings' else without(found, 'settings')
 
 
-@route('POST', '/{organization}/{project}/_apis/pipelines/checks/configurations')
+@route('POST', '{project}/_apis/pipelines/checks/configurations')
 def _create_check(service, body, **_):
-    number = service.number()
-    service.checks[number] = dict(body, id=number)
-    return service.checks[number]
+    return service.add(service.checks, body)
 
 
-@route('PATCH', '/{organization}/{project}/_apis/pipelines/checks/configurations/{id}')
+@route('PATCH', '{project}/_apis/pipelines/checks/configurations/{id}')
 def _update_check(service, id, body, **_):
-    check = service.find(service.checks, id)
+    check = kept(service.checks, id)
     check.update(body)
     return check
 
 
-RESOURCE = ('/{organization}/{project}/_apis/pipelines/pipelinepermissions/{resourceType}/'
-            '{resourceId}')
+PERMISSIONS = '{project}/_apis/pipelines/pipelinepermissions/{resourceType}/{resourceId}'
 
 
-def _resource(service, kind, number):
+@route('GET', PERMISSIONS)
+def _permission(service, resourceType, resourceId, **_):
     tables = {'variablegroup': service.groups, 'environment': service.environments,
               'endpoint': service.endpoints}
-    if str(number) not in map(str, tables.get(kind, ())):
-        raise Refusal(404, 'VssServiceException', f'There is no {kind} {number}.')
-    return {'resource': {'type': kind, 'id': number},
-            'pipelines': [{'id': one, 'authorized': True}
-                          for one, yes in service.permissions[kind, number].items() if yes]}
+    if resourceId not in map(str, tables.get(resourceType, ())):
+        raise Refusal(404, 'VssServiceException', f'There is no {resourceType} {resourceId}.')
+    users = service.permissions[resourceType, resourceId]
+    return {'resource': {'type': resourceType, 'id': resourceId},
+            'pipelines': [{'id': one, 'authorized': True} for one, yes in users.items() if yes]}
 
 
-@route('GET', RESOURCE)
-def _permission(service, resourceType, resourceId, **_):
-    return _resource(service, resourceType, resourceId)
-
-
-@route('PATCH', RESOURCE)
+@route('PATCH', PERMISSIONS)
 def _permit(service, resourceType, resourceId, body, **_):
-    _resource(service, resourceType, resourceId)
+    _permission(service, resourceType, resourceId)
     for one in body['pipelines']:
-        service.find(service.definitions, one['id'])
+        kept(service.definitions, str(one['id']))
         service.permissions[resourceType, resourceId][one['id']] = one['authorized']
-    return _resource(service, resourceType, resourceId)
+    return _permission(service, resourceType, resourceId)
 
 
-@route('GET', '/{organization}/{project}/_apis/serviceendpoint/endpoints')
+@route('GET', '{project}/_apis/serviceendpoint/endpoints')
 def _endpoints(service, query, **_):
     return [one for one in service.endpoints.values()
             if one['name'] in query['endpointNames'].split(',')]
 
 
 SIGN_IN_PAGE = '<html><head><title>Azure DevOps Services | Sign In</title></head></html>'
-
-
-def _stall(service):
-    service.lock.release()
-    try:
-        service.stopping.wait()
-    finally:
-        service.lock.acquire()
-    return None
-
-
-def _refused(status, key, message, headers=None):
-    return lambda service: (status, headers or {}, Refusal(status, key, message).body)
-
-
-# Wrong answers, as they were met or recorded.
+# Wrong answers, as they were met or recorded; None: the connection is held without an answer.
 FAULTS = {
-    'expired': lambda service: (401, {}, ''),
-    'redirect': lambda service: (302, {'Location': service.address + '/_signin?realm=x'}, ''),
-    'sign-in page': lambda service: (203, {}, SIGN_IN_PAGE),
-    'anonymous page': lambda service: (200, {}, SIGN_IN_PAGE),
-    'no permission': _refused(
+    'expired': (401, {}, ''),
+    'redirect': (302, {'Location': '/_signin?realm=x'}, ''),
+    'sign-in page': (203, {}, SIGN_IN_PAGE),
+    'anonymous page': (200, {}, SIGN_IN_PAGE),
+    'no permission': Refusal(
         403, 'GitNeedsPermissionException', "TF401027: You need the Git 'EditPolicies' permission "
-        "to perform this action. Details: identity 'jane@contoso.com', scope 'branch'."),
-    'no access': _refused(403, 'UnauthorizedRequestException', 'TF400813: The user '
-                          "'jane@contoso.com' is not authorized to access this resource."),
-    'busy': _refused(429, 'RequestBlockedException', 'TF400733: The request has been canceled: '
-                     'Request was blocked due to exceeding usage of resource.',
-                     {'Retry-After': '1'}),
-    'busy for long': _refused(429, 'RequestBlockedException', 'TF400733: The request has been '
-                              'canceled.', {'Retry-After': '900'}),
-    'broken': _refused(500, 'VssServiceException', 'TF400898: An Internal Error Occurred.'),
-    'stopped': _refused(503, 'VssServiceException', 'TF24668: The following team project '
-                        'collection is stopped: contoso.'),
-    'not JSON': lambda service: (200, {'Content-Type': 'text/plain'}, 'welcome to the cafe'),
-    'no list': lambda service: (200, {}, {'message': 'hello'}),
-    'stalled': _stall,
+        "to perform this action. Details: identity 'jane@contoso.com', scope 'branch'.").answer,
+    'no access': Refusal(403, 'UnauthorizedRequestException', 'TF400813: The user '
+                         "'jane@contoso.com' is not authorized to access this resource.").answer,
+    'busy': Refusal(429, 'RequestBlockedException', 'TF400733: The request has been canceled: '
+                    'Request was blocked due to exceeding usage of resource.',
+                    {'Retry-After': '1'}).answer,
+    'busy for long': Refusal(429, 'RequestBlockedException', 'TF400733: The request has been '
+                             'canceled.', {'Retry-After': '900'}).answer,
+    'broken': Refusal(500, 'VssServiceException',
+                      'TF400898: An Internal Error Occurred.').answer,
+    'stopped': Refusal(503, 'VssServiceException', 'TF24668: The following team project '
+                       'collection is stopped: contoso.').answer,
+    'not JSON': (200, {'Content-Type': 'text/plain'}, 'welcome to the cafe'),
+    'no list': (200, {}, {'message': 'hello'}),
+    'stalled': None,
 }
 
 
@@ -505,14 +446,15 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _serve(self):
         length = int(self.headers.get('Content-Length') or 0)
-        answer = self.server.service.answer(self.command, self.path, self.headers,
-                                            self.rfile.read(length).decode())
+        answer = self.server.answer(self.command, self.path, self.headers, self.rfile.read(length))
         if answer is None:
+            self.server.stopping.wait()
             self.close_connection = True
             return
         status, headers, body = answer
-        kind = 'text/html' if isinstance(body, str) else 'application/json; charset=utf-8'
+        kind = 'text/html'
         if not isinstance(body, str):
+            kind = 'application/json; charset=utf-8'
             # Some of the service's errors begin with a byte order mark: so do all here.
             body = ('\ufeff' if status >= 400 else '') + json.dumps(body)
         content = body.encode()
@@ -525,5 +467,5 @@ class _Connection(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_PATCH = _serve
 
-    def log_message(self, *args):
+    def log_message(self, *_):
         pass

@@ -84,13 +84,11 @@ class Cloud:
 
     def proxy_environment(self):
         """The variables that lead a process to the stand-in."""
-        variables = {}
-        for name, value in (('HTTPS_PROXY', self.url), ('HTTP_PROXY', self.url),
-                            ('NO_PROXY', 'localhost,127.0.0.1')):
-            variables.update({name: value, name.lower(): value})
-        for name in ('REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE', 'SSL_CERT_FILE'):
-            variables[name] = self._authority
-        return variables
+        proxies = {'HTTPS_PROXY': self.url, 'HTTP_PROXY': self.url,
+                   'NO_PROXY': 'localhost,127.0.0.1'}
+        authorities = ('REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE', 'SSL_CERT_FILE')
+        return dict(dict.fromkeys(authorities, self._authority), **proxies,
+                    **{name.lower(): value for name, value in proxies.items()})
 
     def _client_environment(self):
         """As above, with a home of its own and the service principal's password."""
@@ -100,12 +98,10 @@ class Cloud:
                  'SSL_CERT_DIR': os.path.join(home, 'no-certificates')}
         for folder in homes.values():
             os.makedirs(folder, mode=0o700, exist_ok=True)
-        secret = self.tokens.secret
         return dict(
             self.proxy_environment(), SUBSCRIPTION_ID=resource_manager.SUBSCRIPTION,
-            AZUREML_SERVICE_PRINCIPAL_TENANT_ID=sign_in.TENANT, tenantId=sign_in.TENANT,
-            AZUREML_SERVICE_PRINCIPAL_ID=sign_in.CLIENT, servicePrincipalId=sign_in.CLIENT,
-            AZUREML_SERVICE_PRINCIPAL_PASSWORD=secret, servicePrincipalKey=secret, **homes)
+            tenantId=sign_in.TENANT, servicePrincipalId=sign_in.CLIENT,
+            servicePrincipalKey=self.tokens.secret, **homes)
 
     @property
     def connection(self):

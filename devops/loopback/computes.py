@@ -39,8 +39,6 @@ def get_compute(call, name):
 @route('PUT', ARM, WORKSPACE + '/computes/{name}')
 def put_compute(call, name):
     asked = call.json['properties']
-    if asked['computeType'] != 'AmlCompute':
-        raise problem(501, 'NotImplemented', 'Loopback knows clusters (AmlCompute) only.')
     if not re.match(r'[a-zA-Z][a-zA-Z0-9-]{1,22}[a-zA-Z0-9]$', name):
         raise problem(
             400, 'BadRequest', f"Compute name '{name}' is invalid: 3 to 24 letters, digits or "
@@ -63,11 +61,10 @@ def put_compute(call, name):
         'id': f"{call.workspace['id']}/computes/{name}", 'name': name,
         'type': PROVIDER + '/workspaces/computes', 'location': call.workspace['location'],
         'tags': call.json.get('tags') or {}, 'properties': {
-            'computeType': 'AmlCompute', 'description': asked.get('description'),
-            'computeLocation': asked.get('computeLocation') or call.workspace['location'],
-            'createdOn': now(), 'modifiedOn': now(), 'provisioningState': 'Succeeded',
-            'provisioningErrors': None, 'resourceId': None, 'isAttachedCompute': False,
-            'properties': asked['properties']}}
+            'computeType': asked['computeType'], 'description': asked.get('description'),
+            'computeLocation': call.workspace['location'], 'createdOn': now(), 'modifiedOn': now(),
+            'provisioningState': 'Succeeded', 'provisioningErrors': None, 'resourceId': None,
+            'isAttachedCompute': False, 'properties': asked['properties']}}
     return Answer(get_compute(call, name), 201, _operation(call))
 
 
@@ -86,9 +83,7 @@ def _current(call, document):
     errors = call.cloud.faults.capacity_errors()
     count = busy if errors else max(busy, own['scaleSettings']['minNodeCount'])
     document['properties']['properties'] = dict({
-        'vmPriority': 'Dedicated', 'subnet': None, 'osType': 'Linux',
-        'remoteLoginPortPublicAccess': 'NotSpecified', 'enableNodePublicIp': True,
-        'isolatedNetwork': False, 'allocationState': 'Steady',
+        'vmPriority': 'Dedicated', 'subnet': None, 'allocationState': 'Steady',
         'allocationStateTransitionTime': now(), 'errors': errors, 'currentNodeCount': count,
         'targetNodeCount': count, 'nodeStateCounts': {
             'preparingNodeCount': 0, 'runningNodeCount': busy, 'idleNodeCount': count - busy,
@@ -109,12 +104,10 @@ def get_operation_status(call, location, operation):
 
 @route('GET', ARM, REGION + '/vmSizes')
 def list_sizes(call, location):
-    sizes = [{
+    return {'value': [{
         'name': name, 'family': f'standard{family}Family', 'vCPUs': cores, 'memoryGB': memory,
-        'gpus': 0, 'osVhdSizeMB': 1047552, 'maxResourceVolumeMB': 51200, 'premiumIO': False,
         'lowPriorityCapable': True, 'supportedComputeTypes': ['AmlCompute', 'ComputeInstance']}
-        for name, (family, cores, memory) in SIZES.items()]
-    return {'value': sizes, 'amlCompute': sizes}
+        for name, (family, cores, memory) in SIZES.items()]}
 
 
 @route('GET', ARM, REGION + '/usages')

@@ -21,7 +21,6 @@ from .data import seconds_to_image
 from .models import unpack_model
 from .workspaces import now
 
-OPERATION_ENDED = ('Succeeded', 'Failed', 'Cancelled', 'TimedOut')
 SERVER = 'azureml_inference_server_http.amlserver'
 START_SECONDS = 60
 CRASHES = 2
@@ -39,44 +38,32 @@ class Containers:
 
     def __init__(self, cloud):
         self.cloud = cloud
-        self.changed = threading.Condition()
+        # {(id of the workspace, name of the service): the container}
         self._containers = {}
 
     def replace(self, workspace, name, operation):
         """Put a new container in the place of the service's old one, if there is one."""
-        container = _Container(self, workspace, name, operation)
-        with self.changed:
-            old = self._containers.get((workspace['id'], name))
-            self._containers[workspace['id'], name] = container
+        old = self._containers.get((workspace['id'], name))
+        container = _Container(self.cloud, workspace, name, operation)
+        self._containers[workspace['id'], name] = container
         threading.Thread(target=container.live, args=(old,), daemon=True).start()
 
     def remove(self, workspace, name):
-        with self.changed:
-            container = self._containers.pop((workspace['id'], name), None)
-        if container:
-            container.end()
+        self._containers.pop((workspace['id'], name)).end()
 
     def wait(self, operation, seconds):
         """Wait for the end of a deployment, until `seconds` have passed since its start at most."""
-        with self.changed:
-            for container in self._containers.values():
-                if container.operation == operation:
-                    left = container.begun + seconds - time.monotonic()
-                    self.changed.wait_for(lambda: container.told, left)
-                    return
+        for container in list(self._containers.values()):
+            if container.operation == operation:
+                container.told.wait(container.begun + seconds - time.monotonic())
 
     def container_behind(self, host):
         """(service, port) of the healthy container of that host name, or None."""
-        with self.changed:
-            containers = list(self._containers.values())
-        for container in containers:
-            document = container.document()
-            if container.port and document and document['publicFqdn'].lower() == host:
-                return document, container.port
+        for container in list(self._containers.values()):
+            document, port = container.document(), container.port
+            if port and document and document['publicFqdn'].lower() == host:
+                return document, port
         return None
-
-    def log_path(self, workspace, name):
-        return os.path.join(self.cloud.folder, 'services', workspace['name'], name, 'log.txt')
 
     def stop(self):
         for container in list(self._containers.values()):
@@ -86,20 +73,17 @@ class Containers:
 class _Container:
     """One deployment of a service, from its assets to the end of its process."""
 
-    def __init__(self, containers, workspace, name, operation):
+    def __init__(self, cloud, workspace, name, operation):
+        # Where it answers, while it is healthy.
         self.port = None
-        self.told = False
-        self.operation = operation
-        self.begun = time.monotonic()
-        self._containers = containers
-        self._cloud = containers.cloud
-        self._workspace = workspace
-        self._name = name
-        self._log = containers.log_path(workspace, name)
+        self.operation, self.begun = operation, time.monotonic()
+        # Whether the operation has ended.
+        self.told = threading.Event()
+        self._cloud, self._workspace, self._name = cloud, workspace, name
+        self._log = log_path(cloud, workspace, name)
         self._folder = os.path.dirname(self._log)
-        self._process = None
-        self._over = threading.Event()
-        self._gone = threading.Event()
+        self._process, self._lock = None, threading.Lock()
+        self._over, self._gone = threading.Event(), threading.Event()
 
     def document(self):
         return self._cloud.table(self._workspace, 'services').get(self._name)
@@ -107,7 +91,7 @@ class _Container:
     def end(self):
         """Stop the process and wait until it is gone."""
         self.port = None
-        with self._containers.changed:
+        with self._lock:
             self._over.set()
             if self._process:
                 processes.kill(self._process)
@@ -121,8 +105,7 @@ class _Container:
             self._run(*self._prepare())
         except Exception:
             self._cloud.report(f'service {self._name}: {traceback.format_exc()}')
-            self._report('Failed', {'code': 'ServiceError', 'statusCode': 500,
-                                    'message': traceback.format_exc(), 'details': []})
+            self._report('Failed', deployment_error(500, 'ServiceError', traceback.format_exc()))
         finally:
             self._gone.set()
 
@@ -130,12 +113,11 @@ class _Container:
         crashes = 0
         while crashes < CRASHES:
             port = _free_port()
-            with self._containers.changed:
+            with self._lock:
                 if self._over.is_set():
                     return
                 self._process = processes.start(
-                    [part.replace('PORT', str(port)) for part in command], folder, variables,
-                    self._log)
+                    command + ['--port', str(port)], folder, variables, self._log)
             if self._answers(port):
                 self.port = port
                 self._report('Healthy')
@@ -146,11 +128,11 @@ class _Container:
             processes.kill(self._process)
             self._process.wait()
             crashes += 1
-        crashed = ('Your container application crashed. This may be caused by errors in your '
-                   "scoring file's init() function.\n1. Please check the logs for your container "
-                   f'instance: {self._name}. From the AML SDK, you can run '
-                   'print(service.get_logs()) if you have service object to fetch the logs.')
-        self._report('Failed', deployment_error(400, 'CrashLoopBackOff', crashed))
+        self._report('Failed', deployment_error(
+            400, 'CrashLoopBackOff', 'Your container application crashed. This may be caused by '
+            "errors in your scoring file's init() function.\n1. Please check the logs for your "
+            f'container instance: {self._name}. From the AML SDK, you can run '
+            'print(service.get_logs()) if you have service object to fetch the logs.'))
 
     def _prepare(self):
         """(command, folder, variables), the folder laid out like /var/azureml-app."""
@@ -171,10 +153,10 @@ class _Container:
         for model in document['models']:
             model_folder = os.path.join(models, model['name'], str(model['version']))
             unpack_model(self._cloud, self._workspace, model, model_folder)
-        variables = processes.clean_environ(self._cloud.python, os.path.join(self._folder, 'home'))
-        variables.update(self._cloud.proxy_environment())
-        variables['AZUREML_ENTRY_SCRIPT'] = request['driverProgram']
-        variables.update((request.get('environment') or {}).get('environmentVariables') or {})
+        variables = dict(
+            processes.clean_environ(self._cloud.python, os.path.join(self._folder, 'home')),
+            AZUREML_ENTRY_SCRIPT=request['driverProgram'], **self._cloud.proxy_environment())
+        variables.update(request['environment']['environmentVariables'])
         variables.update(AML_APP_ROOT=app, AZUREML_MODEL_DIR=model_folder if len(
             document['models']) == 1 else models)
         if document['appInsightsEnabled']:
@@ -184,8 +166,7 @@ class _Container:
         late = self._cloud.faults.take('late')
         if late:
             self._over.wait(late['seconds'])
-        arguments = ['-m', SERVER, '--port', 'PORT', '--entry_script',
-                     variables['AZUREML_ENTRY_SCRIPT']]
+        arguments = ['-m', SERVER, '--entry_script', variables['AZUREML_ENTRY_SCRIPT']]
         if self._cloud.faults.take('crash-loop'):
             arguments = ['-c', CRASH]
         return [self._cloud.python] + arguments, app, variables
@@ -217,12 +198,15 @@ class _Container:
                                 publicIp='127.0.0.1')
             services[self._name] = document
             with operations.change(self.operation) as operation:
-                if operation['state'] not in OPERATION_ENDED:
+                if operation['state'] == 'Running':
                     operation.update(state='Failed' if error else 'Succeeded', error=error,
                                      endTime=now())
-        with self._containers.changed:
-            self.told = True
-            self._containers.changed.notify_all()
+        self.told.set()
+
+
+def log_path(cloud, workspace, name):
+    """Where the log of a service is, once its container is being made."""
+    return os.path.join(cloud.folder, 'services', workspace['name'], name, 'log.txt')
 
 
 def _free_port():

@@ -5,29 +5,8 @@ import threading
 from .routing import METADATA, TELEMETRY, Dropped, problem
 from .sign_in import EXPIRED, OBJECT
 
-NAMES = {
-    'throttled': '429 with Retry-After',
-    'server-error': '500',
-    'unavailable': '503',
-    'reset': 'the connection is reset',
-    'expired-token': '401, as when the token has expired',
-    'forbidden': '403, AuthorizationFailed of Azure Resource Manager',
-    'step-fails': 'a step (`step`: its name, any unless given) exits with 1',
-    'step-never-ends': 'a step (`step`) runs until it is canceled',
-    'blob-mount': 'a step (`step`) sees its pipeline data as flat blob storage, see blob_mount.py',
-    'no-capacity': 'the cluster cannot allocate nodes: runs stay queued while the fault is set',
-    'admin-user-off': 'the admin user of the container registry is not enabled',
-    'registration-collides': '409 to the registration of a model',
-    'crash-loop': 'a service\'s container crashes at every start',
-    'late': 'a service is healthy `seconds` later',
-    'late-resource': 'a resource that is created is ready `seconds` later',
-    'late-image': 'an image is built `seconds` later, by whoever needs it first',
-    'scoring-500': 'a service answers 500 to POST',
-}
-# These strike requests.
-ON_REQUESTS = ('throttled', 'server-error', 'unavailable', 'reset')
-ON_SIGNED_IN_REQUESTS = ('expired-token', 'forbidden')
-PROBLEMS = {
+# Faults of requests, and what is answered instead; nothing: the connection is reset.
+ANSWERS = {
     'throttled': (429, 'TooManyRequests', 'The request is throttled.', {'Retry-After': '1'}),
     'server-error': (500, 'InternalServerError', 'Encountered an unexpected error.'),
     'unavailable': (503, 'ServiceUnavailable', 'The service is unavailable.'),
@@ -35,7 +14,23 @@ PROBLEMS = {
     'forbidden': (
         403, 'AuthorizationFailed', f"The client with object id '{OBJECT}' does not have "
         'authorization to perform this action over this scope or the scope is invalid. If '
-        'access was recently granted, please refresh your credentials.')}
+        'access was recently granted, please refresh your credentials.'),
+    'reset': ()}
+# These strike only where a token is asked for.
+OF_TOKENS = ('expired-token', 'forbidden')
+NAMES = tuple(ANSWERS) + (
+    'step-fails',  # a step (`step`: its name, any unless given) exits with 1
+    'step-never-ends',  # a step (`step`) runs until it is canceled
+    'blob-mount',  # a step (`step`) sees its pipeline data as flat blob storage, see blob_mount.py
+    'no-capacity',  # the cluster cannot allocate nodes: runs stay queued while the fault is set
+    'admin-user-off',  # the admin user of the container registry is not enabled
+    'registration-collides',  # 409 to the registration of a model
+    'crash-loop',  # a service's container crashes at every start
+    'late',  # a service is healthy `seconds` later
+    'late-resource',  # a resource that is created is ready `seconds` later
+    'late-image',  # an image is built `seconds` later, by whoever needs it first
+    'scoring-500',  # a service answers 500 to POST
+)
 
 
 class Faults:
@@ -56,8 +51,9 @@ class Faults:
         if fault not in NAMES:
             raise ValueError(f"unknown fault {fault!r}: the names are {', '.join(NAMES)}")
         with self._lock:
-            self._faults.append({'fault': fault, 'count': count, 'skip': skip, 'path': path,
-                                 'after': after, 'step': step, 'seconds': seconds})
+            self._faults.append({
+                'fault': fault, 'left': float('inf') if count is None else count, 'skip': skip,
+                'path': path, 'after': after, 'step': step, 'seconds': seconds})
 
     def clear(self):
         with self._lock:
@@ -67,23 +63,20 @@ class Faults:
         """The next fault of one of these names that is due, counted as having struck, or None."""
         with self._lock:
             for fault in self._faults:
-                if (fault['fault'] not in names or fault['count'] == 0
-                        or fault['step'] not in (None, step) or not re.search(fault['path'], path)):
-                    continue
-                if fault['skip']:
-                    fault['skip'] -= 1
-                    continue
-                if fault['count'] is not None:
-                    fault['count'] -= 1
-                self.struck.append(fault['fault'])
-                return fault
+                if (fault['fault'] in names and fault['left'] and fault['step'] in (None, step)
+                        and re.search(fault['path'], path)):
+                    if fault['skip']:
+                        fault['skip'] -= 1
+                        continue
+                    fault['left'] -= 1
+                    self.struck.append(fault['fault'])
+                    return fault
         return None
 
     def capacity_errors(self):
         """The errors that a cluster shows while it cannot allocate nodes."""
-        with self._lock:
-            if not any(fault['fault'] == 'no-capacity' for fault in self._faults):
-                return None
+        if 'no-capacity' not in [fault['fault'] for fault in self._faults]:
+            return None
         return [{'error': {'code': 'ClusterCoreQuotaReached', 'message': 'Operation results in '
                            'exceeding quota limits of Core. Maximum allowed: 0.'}}]
 
@@ -91,12 +84,11 @@ class Faults:
         """The fault that this request has to suffer, or None; telemetry suffers none."""
         if re.match(f'{TELEMETRY}$|{METADATA}$', call.host):
             return None
-        names = ON_REQUESTS + (ON_SIGNED_IN_REQUESTS if signed_in else ())
+        names = [name for name in ANSWERS if signed_in or name not in OF_TOKENS]
         return self.take(*names, path=str(call))
 
 
 def raise_fault(fault):
     """Raise what the client gets to see."""
-    if fault['fault'] in PROBLEMS:
-        raise problem(*PROBLEMS[fault['fault']])
-    raise Dropped
+    answer = ANSWERS[fault['fault']]
+    raise problem(*answer) if answer else Dropped

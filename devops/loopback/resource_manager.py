@@ -11,7 +11,11 @@ import re
 import time
 import uuid
 
-from .routing import ARM, GROUP, Answer, problem, route
+from jsonschema import Draft4Validator
+from jsonschema.exceptions import best_match
+
+from .routing import ARM, GROUP, problem, route
+from .schemas import SWITCH, TEXT, closed
 from .sign_in import CLIENT, OBJECT
 
 SUBSCRIPTION = '00000000-0000-0000-0000-000000000001'
@@ -49,18 +53,10 @@ VERSIONS = {
     'Microsoft.ContainerRegistry/registries': ('2025-11-01', '2025-04-01', '2023-07-01'),
 }
 
-
-def closed(required=(), **properties):
-    """The JSON schema of an object that has these properties and no others."""
-    schema = {'type': 'object', 'additionalProperties': False, 'properties': properties}
-    return dict(schema, required=list(required)) if required else schema
-
-
-TEXT, SWITCH, WHOLE = {'type': 'string'}, {'type': 'boolean'}, {'type': 'integer'}
 ID = {'type': 'string', 'pattern': '^/subscriptions/[^/]+/resource[gG]roups/[^/]+/providers/'}
 AT = {'location': TEXT, 'tags': {'type': 'object'}}
-# Type: (rule of its name, whether that is unique in all of Azure, body). Of the bodies the part
-# that a client may set and that is likely to be; other properties are refused, not passed over.
+# Type: rule of its name, body. Of the bodies the part that this project sets; other properties are
+# refused, not passed over.
 TYPES = {
     'Microsoft.Storage/storageAccounts': ('[a-z0-9]{3,24}', closed(
         ['sku', 'kind', 'location'], kind={'enum': ['StorageV2', 'BlobStorage', 'FileStorage']},
@@ -68,17 +64,12 @@ TYPES = {
                                             'Standard_RAGRS', 'Premium_LRS']}),
         properties=closed(
             minimumTlsVersion={'enum': ['TLS1_2', 'TLS1_3']}, supportsHttpsTrafficOnly=SWITCH,
-            allowBlobPublicAccess=SWITCH, allowSharedKeyAccess=SWITCH,
-            accessTier={'enum': ['Hot', 'Cool', 'Cold']}, encryption={'type': 'object'},
-            publicNetworkAccess={'enum': ['Enabled', 'Disabled']}, isHnsEnabled=SWITCH), **AT)),
+            allowBlobPublicAccess=SWITCH, allowSharedKeyAccess=SWITCH), **AT)),
     'Microsoft.KeyVault/vaults': ('(?=.{3,24}$)[a-zA-Z](-?[a-zA-Z0-9])+', closed(
         ['location', 'properties'], properties=closed(
             ['tenantId', 'sku'], tenantId=TEXT, sku=closed(
                 ['family', 'name'], family={'enum': ['A']}, name={'enum': ['standard', 'premium']}),
-            accessPolicies={'type': 'array'}, enableRbacAuthorization=SWITCH,
-            enableSoftDelete={'enum': [True]}, softDeleteRetentionInDays=WHOLE,
-            enablePurgeProtection={'enum': [True]}, createMode={'enum': ['default', 'recover']},
-            publicNetworkAccess=TEXT), **AT)),
+            accessPolicies={'type': 'array'}, enableRbacAuthorization=SWITCH), **AT)),
     'Microsoft.OperationalInsights/workspaces': (
         '[A-Za-z0-9][A-Za-z0-9-]{2,61}[A-Za-z0-9]', closed(
             ['location'], properties=closed(
@@ -87,45 +78,35 @@ TYPES = {
     'Microsoft.Insights/components': (r'[^%&\\?/]{1,259}[^%&\\?/. ]', closed(
         ['kind', 'location'], kind=TEXT, properties=closed(
             ['Application_Type', 'WorkspaceResourceId'],
-            Application_Type={'enum': ['web', 'other']}, WorkspaceResourceId=ID,
-            IngestionMode={'enum': ['LogAnalytics']}, RetentionInDays=WHOLE), **AT)),
+            Application_Type={'enum': ['web', 'other']}, WorkspaceResourceId=ID), **AT)),
     PROVIDER + '/workspaces': ('[a-zA-Z0-9][a-zA-Z0-9_-]{2,32}', closed(
         ['location', 'identity', 'properties'],
         identity=closed(['type'], type={'enum': ['SystemAssigned']}),
         sku=closed(name={'enum': ['Basic']}, tier={'enum': ['Basic']}), kind={'enum': ['Default']},
         properties=closed(
             ['storageAccount', 'keyVault', 'applicationInsights'], friendlyName=TEXT,
-            description=TEXT, storageAccount=ID, keyVault=ID, applicationInsights=ID,
-            containerRegistry=ID, hbiWorkspace=SWITCH, v1LegacyMode=SWITCH,
+            storageAccount=ID, keyVault=ID, applicationInsights=ID, v1LegacyMode=SWITCH,
             publicNetworkAccess={'enum': ['Enabled', 'Disabled']},
             systemDatastoresAuthMode={'enum': ['AccessKey', 'Identity']}), **AT)),
 }
+# Of names that are unique in all of Azure: the code of the refusal.
 UNIQUE = {'Microsoft.Storage/storageAccounts': 'StorageAccountAlreadyTaken',
           'Microsoft.KeyVault/vaults': 'VaultAlreadyExists'}
-TARGET = re.compile(r'/subscriptions/[^/]+(?P<group>/resource[Gg]roups/[^/]+)?'
-                    r'(?:/providers/(?P<provider>[^/]+)(?P<rest>/.*)?)?$', re.I)
-VERBS = {'GET': 'read', 'PUT': 'write', 'PATCH': 'write', 'DELETE': 'delete', 'POST': 'action'}
+VERBS = {'GET': 'read', 'PUT': 'write', 'PATCH': 'write'}
 
 
 def arm_id(group, kind, name):
     return f'{group_id(group)}/providers/{kind}/{name}'
 
 
-def kind_and_action(call):
-    """(type, action) of a request below a subscription, such as 'Microsoft.X/y', '.../y/read'."""
-    match = TARGET.match(call.path.rstrip('/'))
-    if match is None:
-        return None
-    if match.group('provider') is None:
-        kind = 'Microsoft.Resources/subscriptions' + ('/resourceGroups' if match.group('group')
-                                                      else '')
-        return kind, f'{kind}/{VERBS[call.method]}'
-    parts = (match.group('rest') or '').strip('/').split('/')
-    kind = '/'.join([match.group('provider')] + parts[::2]).rstrip('/')
-    kind = next((known for known in VERSIONS if known.lower() == kind.lower()), kind)
-    if call.method == 'POST':
-        return kind.rpartition('/')[0], f'{kind}/action'
-    return kind, f'{kind}/{VERBS[call.method]}'
+def kind_of(path):
+    """The type of a resource: Microsoft.X/y/z for .../providers/Microsoft.X/y/1/z/2."""
+    above, _, below = path.strip('/').partition('/providers/')
+    kind = 'Microsoft.Resources/subscriptions' + '/resourceGroups' * (above.count('/') > 1)
+    if below:
+        parts = below.split('/')
+        kind = '/'.join(parts[:1] + parts[1::2])
+    return next((known for known in VERSIONS if known.lower() == kind.lower()), kind)
 
 
 def group_id(name):
@@ -150,11 +131,7 @@ def may(cloud, principal, action, path):
 
 def check(call):
     """Refuse a request without a version that its type has, a right or a registered provider."""
-    found = kind_and_action(call)
-    if found is None:
-        return
-    kind, action = found
-    version = call.query.get('api-version')
+    kind, version = kind_of(call.path), call.query.get('api-version')
     if not version:
         raise problem(400, 'MissingApiVersionParameter', 'The api-version query parameter '
                       '(?api-version=) is required for all requests.')
@@ -164,7 +141,7 @@ def check(call):
             ) and any(row['principal'] == OBJECT
                       for row in call.cloud.journal.table('assignments').values())
     if not seen:
-        check_right(call.cloud, action, call.path.rstrip('/'))
+        check_right(call.cloud, f'{kind}/{VERBS[call.method]}', call.path)
     namespace = kind.split('/')[0]
     if call.method == 'PUT' and not registered(call.cloud, namespace):
         raise problem(409, 'MissingSubscriptionRegistration', 'The subscription is not registered '
@@ -206,19 +183,25 @@ def assign(cloud, principal, role, scope):
 
 def validated(call, kind, name):
     """The body of a PUT of this type. Raises Answer for a name or a body that the type refuses."""
-    import jsonschema
     rule, schema = TYPES[kind]
     if not re.fullmatch(rule, name):
         raise problem(400, 'InvalidResourceName', f"The name '{name}' of a {kind} is invalid.")
-    errors = sorted(jsonschema.Draft4Validator(schema).iter_errors(call.json), key=str)
-    if errors:
-        where = '.'.join(map(str, errors[0].path)) or 'body'
+    body = call.json
+    error = best_match(Draft4Validator(schema).iter_errors(body))
+    if error:
+        where = '.'.join(map(str, error.path)) or 'body'
         raise problem(400, 'InvalidRequestContent', 'The request content was invalid and could not '
-                      f'be deserialized: {where}: {errors[0].message}')
-    if call.json['location'].lower().replace(' ', '') not in LOCATIONS:
+                      f'be deserialized: {where}: {error.message}')
+    if body['location'].lower().replace(' ', '') not in LOCATIONS:
         raise problem(400, 'LocationNotAvailableForResourceType', 'The provided location '
-                      f"'{call.json['location']}' is not available for resource type '{kind}'.")
-    return call.json
+                      f"'{body['location']}' is not available for resource type '{kind}'.")
+    for part, value in body.get('properties', {}).items():
+        if schema['properties']['properties']['properties'][part] is ID:
+            found = resource(call.cloud, value)
+            if found is None or found['properties']['provisioningState'] != 'Succeeded':
+                raise problem(400, 'BadRequest', f'The {part} {value} was not found or is not '
+                              'ready.')
+    return body
 
 
 def resource(cloud, path):
@@ -229,15 +212,10 @@ def resource(cloud, path):
         provisioningState='Succeeded' if row['ready'] <= time.time() else 'Creating'))
 
 
-def store(call, document, status=201):
-    """Keep a resource; answer its PUT at once, or by 202 without a body when it is late."""
-    fault = call.cloud.faults.take('late-resource') or {}
-    call.cloud.journal.table('resources')[document['id'].lower()] = {
-        'document': document, 'ready': time.time() + fault.get('seconds', 0)}
-    if fault:
-        return Answer(None, 202, {'Location': f'https://{call.host}{call.path}',
-                                  'Retry-After': '1'})
-    return Answer(resource(call.cloud, document['id']), status)
+def keep(cloud, document, seconds=0):
+    """Keep a resource, which is ready after so many seconds."""
+    cloud.journal.table('resources')[document['id'].lower()] = {
+        'document': document, 'ready': time.time() + seconds}
 
 
 @route('GET', ARM, GROUP + '/providers/Microsoft.Authorization/roleAssignments')
@@ -265,9 +243,6 @@ def list_permissions(call, group):
 
 @route('GET', ARM, '/subscriptions/{subscription}/providers/{provider}')
 def get_provider(call, provider):
-    kinds = [{'resourceType': kind.split('/', 1)[1], 'locations': LOCATIONS,
-              'apiVersions': VERSIONS[kind]} for kind in VERSIONS
-             if kind.split('/')[0].lower() == provider.lower()]
+    state = 'Registered' if registered(call.cloud, provider) else 'NotRegistered'
     return {'id': f'/subscriptions/{SUBSCRIPTION}/providers/{provider}', 'namespace': provider,
-            'registrationState': 'Registered' if registered(call.cloud, provider)
-            else 'NotRegistered', 'resourceTypes': kinds}
+            'registrationState': state}

@@ -2,14 +2,14 @@
 
 Sources: learn.microsoft.com/entra/identity-platform, the pages v2-oauth2-client-creds-grant-flow
 and reference-error-codes (AADSTS90002, AADSTS700016, AADSTS7000215, AADSTS700213, AADSTS700024).
-The SDK reads `exp` and `tid` of a token.
 A federated service connection: MicrosoftDocs/vsts-rest-api-specs, distributedTask/7.1, operation
 Oidctoken_Create; that its job must name the connection: dotnet/docker-tools, issue 2012.
 """
-import base64
-import json
 import secrets
 import time
+import uuid
+
+import jwt
 
 from .routing import DEVOPS, SIGN_IN, Answer, problem, route
 
@@ -20,6 +20,8 @@ CONNECTION = '55555555-5555-5555-5555-555555555555'
 LIFETIME = 3600
 OIDC_LIFETIME = 600
 EXPIRED = (401, 'ExpiredAuthenticationToken', 'The access token has expired.')
+STS = f'https://sts.windows.net/{TENANT}/'
+EXCHANGE = 'api://AzureADTokenExchange'
 ASSERTION = 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer'
 
 
@@ -28,17 +30,13 @@ class Tokens:
 
     def __init__(self):
         self.secret = secrets.token_urlsafe(30)
-        # When each expires, in seconds since 1970.
-        self._tokens, self._assertions = {}, {}
+        self._key = secrets.token_bytes(32)
         # {job of Azure Pipelines: (its token, whether its tasks name the service connection)}
         self._jobs = {}
 
     def issue(self, audience='https://management.azure.com'):
-        """A token as the SDK expects it: three parts, the middle one JSON with exp and tid."""
-        token = _token({'aud': audience, 'iss': f'https://sts.windows.net/{TENANT}/',
-                        'appid': CLIENT, 'oid': OBJECT, 'tid': TENANT}, LIFETIME)
-        self._tokens[token] = self.expiry()
-        return token
+        """A token of access as the SDK expects it, which reads `exp` and `tid`."""
+        return self._sign(LIFETIME, aud=audience, iss=STS, appid=CLIENT, oid=OBJECT, tid=TENANT)
 
     def new_job(self, with_connection):
         """The variables by which a job of Azure Pipelines asks for OIDC tokens.
@@ -54,53 +52,56 @@ class Tokens:
     def oidc_token(self, job, authorization, connection):
         """An OIDC token for a job of Azure Pipelines. Raises Answer."""
         token, with_connection = self._jobs.get(job, (None, False))
-        if token is None or (authorization or '').partition(' ')[2] != token:
+        if token is None or authorization != f'Bearer {token}':
             raise Answer({'$id': '1', 'message': 'TF400813: The user is not authorized to access '
                           'this resource.', 'typeKey': 'UnauthorizedRequestException'}, 401)
         if connection != CONNECTION or not with_connection:
             raise Answer({'count': 151, 'value': 'There is no explicit reference to service '
                           f'connection {connection} from current stage.'}, 400)
-        token = _token({'aud': 'api://AzureADTokenExchange', 'sub': f'/eid1/c/sc/{connection}',
-                        'iss': f'https://login.microsoftonline.com/{TENANT}/v2.0'}, OIDC_LIFETIME)
-        self._assertions[token] = time.time() + OIDC_LIFETIME
-        return token
+        return self._sign(OIDC_LIFETIME, aud=EXCHANGE, sub=f'/eid1/c/sc/{connection}',
+                          iss=f'https://login.microsoftonline.com/{TENANT}/v2.0')
 
     def check_assertion(self, assertion):
         """Raise Answer unless this is an OIDC token from here, not older than ten minutes."""
-        if assertion not in self._assertions:
-            raise refused(401, 'invalid_client', 700213, 'No matching federated identity record '
-                          'found for presented assertion subject.')
-        if self._assertions[assertion] < time.time():
+        try:
+            jwt.decode(assertion, self._key, ['HS256'], audience=EXCHANGE)
+        except jwt.ExpiredSignatureError:
             raise refused(401, 'invalid_client', 700024,
                           'Client assertion is not within its valid time range.')
-
-    @staticmethod
-    def expiry():
-        """When a token that is issued now expires, in seconds since 1970."""
-        return int(time.time()) + LIFETIME
+        except jwt.InvalidTokenError:
+            raise refused(401, 'invalid_client', 700213, 'No matching federated identity record '
+                          'found for presented assertion subject.')
 
     def check(self, authorization):
         """Refuse a request without a good token, in the words of Azure Resource Manager."""
         scheme, _, token = (authorization or '').partition(' ')
         if scheme.lower() != 'bearer' or not token:
             raise problem(401, 'AuthenticationFailed',
-                          'Authentication failed. The \'Authorization\' header is missing.')
-        if token not in self._tokens:
-            raise problem(401, 'InvalidAuthenticationToken', 'The access token is invalid.')
-        if self._tokens[token] < time.time():
+                          "Authentication failed. The 'Authorization' header is missing.")
+        try:
+            jwt.decode(token, self._key, ['HS256'], options={'verify_aud': False}, issuer=STS)
+        except jwt.ExpiredSignatureError:
             raise problem(*EXPIRED)
+        except jwt.InvalidTokenError:
+            raise problem(401, 'InvalidAuthenticationToken', 'The access token is invalid.')
+
+    def _sign(self, seconds, **claims):
+        now = int(time.time())
+        return jwt.encode(dict(claims, iat=now, nbf=now, exp=now + seconds, jti=str(uuid.uuid4())),
+                          self._key)
+
+    @staticmethod
+    def expiry():
+        """When a token that is issued now expires, in seconds since 1970."""
+        return int(time.time()) + LIFETIME
 
 
 @route('GET', SIGN_IN, '/{tenant}/v2.0/.well-known/openid-configuration', signed_in=False)
 def configuration(call, tenant):
     check_tenant(tenant)
     root = f'https://{call.host}/{tenant}'
-    return {
-        'token_endpoint': root + '/oauth2/v2.0/token',
-        'authorization_endpoint': root + '/oauth2/v2.0/authorize',
-        'device_authorization_endpoint': root + '/oauth2/v2.0/devicecode',
-        'issuer': root + '/v2.0', 'tenant_region_scope': 'EU',
-        'cloud_instance_name': 'microsoftonline.com'}
+    return {'token_endpoint': root + '/oauth2/v2.0/token', 'issuer': root + '/v2.0',
+            'authorization_endpoint': root + '/oauth2/v2.0/authorize'}
 
 
 @route('GET', SIGN_IN, '/common/discovery/instance', signed_in=False)
@@ -115,7 +116,7 @@ def instance(call):
 def token(call, tenant):
     check_tenant(tenant)
     form = call.form
-    client = form.get('client_id', '')
+    client = form.get('client_id')
     if form.get('grant_type') != 'client_credentials':
         raise refused(400, 'unsupported_grant_type', 70003,
                       'The app requested an unsupported grant type.')
@@ -154,13 +155,3 @@ def refused(status, error, code, text):
     return Answer({
         'error': error, 'error_description': f'AADSTS{code}: {text}', 'error_codes': [code],
         'timestamp': time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime())}, status)
-
-
-def _token(claims, lifetime):
-    now = int(time.time())
-    claims = dict(claims, iat=now, nbf=now, exp=now + lifetime)
-    return f"{_part({'typ': 'JWT', 'alg': 'RS256'})}.{_part(claims)}.{secrets.token_urlsafe(32)}"
-
-
-def _part(value):
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b'=').decode()

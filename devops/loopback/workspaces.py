@@ -10,9 +10,10 @@ import uuid
 from . import resource_manager
 from .resource_manager import PROVIDER, SUBSCRIPTION, arm_id
 from .routing import API, ARM, GROUP, METADATA, TELEMETRY, WORKSPACE, problem, route
-from .sign_in import OBJECT, TENANT
+from .sign_in import TENANT
 
 REGISTRY = 'Microsoft.ContainerRegistry/registries'
+WORKSPACES = PROVIDER + '/workspaces'
 SERVICES = ('api', 'catalog', 'experimentation', 'gallery', 'history', 'hyperdrive', 'labeling',
             'modelmanagement', 'pipelines', 'inferencing', 'credential')
 
@@ -51,10 +52,9 @@ def find_group(cloud, name):
 def find_workspace(cloud, group, name):
     """The workspace's document, the ARM resource plus the key `group`."""
     find_group(cloud, group)
-    path = arm_id(group, PROVIDER + '/workspaces', name)
-    workspace = cloud.journal.table('workspaces').get(path.lower())
+    workspace = cloud.journal.table('workspaces').get(arm_id(group, WORKSPACES, name).lower())
     if workspace is None:
-        raise not_found(PROVIDER + '/workspaces', name, group)
+        raise not_found(WORKSPACES, name, group)
     return workspace
 
 
@@ -113,36 +113,20 @@ def list_subscription_deployments(call):
     return {'value': []}
 
 
-@route('PUT', ARM, GROUP + '/providers/' + PROVIDER + '/workspaces/{name}')
-def put_workspace(call, group, name):
-    """A new workspace, whose identity gets the role Contributor on the group; or the same again."""
-    group = find_group(call.cloud, group)
-    body = resource_manager.validated(call, PROVIDER + '/workspaces', name)
-    asked, path = body['properties'], arm_id(group['name'], PROVIDER + '/workspaces', name)
-    for part in ('storageAccount', 'keyVault', 'applicationInsights'):
-        found = resource_manager.resource(call.cloud, asked[part])
-        if found is None or found['properties']['provisioningState'] != 'Succeeded':
-            raise problem(400, 'BadRequest', f'The {part} {asked[part]} was not found or is not '
-                          'ready.')
-    table = call.cloud.journal.table('workspaces')
-    identity = (table.get(path.lower()) or {}).get('identity', {}).get('principalId') or str(
-        uuid.uuid4())
-    document = {
-        'id': path, 'name': name, 'type': PROVIDER + '/workspaces', 'group': group['name'],
-        'location': body['location'], 'tags': body.get('tags') or {},
-        'sku': {'name': 'Basic', 'tier': 'Basic'},
-        'identity': {'type': 'SystemAssigned', 'principalId': identity, 'tenantId': TENANT},
-        'properties': {
-            'workspaceId': identity, 'friendlyName': asked.get('friendlyName') or name,
-            'description': '', 'creationTime': now(), 'provisioningState': 'Succeeded',
-            'tenantId': TENANT, 'hbiWorkspace': False, 'storageAccount': asked['storageAccount'],
-            'keyVault': asked['keyVault'], 'applicationInsights': asked['applicationInsights'],
-            'containerRegistry': asked.get('containerRegistry'),
-            'discoveryUrl': f"https://{body['location']}.api.azureml.ms/discovery"}}
-    answer = resource_manager.store(call, document)
-    table[path.lower()] = document
-    resource_manager.assign(call.cloud, identity, 'Contributor', group['id'])
-    return answer
+def complete_workspace(cloud, group, document):
+    """Make a workspace of this resource; its identity gets the role Contributor on the group."""
+    table, path = cloud.journal.table('workspaces'), document['id'].lower()
+    identity = table[path]['identity']['principalId'] if path in table else str(uuid.uuid4())
+    document['identity'].update(principalId=identity, tenantId=TENANT)
+    # The SDK's model of a workspace has none.
+    document.pop('kind', None)
+    document['properties'] = {
+        'workspaceId': identity, 'friendlyName': document['name'], 'description': '',
+        'creationTime': now(), 'tenantId': TENANT, 'hbiWorkspace': False,
+        'containerRegistry': None, 'discoveryUrl': api_root(document) + '/discovery',
+        **document['properties']}
+    table[path] = dict(document, group=group)
+    resource_manager.assign(cloud, identity, 'Contributor', resource_manager.group_id(group))
 
 
 def need_registry(cloud, workspace):
@@ -150,32 +134,20 @@ def need_registry(cloud, workspace):
     with cloud.journal.table('workspaces').change(workspace['id'].lower()) as document:
         if not document['properties']['containerRegistry']:
             name = re.sub('[^a-z0-9]', '', workspace['name'].lower()) + uuid.uuid4().hex[:12]
-            document['properties']['containerRegistry'] = arm_id(
-                workspace['group'], REGISTRY, name)
-
-
-@route('GET', ARM, GROUP + '/providers/' + REGISTRY + '/{name}')
-def get_registry(call, group, name):
-    path = arm_id(group, REGISTRY, name)
-    for workspace in call.cloud.journal.table('workspaces').values():
-        if (workspace['properties']['containerRegistry'] or '').lower() == path.lower():
-            enabled = not call.cloud.faults.take('admin-user-off')
-            return {'id': path, 'name': name, 'type': REGISTRY, 'location': workspace['location'],
-                    'sku': {'name': 'Standard', 'tier': 'Standard'}, 'properties': {
-                        'loginServer': name + '.azurecr.io', 'adminUserEnabled': enabled,
-                        'provisioningState': 'Succeeded'}}
-    raise not_found(REGISTRY, name, group)
-
-
-def _public(workspace):
-    return {key: value for key, value in workspace.items() if key != 'group'}
+            path = arm_id(workspace['group'], REGISTRY, name)
+            document['properties']['containerRegistry'] = path
+            resource_manager.keep(cloud, {
+                'id': path, 'name': name, 'type': REGISTRY, 'location': workspace['location'],
+                'sku': {'name': 'Standard', 'tier': 'Standard'}, 'properties': {
+                    'loginServer': name + '.azurecr.io', 'adminUserEnabled': True}})
 
 
 @route('GET', ARM, WORKSPACE)
 def get_workspace(call):
-    state = resource_manager.resource(call.cloud, call.workspace['id'])['properties']
-    return dict(_public(call.workspace), properties=dict(
-        call.workspace['properties'], provisioningState=state['provisioningState']))
+    """The resource, with what Azure ML changed since it was made."""
+    found = resource_manager.resource(call.cloud, call.workspace['id'])
+    found['properties'].update(call.workspace['properties'])
+    return found
 
 
 @route('GET', API, '/discovery', signed_in=False)

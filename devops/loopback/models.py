@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 
-from .artifacts import artifact_names, artifact_path
+from .artifacts import artifact_path, artifacts_below
 from .routing import API, WORKSPACE, Answer, route
 from .sign_in import CLIENT, TENANT
 from .workspaces import now
@@ -91,8 +91,8 @@ def unpack_model(cloud, workspace, model, folder):
     """Lay a model's files out in `folder`; what was registered, file or folder, keeps its name."""
     asset = cloud.table(workspace, 'assets')[model['url'][len('aml://asset/'):]]
     for artifact in asset['artifacts']:
-        origin, container, path = (artifact.get('prefix') or artifact['id']).split('/', 2)
-        for name in artifact_names(cloud, workspace, origin, container, path):
-            goal = os.path.join(folder, os.path.relpath(name, os.path.dirname(path.rstrip('/'))))
+        prefix = artifact['prefix']
+        for name in artifacts_below(cloud, workspace, prefix):
+            goal = os.path.join(folder, os.path.relpath(name, os.path.dirname(prefix)))
             os.makedirs(os.path.dirname(goal), exist_ok=True)
-            shutil.copyfile(artifact_path(cloud, workspace, origin, container, name), goal)
+            shutil.copyfile(artifact_path(cloud, workspace, name), goal)

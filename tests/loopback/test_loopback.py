@@ -1,7 +1,6 @@
 """Loopback Azure ML by plain HTTP: what it answers, what it runs, and each fault."""
 import contextlib
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -10,10 +9,13 @@ import threading
 import time
 import types
 import uuid
+from pathlib import Path
 
 import pytest
 
 import loopback
+import settings
+import workspace
 from conftest import ROOT
 
 requests = pytest.importorskip('requests')
@@ -24,22 +26,6 @@ LOGIN = 'https://login.microsoftonline.com/'
 ARM = 'https://management.azure.com'
 API = 'https://westeurope.api.azureml.ms'
 GROUP, WORKSPACE = 'group', 'space'
-# Type, name, api-version, body.
-RESOURCES = (
-    ('Storage/storageAccounts', 'loopstore', '2024-01-01',
-     {'kind': 'StorageV2', 'sku': {'name': 'Standard_LRS'}}),
-    ('KeyVault/vaults', 'loopvault', '2026-02-01', {'properties': {
-        'tenantId': 't', 'sku': {'family': 'A', 'name': 'standard'}, 'accessPolicies': []}}),
-    ('OperationalInsights/workspaces', 'looplogs', '2025-02-01', {}),
-    ('Insights/components', 'loopinsights', '2020-02-02', {'kind': 'web', 'properties': {
-        'Application_Type': 'web', 'WorkspaceResourceId':
-            'GROUP/providers/Microsoft.OperationalInsights/workspaces/looplogs'}}),
-    ('MachineLearningServices/workspaces', WORKSPACE, '2024-10-01', {
-        'identity': {'type': 'SystemAssigned'}, 'properties': {
-            'storageAccount': 'GROUP/providers/Microsoft.Storage/storageAccounts/loopstore',
-            'keyVault': 'GROUP/providers/Microsoft.KeyVault/vaults/loopvault',
-            'applicationInsights': 'GROUP/providers/Microsoft.Insights/components/loopinsights'}}),
-)
 SECONDS = 60
 SCRIPTS = {
     'write.py': 'import os, sys\n'
@@ -50,8 +36,7 @@ SCRIPTS = {
     'read.py': 'import os, sys\n'
                'print("read", open(os.path.join(sys.argv[1], "text")).read())\n'
                'print("secrets", [name for name in os.environ if "PASSWORD" in name.upper()\n'
-               '      or "servicePrincipal" in name])\n'
-               'print("run", os.environ["AZUREML_RUN_ID"])\n',
+               '      or "servicePrincipal" in name])\n',
     'rename.py': 'import os, sys\n'
                  'os.makedirs(os.path.join(sys.argv[1], "new"))\n'
                  'open(os.path.join(sys.argv[1], "new", "text"), "w").write("text")\n'
@@ -125,10 +110,16 @@ class Client:
     def set_up(self):
         """A workspace with what belongs to it, and a cluster."""
         self.azure.add_group(GROUP)
-        for kind, name, version, body in RESOURCES:
-            path = f'{self.base}/providers/Microsoft.{kind}/{name}'
-            body = json.loads(json.dumps(body).replace('GROUP', self.base))
-            self.arm('PUT', path, dict(body, location='westeurope'), version).raise_for_status()
+        config = settings.read({
+            'SUBSCRIPTION_ID': self.env['SUBSCRIPTION_ID'], 'RESOURCE_GROUP': GROUP,
+            'WORKSPACE_NAME': WORKSPACE, 'LOCATION': 'westeurope'})
+        ids = {}
+        for _, kind, name, version, body in workspace.resources(config, 'tenant'):
+            text = json.dumps(body)
+            for mark, path in ids.items():
+                text = text.replace(mark, path)
+            ids[f'{{{kind}}}'] = path = f'{self.base}/providers/{kind}/{name}'
+            self.arm('PUT', path, json.loads(text), version).raise_for_status()
         self.arm('PUT', self.space + '/computes/cpu', compute()).raise_for_status()
 
     def upload(self, files):
@@ -158,16 +149,20 @@ class Client:
 
     def module(self, name, script, arguments, inputs=(), outputs=()):
         snapshot = self.snapshot()
-        shape = {'Inputs': [{'Name': port} for port in inputs], 'Parameters': [],
-                 'Outputs': [{'Name': port, 'DataStoreMode': 'mount'} for port in outputs],
-                 'Arguments': [{'ValueType': kind, 'Value': value} for kind, value in arguments]}
+        shape = {'Inputs': [{'Name': port, 'DataTypeIdsList': []} for port in inputs],
+                 'Outputs': [{'Name': port, 'DataTypeId': 'AnyFile'} for port in outputs],
+                 'Arguments': [{'ValueType': kind, 'Value': value} for kind, value in arguments],
+                 'Parameters': [], 'MetadataParameters': []}
         module = self.good('POST', 'pipelines/v1.0', '/Modules', {
             'Name': name, 'IsDeterministic': False, 'StructuredInterface': shape,
-            'StorageId': snapshot})
+            'StorageId': snapshot, 'StepType': 'PythonScriptStep'})
         values = [('0', 'Target', 'cpu'), ('0', 'Script', script), ('1', 'text', 'text')]
         return {'Id': name, 'ModuleId': module['Id'], 'ModuleParameters': [
             {'ValueType': kind, 'Name': key, 'Value': value} for kind, key, value in values],
-            'Runconfig': json.dumps({'environmentVariables': {'COLOUR': 'blue'}})}
+            'ModuleOutputSettings': [{'Name': port, 'DataStoreName': 'workspaceblobstore',
+                                      'DataStoreMode': 'mount'} for port in outputs],
+            'Runconfig': json.dumps({'environment': {'environmentVariables': {}},
+                                     'environmentVariables': {'COLOUR': 'blue'}})}
 
     def publish(self, nodes, edges=()):
         return self.good('POST', 'pipelines/v1.0', '/Pipelines/Create', {
@@ -185,22 +180,27 @@ class Client:
         """Submit a pipeline of one step; its run."""
         return self.submit(self.publish([self.module('only', script, [])]))
 
-    def run(self, run):
-        return self.good('GET', 'history/v1.0', '/runs/' + run)
+    def history(self, run, part=''):
+        return self.good('GET', 'history/v1.0', f'/experiments/tests/runs/{run}{part}')
 
     def ended(self, run):
-        return until(lambda: self.run(run)['status'] in ('Completed', 'Failed', 'Canceled')
-                     and self.run(run)['status'])
+        """The state of the run when it has ended."""
+        return until(lambda: self.history(run)['status'] in ('Completed', 'Failed', 'Canceled')
+                     and self.history(run)['status'])
 
-    def steps(self, run):
-        """{name: details} of the steps that have started."""
-        rows = self.good('GET', 'history/v1.0', f'/runs/{run}/children')['value']
-        return {row['name']: self.good('GET', 'history/v1.0', f"/runs/{row['runId']}/details")
-                for row in rows}
+    def step(self, run, name='only'):
+        """(id, state, log) of a step, or None before it has started."""
+        for row in self.history(run, '/children')['value']:
+            if row['name'] == name:
+                links = self.history(row['runId'], '/details')['logFiles']
+                return row['runId'], row['status'], self.session.get(
+                    links['user_logs/std_log.txt']).text if links else ''
+        return None
 
-    def log(self, details):
-        links = details['logFiles']
-        return self.session.get(links['user_logs/std_log.txt']).text if links else ''
+    def pids(self, run):
+        """What the step of forever.py, which is under way now, has said."""
+        said = until(lambda: (self.step(run) or '\0')[-1].endswith('\n') and self.step(run)[-1])
+        return [int(pid) for pid in said.split()]
 
     def register(self, name, text='1'):
         """Register a folder `model` with one file."""
@@ -261,9 +261,14 @@ def azure(tmp_path_factory):
         assert azure.unknown == []
 
 
+@pytest.fixture(scope='module')
+def signed_in(azure):
+    return Client(azure)
+
+
 @pytest.fixture
-def client(azure):
-    yield Client(azure)
+def client(signed_in, azure):
+    yield signed_in
     azure.faults.clear()
 
 
@@ -276,12 +281,12 @@ def test_sign_in_is_refused_in_the_words_of_entra(client):
         assert answer.json()['error_description'].startswith(f'AADSTS{number}: ')
 
 
-def test_requests_without_a_good_token_get_401(client):
-    assert client.arm('GET', client.space).status_code == 200
-    for url in (ARM + client.space, API + '/history/v1.0' + client.space + '/runs/x'):
-        assert code(client.session.get(url)) == (401, 'AuthenticationFailed')
-        client.token = 'eyJ.eyJ.x'
-        assert code(client.ask('GET', url)) == (401, 'InvalidAuthenticationToken')
+@pytest.mark.parametrize('url', [ARM, API + '/history/v1.0'])
+def test_requests_without_a_good_token_get_401(client, url):
+    url += client.space + ('' if url == ARM else '/experiments/x/runs/x')
+    assert code(client.session.get(url)) == (401, 'AuthenticationFailed')
+    assert code(client.ask('GET', url, headers={'Authorization': 'Bearer eyJ.eyJ.x'})) == (
+        401, 'InvalidAuthenticationToken')
 
 
 def test_what_is_missing_has_the_codes_of_azure(client):
@@ -305,13 +310,13 @@ def test_a_compute_of_an_unknown_size_or_with_a_bad_name_is_refused(client):
     assert code(client.arm('PUT', path + 'x2x', compute(size='Giant'))) == (
         400, 'InvalidPropertyValue')
     assert code(client.arm('PUT', path + 'under_score', compute())) == (400, 'BadRequest')
-    names = [one['name'] for one in client.arm('GET', path).json()['value']]
-    assert names == ['cpu']
+    assert [one['name'] for one in client.arm('GET', path).json()['value']] == ['cpu']
 
 
 def test_blobs(client, azure):
-    url = 'https://loopstore.blob.core.windows.net/azureml-blobstore'
-    signed = {'Authorization': 'SharedKey loopstore:x'}
+    store = client.good('GET', 'datastore/v1.0', '/default')['azureStorageSection']['accountName']
+    url = f'https://{store}.blob.core.windows.net/azureml-blobstore'
+    signed = {'Authorization': f'SharedKey {store}:x'}
 
     def blob(method, path, data=None, **headers):
         return client.session.request(method, url + path, data=data,
@@ -331,7 +336,7 @@ def test_blobs(client, azure):
     listed = blob('GET', '?restype=container&comp=list&prefix=data/').text
     assert listed.index('<Name>data/a.csv<') < listed.index('<Name>data/b/c.csv<')
     assert blob('PUT', '/%2e%2e/%2e%2e/%2e%2e/escaped', 'x').status_code == 404
-    assert not os.path.exists(os.path.join(azure.folder, 'escaped'))
+    assert not list(Path(azure.folder).rglob('escaped'))
 
 
 def test_the_name_of_an_artifact_is_taken_once_and_its_link_is_good_for_nothing_else(client):
@@ -353,12 +358,11 @@ def test_steps_run_from_the_snapshot_and_hand_on_their_data(client):
     run = client.submit(pipeline, text='hello')
     other = client.submit(pipeline)
     assert (client.ended(run), client.ended(other)) == ('Completed', 'Completed')
-    steps = client.steps(run)
-    assert client.log(steps['first']) == 'parameter hello variable blue\n'
-    number = steps['second']['runId']
-    assert client.log(steps['second']) == f'read hello\nsecrets []\nrun {number}\n'
-    assert 'parameter default' in client.log(client.steps(other)['first'])
-    path = '/artifacts/ExperimentRun/dcid.' + steps['first']['runId']
+    number, _, said = client.step(run, 'first')
+    assert said == 'parameter hello variable blue\n'
+    assert client.step(run, 'second')[-1] == 'read hello\nsecrets []\n'
+    assert 'parameter default' in client.step(other, 'first')[-1]
+    path = '/artifacts/ExperimentRun/dcid.' + number
     kept = [one['path'] for one in client.good('GET', 'artifact/v2.0', path)['value']]
     assert kept == ['outputs/kept.txt', 'user_logs/std_log.txt']
     assert client.api('POST', 'pipelines/v1.0', '/PipelineRuns/PipelineSubmit/' + pipeline, {
@@ -367,12 +371,10 @@ def test_steps_run_from_the_snapshot_and_hand_on_their_data(client):
 
 def test_cancel_really_kills_the_step(client):
     run = client.one_step('forever.py')
-    until(lambda: client.steps(run) and client.log(client.steps(run)['only']).endswith('\n'))
-    pids = [int(pid) for pid in client.log(client.steps(run)['only']).split()]
+    pids = client.pids(run)
     assert all(alive(pid) for pid in pids)
     client.good('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{run}/Execution')
-    assert client.ended(run) == 'Canceled'
-    assert client.steps(run)['only']['status'] == 'Canceled'
+    assert client.ended(run) == client.step(run)[1] == 'Canceled'
     until(lambda: not any(alive(pid) for pid in pids))
     again = client.api('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{run}/Execution')
     assert again.status_code == 400
@@ -381,7 +383,7 @@ def test_cancel_really_kills_the_step(client):
 def test_what_a_step_leaves_running_ends_with_it(client):
     run = client.one_step('leave.py')
     assert client.ended(run) == 'Completed'
-    pid = int(client.log(client.steps(run)['only']))
+    pid, = client.pids(run)
     until(lambda: not alive(pid))
 
 
@@ -403,10 +405,8 @@ def test_pipeline_data_is_flat_blob_storage_while_the_fault_lasts(client, azure)
     pipeline = client.publish([client.module('only', 'rename.py', [('Output', 'data')],
                                              outputs=['data'])])
     azure.faults.add('blob-mount', count=None)
-    for _ in range(2):
-        run = client.submit(pipeline)
-        assert client.ended(run) == 'Failed'
-        assert 'OSError: [Errno 5]' in client.log(client.steps(run)['only'])
+    run = client.submit(pipeline)
+    assert client.ended(run) == 'Failed' and 'OSError: [Errno 5]' in client.step(run)[-1]
     azure.faults.clear()
     assert client.ended(client.submit(pipeline)) == 'Completed'
 
@@ -481,22 +481,17 @@ def test_a_service_restarts_after_a_crash_and_an_update_replaces_it(client, azur
     assert client.score('served').json()['model'] == 'two'
 
 
-def test_no_secret_is_written_and_files_are_private(tmp_path):
-    with loopback.start(str(tmp_path)) as azure:
-        client = Client(azure)
-        client.set_up()
-        run = client.one_step('read.py')
-        client.ended(run)
-        token = client.good('GET', 'history/v1.0', f'/runs/{run}/token')['token']
-        secrets = [client.env['servicePrincipalKey'], client.token, token,
-                   client.good('GET', 'datastore/v1.0', '/default')['azureStorageSection'][
-                       'accountKey']]
-    for path in tmp_path.rglob('*'):
-        if path.is_file():
-            text = path.read_text(errors='replace')
-            assert not any(secret in text for secret in secrets), path
-    assert stat.S_IMODE((tmp_path / 'ca.pem').stat().st_mode) == 0o600
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+def test_no_secret_is_written_and_files_are_private(client, azure):
+    run = client.one_step('leave.py')
+    client.ended(run)
+    store = client.good('GET', 'datastore/v1.0', '/default')['azureStorageSection']
+    secrets = [client.env['servicePrincipalKey'], client.token, store['accountKey'],
+               client.history(run, '/token')['token']]
+    folder = Path(azure.folder)
+    texts = [path.read_text(errors='replace') for path in folder.rglob('*') if path.is_file()]
+    assert not [secret for secret in secrets for text in texts if secret in text]
+    assert stat.S_IMODE((folder / 'ca.pem').stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 DRIVER = '''
@@ -519,9 +514,7 @@ def test_processes_end_with_the_stand_in_however_it_ends(tmp_path, killed):
         env = json.loads(process.stdout.readline().decode())
         client = Client(types.SimpleNamespace(env=env, add_group=lambda name: None))
         client.set_up()
-        run = client.one_step('forever.py')
-        until(lambda: client.steps(run) and client.log(client.steps(run)['only']).endswith('\n'))
-        pid = int(client.log(client.steps(run)['only']).split()[0])
+        pid = client.pids(client.one_step('forever.py'))[0]
         if killed:
             process.kill()
         process.communicate(timeout=SECONDS)

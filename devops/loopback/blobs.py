@@ -42,6 +42,11 @@ def _refused(status, code, message):
                   {'x-ms-error-code': code, 'Content-Type': 'application/xml'})
 
 
+def _unknown(call):
+    call.cloud.report(f'{call}, comp={call.query.get("comp")}')
+    return _refused(400, 'InvalidQueryParameterValue', 'Loopback does not know this comp.')
+
+
 def _facts(path):
     """The headers that describe a blob."""
     facts = os.stat(path)
@@ -64,7 +69,7 @@ def _entry(blob, path):
 def list_blobs(call, container):
     name = _account(call)
     if call.query.get('comp') != 'list':
-        return Answer(b'', 200, {'ETag': '"0x1"', 'Last-Modified': email.utils.formatdate()})
+        raise _unknown(call)
     prefix = call.query.get('prefix', '')
     found = ''.join(_entry(blob, call.cloud.blobs.path(name, container, blob))
                     for blob in call.cloud.blobs.names(name, container, prefix))
@@ -112,7 +117,6 @@ def put_blob(call, container, name):
         names = re.findall('<(?:Latest|Uncommitted)>([^<]+)<', content.decode())
         content = b''.join(blobs.blocks.pop((path, name)) for name in names)
     elif part:
-        call.cloud.report(f'{call}?comp={part}')
-        raise _refused(400, 'InvalidQueryParameterValue', 'Loopback does not know this comp.')
+        raise _unknown(call)
     blobs.write(path, content)
     return Answer(None, 201, dict(_facts(path), **{'x-ms-request-server-encrypted': 'true'}))

@@ -123,8 +123,13 @@ devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permi
 ##@ This folder
 
 .PHONY: clean FORCE
+# Only names that make writes: OUT may be a folder that holds other things.
+RESULTS := .make data model decision.json registration.json test-results coverage.xml pipeline.json run.json service.json \
+  rehearsal bench
 clean: ## Remove what make made, the registry excepted
-	$(ANY_PYTHON) scripts/clean.py --out $(OUT)
+	rm -rf .venv .container .pytest_cache .coverage $(addprefix $(or $(OUT),.)/,$(RESULTS))
+	find training scoring scripts devops tests -name __pycache__ -prune -exec rm -rf {} +
+	@test ! -e $(OUT)/registry || echo 'kept $(OUT)/registry'
 
 # What is local and costly is a file, so that it is made again only when something that it depends on changed.
 
@@ -143,7 +148,7 @@ $(OUT)/.make/parameters:     VALUE = $(PARAMETERS)
 $(OUT)/.make/run-evaluation: VALUE = $(RUN_EVALUATION) $(ALLOW_RUN_CANCEL)
 $(OUT)/.make/model-name:     VALUE = $(MODEL_NAME)
 $(OUT)/.make/build:          VALUE = $(BUILD_BUILDID)
-$(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.py --tag training --name)
+$(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.py --tag training)
 $(call VALUES,rows table parameters run-evaluation model-name build training-pins): FORCE
 	@mkdir -p $(@D); value='$(VALUE)'; echo "$$value" | cmp -s - $@ || echo "$$value" > $@
 

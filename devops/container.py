@@ -40,39 +40,39 @@ ADVICE = ('set CONTAINER_IMAGE in devops/variables.yml to a copy of it, or to an
           'Python 3.7, 3.10 or 3.11 and bash, such as python:3.11')
 
 
-def image(environ, variables):
+def image(variables):
     """The image's name: CONTAINER_IMAGE of the environment, else of the text of variables.yml."""
     found = re.search(r"""name: CONTAINER_IMAGE\n +value: *["']?([^\s"']+)""", variables)
-    return environ.get('CONTAINER_IMAGE') or (found.group(1) if found else '')
+    return os.environ.get('CONTAINER_IMAGE') or (found.group(1) if found else '')
 
 
-def docker_run(name, words, environ, user):
-    """The `docker run` command line for these words; values of variables do not appear in it.
-
-    user: 'UID:GID', whose the files that the command writes are to be.
-    """
+def docker_run(name, words):
+    """The `docker run` command line for these words; values of variables do not appear in it."""
     import settings
-    passed = [variable for variable in [row[0] for row in settings.SETTINGS] + list(PASSED)
-              if variable in environ]
-    command = ['docker', 'run', '--rm', '--init', '--user', user, '--workdir', str(ROOT),
-               '--mount', f'type=bind,source={ROOT},target={ROOT}']
+    # The files that the command writes are to be those of this user.
+    command = ['docker', 'run', '--rm', '--init', '--user', f'{os.getuid()}:{os.getgid()}',
+               '--workdir', str(ROOT), '--mount', f'type=bind,source={ROOT},target={ROOT}']
     for variable, value in FIXED.items():
         command += ['--env', f'{variable}={value}']
-    for variable in passed:
-        command += ['--env', variable]
+    for variable in [row[0] for row in settings.SETTINGS] + list(PASSED):
+        if variable in os.environ:
+            command += ['--env', variable]
     return command + [name, 'bash', '-c', START, str(TOOLS)] + list(words)
 
 
-def prepare(name, run):
-    """Pull the image and get it make and git; None, or what is wrong and what to do about it.
-
-    run: function from words to the exit code of running them in the container.
-    """
+def prepare(name):
+    """Pull the image and get it make and git; None, or what is wrong and what to do about it."""
+    have = docker_run(name, ['bash', '-c', HAVE_TOOLS])
     if subprocess.call(['docker', 'pull', '--quiet', name]):
         return f'the image {name} cannot be pulled: {ADVICE}'
-    if run(['bash', '-c', HAVE_TOOLS]) and run(['bash', '-c', GET_TOOLS, str(TOOLS)]):
+    if subprocess.call(have):
+        # Those of another image may hide this one's own.
         shutil.rmtree(str(TOOLS), ignore_errors=True)
-        return f'the image {name} has no GNU make 4 or no git, nor a conda to get them: {ADVICE}'
+        if subprocess.call(have) and subprocess.call(
+                docker_run(name, ['bash', '-c', GET_TOOLS, str(TOOLS)])):
+            shutil.rmtree(str(TOOLS), ignore_errors=True)
+            return (f'the image {name} has no GNU make 4 or no git, nor a conda to get them: '
+                    f'{ADVICE}')
     return None
 
 
@@ -83,8 +83,7 @@ def main(argv=None):
     parser.add_argument('words', nargs=argparse.REMAINDER, metavar='command',
                         help='what to run, such as make test')
     args = parser.parse_args(argv)
-    name = image(os.environ, VARIABLES.read_text(encoding='utf-8'))
-    user = f'{os.getuid()}:{os.getgid()}'
+    name = image(VARIABLES.read_text(encoding='utf-8'))
     if bool(args.words) == args.prepare:
         parser.error('either --prepare or a command is needed')
     if not name or ',' in str(ROOT):
@@ -96,15 +95,12 @@ def main(argv=None):
         return 1
     TOOLS.parent.mkdir(exist_ok=True)
     if args.prepare:
-        problem = prepare(
-            name, lambda words: subprocess.call(docker_run(name, words, os.environ, user)))
+        problem = prepare(name)
         if problem:
             print(f'error: {problem}', file=sys.stderr)
         return 1 if problem else 0
-    command = docker_run(name, args.words, os.environ, user)
     # In place of this process, so that docker gets the signals of whoever cancels it.
-    sys.stdout.flush()
-    os.execvp(command[0], command)
+    os.execvp('docker', docker_run(name, args.words))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ import time
 import azure_ml
 
 URL = 'https://management.azure.com'
-ANSWER_SECONDS = 20
 PAUSE_SECONDS = 5
 # A resource that is accepted may be missing for a moment.
 APPEAR_SECONDS = 120
@@ -41,73 +40,60 @@ class Manager:
     def __init__(self, authentication, seconds):
         self.authentication, self.seconds = authentication, seconds
 
+    def header(self):
+        """The header that every request needs, by a sign-in where one is due. Raises AzureError."""
+        with azure_ml.asking('sign in', self.seconds):
+            return azure_ml.repeat(
+                self.authentication.get_authentication_header, self.seconds / 2)
+
     def tenant(self):
         """The id of the directory that the sign-in belongs to, as its token says (claim tid).
 
         Raises AzureError.
         """
-        with azure_ml.asking('sign in', self.seconds):
-            header = azure_ml.repeat(
-                self.authentication.get_authentication_header, self.seconds / 2)
         try:
-            claims = header['Authorization'].split('.')[1]
+            claims = self.header()['Authorization'].split('.')[1]
             return json.loads(base64.urlsafe_b64decode(claims + '=' * (-len(claims) % 4)))['tid']
         except (LookupError, ValueError, TypeError):
             raise azure_ml.AzureError('could not sign in: the token does not name its directory\n'
                                       + azure_ml.ODD) from None
 
-    def _ask(self, what, method, url, version=None, body=None, query=()):
-        """The answer, of any status but those that pass. Raises AzureError."""
-        import requests
-
-        def ask():
-            response = requests.request(
-                method, url, json=body,
-                params=dict(query, **({'api-version': version} if version else {})),
-                timeout=ANSWER_SECONDS, allow_redirects=False,
-                headers=self.authentication.get_authentication_header())
-            if response.status_code in azure_ml.TRANSIENT:
-                response.raise_for_status()
-            return response
-        with azure_ml.asking(what, self.seconds):
-            return azure_ml.repeat(ask, self.seconds / 2)
-
-    def _object(self, what, response):
-        """The JSON object of a good answer. Raises AzureError for every other one."""
-        try:
-            found = dict(response.json())
-        except (ValueError, TypeError):
-            found = {}
-        if response.status_code in (200, 201, 202) and found and isinstance(
+    def _ask(self, what, method, path, version, body=None, query=()):
+        """The resource of a good answer, None of 404 to a GET. Raises AzureError for all else."""
+        response = azure_ml.request(
+            what, self.seconds, method, URL + path, json=body, headers=self.header(),
+            params=dict(query, **{'api-version': version}))
+        found, status = azure_ml.json_object(response), response.status_code
+        # Microsoft.Storage accepts a PUT (202) without a body.
+        if status == 202 and method == 'PUT' or status in (200, 201) and found and isinstance(
                 found.get('properties') or {}, dict):
             return found
-        status, error = response.status_code, found.get('error') or {}
+        error = found.get('error')
         if status < 400 or not isinstance(error, dict) or not error.get('message'):
             raise azure_ml.AzureError(
                 f'could not {what}: the answer (HTTP {status}, '
                 f"{response.headers.get('Content-Type', 'of no type')}) is not what Azure Resource "
                 'Manager says: is there a proxy before management.azure.com?')
-        raise refused(what, error, status)
+        if status == 404 and method == 'GET':
+            return None
+        code, message = str(error.get('code', '')), ' '.join(str(error['message']).split())
+        advice = next((text for words, text in ADVICE.items() if words == code or words in message),
+                      azure_ml.ADVICE.get(status))
+        raise azure_ml.AzureError('\n'.join(filter(None, [
+            f'could not {what}: HTTP {status}, {azure_ml.clean(code + ": " + message)[:400]}',
+            advice])), status)
 
     def get(self, path, version, what, **query):
         """The resource as a dict, or None where there is none. Raises AzureError."""
-        response = self._ask(what, 'GET', URL + path, version, query=query)
-        try:
-            return self._object(what, response)
-        except azure_ml.AzureError as error:
-            if error.status != 404:
-                raise
-            return None
+        return self._ask(what, 'GET', path, version, query=query)
 
     def create(self, path, version, body, what, end):
         """PUT the resource and wait until it is ready; the resource. Raises AzureError.
 
-        end: by time.monotonic(). The providers answer at once (200, 201) or 202, without a body
-        from Microsoft.Storage; in either case the resource itself says how far it is.
+        end: by time.monotonic(). Whether the provider does it at once (200, 201) or accepts it
+        (202), the resource itself says how far it is.
         """
-        response = self._ask(what, 'PUT', URL + path, version, body)
-        if response.status_code != 202:
-            self._object(what, response)
+        self._ask(what, 'PUT', path, version, body)
         return self.wait(path, version, what, end)
 
     def wait(self, path, version, what, end):
@@ -133,13 +119,3 @@ def state_of(resource):
     if resource is None:
         return 'not there yet'
     return str((resource.get('properties') or {}).get('provisioningState') or 'Succeeded').lower()
-
-
-def refused(what, error, status):
-    """An AzureError in the words of an ARM error, {"code", "message"}, with what to do."""
-    code, message = str(error.get('code', '')), ' '.join(str(error['message']).split())
-    advice = next((text for words, text in ADVICE.items() if words == code or words in message),
-                  azure_ml.ADVICE.get(status))
-    return azure_ml.AzureError(
-        f'could not {what}: HTTP {status}, {azure_ml.clean(code + ": " + message)[:400]}'
-        + (f'\n{advice}' if advice else ''), status)

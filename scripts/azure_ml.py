@@ -4,6 +4,7 @@
         ...
 """
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -11,13 +12,18 @@ import re
 import sys
 import threading
 import time
+import traceback
 import warnings
+
+import settings
 
 # By default the SDK repeats a request after 32, 64 and 128 s when it is throttled, and after up to
 # 40 s when it meets 503, whatever Retry-After says: longer than our deadlines. It doubles these.
 SDK_BACKOFF = {'AZUREML_DEFAULT_BACKOFF': '2', 'AZUREML_DEFAULT_503_BACKOFF': '2'}
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
+ANSWER_SECONDS = 20
+FIRST_PAUSE_SECONDS = 1
 # Modules whose exceptions come from the service or from the way there, not from a mistake here.
 SERVICE_MODULES = ('azure', 'azureml', 'msal', 'msrest', 'msrestazure', 'adal', 'requests',
                    'urllib3', 'socket', 'ssl', 'http')
@@ -39,6 +45,9 @@ ADVICE = {
     429: 'Azure is throttling: run this again in a few minutes; nothing is done twice',
 }
 SIGN_IN = 'check tenantId, servicePrincipalId and servicePrincipalKey, or renew the secret'
+NO_KEYS = 'KeyBasedAuthenticationNotPermitted'
+KEYS = ('a policy forbids the keys of the storage account, and SDK v1 knows no other way in: ask '
+        'for an exemption (allowSharedKeyAccess)')
 LATER = 'Azure has a fault: run this again later; nothing is done twice'
 ODD = 'is there a proxy that changes answers? else run this again later; nothing is done twice'
 CONNECTION = 'check the network and HTTPS_PROXY, then run this again; nothing is done twice'
@@ -53,6 +62,21 @@ class AzureError(Exception):
     def __init__(self, message, status=None):
         super().__init__(message)
         self.status = status
+
+
+def verb(main):
+    """A script's main that prints what is for the user to put right instead of raising it.
+
+    Exit code 2 for a setting, 1 for all else.
+    """
+    @functools.wraps(main)
+    def run(argv=None):
+        try:
+            return main(argv)
+        except (AzureError, ValueError) as error:
+            print(f'error: {error}', file=sys.stderr)
+            return 2 if isinstance(error, settings.SettingsError) else 1
+    return run
 
 
 def clean(text):
@@ -82,11 +106,8 @@ def is_from_service(error):
 
 def is_raised_by_sdk(error):
     """Whether the SDK stumbled, over an answer that lacks what it counts on."""
-    trace, names = error.__traceback__, set()
-    while trace:
-        names.add(trace.tb_frame.f_globals.get('__name__', '').split('.')[0])
-        trace = trace.tb_next
-    return bool(names & set(SERVICE_MODULES))
+    return any(frame.f_globals.get('__name__', '').split('.')[0] in SERVICE_MODULES
+               for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def is_connection(link):
@@ -116,12 +137,10 @@ def reason_of(error):
                      if getattr(link, 'response', None) is not None), None)
     body = getattr(response, 'text', '')
     body = body() if callable(body) else body
-    for text in (body, said):
-        messages = re.findall(r'\\?"(?:message|error_description)\\?"\s*:\s*\\?"(.+?)\\?"[,}\s]',
-                              text or '', re.IGNORECASE | re.DOTALL)
-        if messages:
-            said = messages[0]
-            break
+    message = re.search(r'\\?"(?:message|error_description)\\?"\s*:\s*\\?"(.+?)\\?"[,}\s]',
+                        f'{body}\n{said}', re.IGNORECASE | re.DOTALL)
+    if message:
+        said = message.group(1)
     return clean(' '.join(said.replace('\\n', ' ').replace('\\r', ' ').split()))[:300]
 
 
@@ -132,6 +151,8 @@ def explain(what, error):
     if 'AADSTS' in reason:
         # https://learn.microsoft.com/entra/identity-platform/reference-error-codes
         status, advice = 401, SIGN_IN
+    if NO_KEYS in str(error) + reason:
+        advice = KEYS
     if status:
         reason = f'HTTP {status}, {reason}'
     elif any(map(is_connection, chain(error))):
@@ -194,13 +215,13 @@ def asking(what, seconds):
                          f'({type(error).__name__}: {clean(str(error))[:200]})\n{ODD}') from None
 
 
-def repeat(call, seconds, delay=1):
+def repeat(call, seconds):
     """call(), repeated while it fails by throttling, a fault of the server or the connection.
 
     For the calls that the SDK does not repeat by itself: all to the environment service, and POST
     to the pipeline service.
     """
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, FIRST_PAUSE_SECONDS
     while True:
         try:
             return call()
@@ -209,7 +230,33 @@ def repeat(call, seconds, delay=1):
             transient = status in TRANSIENT or (
                 status is None and any(map(is_connection, chain(error)))
                 and UNTRUSTED not in str(error))
-            if not transient or time.monotonic() + delay > end:
+            if not transient or time.monotonic() + pause > end:
                 raise
-        time.sleep(delay)
-        delay *= 2
+        time.sleep(pause)
+        pause *= 2
+
+
+def request(what, seconds, method, url, **more):
+    """The answer to a request of our own, of any status but those that pass: asked again.
+
+    seconds: the longest wait. Raises AzureError.
+    """
+    import requests
+
+    def send():
+        response = requests.request(method, url, timeout=ANSWER_SECONDS, allow_redirects=False,
+                                    **more)
+        if response.status_code in TRANSIENT:
+            response.raise_for_status()
+        return response
+    with asking(what, seconds):
+        return repeat(send, seconds / 2)
+
+
+def json_object(response):
+    """The JSON object that an answer is, or {}."""
+    try:
+        found = response.json()
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}

@@ -27,29 +27,20 @@ Python {', '.join(SUPPORTED)} will do (the pins are for {SUPPORTED[0]}). Ways to
   pyenv           pyenv install {SUPPORTED[0]}
 or name an interpreter that has the packages: make PYTHON=/path/to/python ...'''
 
-# What a given interpreter may lack: module, what is lost then, and whether that is everything.
-MODULES = (
-    ('numpy', 'everything', True),
-    ('pandas', 'everything', True),
-    ('lightgbm', 'everything', True),
-    ('matplotlib', "the plots of report.html", False),
-    ('orjson', 'the faster JSON of scoring', False),
-    ('azureml_inference_server_http', 'make serve', False),
-    ('pycodestyle', 'make lint', False),
-    ('pytest', 'make test', False),
-    ('pytest_cov', 'make test', False),
-    ('requests', 'make smoke-test, branch-policy and devops-project', False),
-    ('yaml', 'make rehearse', False),
-    ('trustme', 'make rehearse', False),
-    ('azureml', 'the Azure ML targets', False),
-)
-
-
-def lacks(find=importlib.util.find_spec):
-    """(essential, others): lists of 'module (what is lost)' that this interpreter cannot import."""
-    missing = [(name, use, essential) for name, use, essential in MODULES if find(name) is None]
-    return ([name for name, _, essential in missing if essential],
-            [f'{name} ({use})' for name, use, essential in missing if not essential])
+# What a given interpreter may lack: what everything needs, and what else is lost.
+ESSENTIAL = ('numpy', 'pandas', 'lightgbm')
+OTHERS = {
+    'matplotlib': 'the plots of report.html',
+    'orjson': 'the faster JSON of scoring',
+    'azureml_inference_server_http': 'make serve',
+    'pycodestyle': 'make lint',
+    'pytest': 'make test',
+    'pytest_cov': 'make test',
+    'requests': 'make smoke-test, branch-policy and devops-project',
+    'yaml': 'make rehearse',
+    'trustme': 'make rehearse',
+    'azureml': 'the Azure ML targets',
+}
 
 
 def version_of(python):
@@ -65,19 +56,19 @@ def version_of(python):
 def find_python(uv):
     """(interpreter, version): the container's 3.7 if first on PATH, else the best of SUPPORTED.
 
-    Where none is found uv fetches one; without uv the answer is (None, None).
+    Where none is found uv fetches one. Raises RuntimeError without uv.
     """
-    for name in ('python3', 'python'):
-        found = shutil.which(name)
-        if found and version_of(found) == CONTAINER:
-            return found, CONTAINER
-    for version in SUPPORTED:
-        names = ['python' + version, 'python3', 'python', sys.executable]
-        names += glob.glob(os.path.expanduser(f'~/.pyenv/versions/{version}.*/bin/python'))
-        for name in names:
-            if shutil.which(name) and version_of(name) == version:
-                return shutil.which(name), version
-    return (SUPPORTED[0], SUPPORTED[0]) if uv else (None, None)
+    names = ['python' + version for version in SUPPORTED] + ['python3', 'python', sys.executable]
+    names += glob.glob(os.path.expanduser('~/.pyenv/versions/3.1[0-3].*/bin/python'))
+    found = {}
+    for path in filter(None, map(shutil.which, names)):
+        found.setdefault(version_of(path), path)
+    for version in (CONTAINER,) + SUPPORTED:
+        if version in found:
+            return found[version], version
+    if not uv:
+        raise RuntimeError(NO_PYTHON)
+    return SUPPORTED[0], SUPPORTED[0]
 
 
 def pins(part, version):
@@ -95,16 +86,13 @@ def build(venv, part, uv):
     """Make or complete the virtual environment `venv` (Path); its stamp .part is written last."""
     python = venv / 'bin' / 'python'
     base, version = find_python(uv)
-    if base is None:
-        raise RuntimeError(NO_PYTHON)
-    stamp = venv / f'.{part}'
-    whole = any((venv / other).exists() for other in ('.local', '.full'))
+    stamp, listed = venv / f'.{part}', venv / f'requirements-{part}.txt'
+    whole = (venv / '.local').exists() or (venv / '.full').exists()
     if not whole or version_of(python) != version:
         print(f'Making {venv} with Python {version} ({base})', flush=True)
         make = [uv, 'venv', '-q', '--clear', '--seed', '--python', base, str(venv)]
         subprocess.run(make if uv else [base, '-m', 'venv', '--clear', str(venv)], check=True)
     lines = pins(part, version)
-    listed = venv / f'requirements-{part}.txt'
     wanted = '\n'.join(lines) + '\n'
     # A restored cache is older than a fresh checkout, and yet complete.
     if stamp.exists() and listed.exists() and listed.read_text() == wanted:
@@ -131,7 +119,9 @@ def build(venv, part, uv):
 
 def check(stamp):
     """Print what this interpreter lacks; write `stamp` unless that makes everything impossible."""
-    essential, others = lacks()
+    lacking = [name for name in ESSENTIAL + tuple(OTHERS) if importlib.util.find_spec(name) is None]
+    essential = [name for name in lacking if name in ESSENTIAL]
+    others = [f'{name} ({OTHERS[name]})' for name in lacking if name in OTHERS]
     if others:
         print(f"note: {sys.executable} lacks {', '.join(others)}", file=sys.stderr)
     if essential:

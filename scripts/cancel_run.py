@@ -26,14 +26,11 @@ def cancel_runs(config):
     return [one.id for one in found]
 
 
+@azure_ml.verb
 def main(argv=None):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
-    try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE + ('BUILD_BUILDID',))
-        cancelled = cancel_runs(config)
-    except (settings.SettingsError, azure_ml.AzureError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
+    config = settings.read(os.environ, needs=settings.WORKSPACE + ('BUILD_BUILDID',))
+    cancelled = cancel_runs(config)
     done = f"cancelled run {', '.join(cancelled)}" if cancelled else \
         'no run is under way, nothing to cancel'
     print(f'build {config.build_buildid}: {done}')

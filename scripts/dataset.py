@@ -27,11 +27,11 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def latest_version(space, name):
-    """The newest version of the registered dataset, or None."""
+def find(space, name, version='latest'):
+    """A version of the registered dataset, or None where there is none."""
     from azureml.core import Dataset
     try:
-        return Dataset.get_by_name(space, name)
+        return Dataset.get_by_name(space, name, version)
     except Exception as error:
         if azure_ml.status_of(error) == 404 or 'Cannot find dataset' in str(error):
             return None
@@ -42,7 +42,7 @@ def register_table(space, config, path):
     """(registered dataset, whether its version is new)."""
     digest, name = sha256(path), config.dataset_name
     with azure_ml.asking(f'look for the dataset {name}', config.call_timeout_seconds):
-        found = latest_version(space, name)
+        found = find(space, name)
     if found is not None and (found.tags or {}).get('sha256') == digest:
         return found, False
     store = workspace.datastore(space, config)
@@ -50,6 +50,7 @@ def register_table(space, config, path):
     seconds = config.call_timeout_seconds + os.path.getsize(path) / SLOWEST_BYTES_PER_SECOND
     with azure_ml.asking(f'upload {path}', seconds):
         store.upload_files([str(path)], target_path=target, overwrite=True, show_progress=False)
+        workspace.check_stored(store, [f'{target}/{Path(path).name}'])
     with azure_ml.asking(f'register the dataset {name}', config.call_timeout_seconds):
         from azureml.core import Dataset
         files = Dataset.File.from_files([(store, f'{target}/{Path(path).name}')],

@@ -1,6 +1,8 @@
-"""Select lines of conda_dependencies.yml by their tag, as a conda file, pip requirements or a name.
+"""Print the name of the environment that the lines of conda_dependencies.yml with a tag make.
 
-    python scripts/dependencies.py --tag scoring
+    python scripts/dependencies.py --tag training
+
+By its functions other scripts select those lines, as a conda file or as pip requirements.
 """
 import argparse
 import hashlib
@@ -24,16 +26,15 @@ def parse(text):
     Raises ValueError that names every line without a pin or with an unknown or no tag.
     """
     lines, wrong = [], []
-    section = text[text.index('dependencies:'):] if 'dependencies:' in text else ''
-    for line in section.splitlines()[1:]:
+    for line in text.partition('dependencies:')[2].splitlines():
+        line = line.rstrip()
+        if not line.partition('#')[0].strip() or line.endswith('- pip:'):
+            continue
         match = LINE.match(line)
         if not match:
-            if line.strip() and not line.strip().startswith('#'):
-                wrong.append(f'{line.strip()!r} is not "- package=version  # tags"')
+            wrong.append(f'{line.strip()!r} is not "- package=version  # tags"')
             continue
         package, tags = match.group('package'), (match.group('tags') or '').split()
-        if package == 'pip:':
-            continue
         unknown = [tag for tag in tags if tag not in TAGS]
         if unknown or not tags:
             fault = 'unknown tag ' + ', '.join(unknown) if unknown else 'no tag'
@@ -73,19 +74,12 @@ def requirements(text, part):
     return selected
 
 
-def python_version(text):
-    """The Python that the list pins, such as '3.11'."""
-    return next(line.split('=')[1] for _, line, _ in parse(text) if line.startswith('python='))
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--tag', required=True, choices=TAGS, help='whose lines to select')
-    parser.add_argument('--name', action='store_true', help="print the environment's name only")
     args = parser.parse_args(argv)
     try:
-        text = LIST.read_text()
-        print(name(text, args.tag) if args.name else select(text, args.tag).rstrip())
+        print(name(LIST.read_text(), args.tag))
     except (OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

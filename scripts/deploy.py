@@ -3,6 +3,7 @@
     python scripts/deploy.py --out outputs
 """
 import argparse
+import fnmatch
 import hashlib
 import math
 import os
@@ -44,9 +45,8 @@ def fingerprint(folder):
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob('*')):
         parts = path.relative_to(folder).parts
-        if path.is_file() and not any(
-                part.startswith('.') or part == '__pycache__' or part.endswith('.pyc')
-                for part in parts):
+        if path.is_file() and not any(fnmatch.fnmatch(part, pattern) for part in parts
+                                      for pattern in NOT_UPLOADED):
             digest.update('/'.join(parts).encode() + b'\0' + path.read_bytes() + b'\0')
     return digest.hexdigest()[:12]
 
@@ -71,11 +71,18 @@ def find_service(space, config):
 
 def previous_tags(service, parts):
     """The tags that name what to roll back to: what the service runs now, if that is healthy."""
-    tags = dict(service.tags or {}) if service else {}
-    now = {name: tags.get(name) for name in PARTS}
-    if now == parts or not service or service.state != 'Healthy':
-        return {key: value for key, value in tags.items() if key.startswith('previous_')}
+    if service is None:
+        return {}
+    now = parts_of(service)
+    if now == parts or service.state != 'Healthy':
+        return {key: value for key, value in (service.tags or {}).items()
+                if key.startswith('previous_')}
     return {'previous_' + name: value for name, value in now.items() if value}
+
+
+def parts_of(service):
+    """What the service runs, by its tags."""
+    return {name: (service.tags or {}).get(name) for name in PARTS}
 
 
 def resources(service, wanted, config):
@@ -111,7 +118,7 @@ def create_or_update(space, config, service, source, environment, parts, tags, s
                          config.call_timeout_seconds):
         from azureml.core.model import InferenceConfig, Model
         from azureml.core.webservice import AciWebservice
-        model = Model(space, parts['model'], version=int(parts['version']))
+        model = Model(space, parts['model'], version=int(parts['version']), expand=False)
     # LightGBM counts the cores of the host, not those that the container may use.
     environment.environment_variables = dict(
         wanted['environment'], OMP_NUM_THREADS=str(math.ceil(size[0])))
@@ -126,19 +133,19 @@ def create_or_update(space, config, service, source, environment, parts, tags, s
                     space, name, [model], InferenceConfig(
                         entry_script='score.py', source_directory=str(source),
                         environment=environment), configuration, overwrite=True)
-            break
         except azure_ml.AzureError as error:
             # Another deployment is under way: it may be this one, whose answer was lost.
             if error.status != 409 or time.monotonic() > end:
                 raise
+        else:
+            wait_until_healthy(service, config, end)
+            return service
         service = find_service(space, config)
         if service:
             wait_until_idle(service, config)
             if runs_parts(service, parts):
                 return service
         time.sleep(PAUSE_SECONDS)
-    wait_until_healthy(service, config, end)
-    return service
 
 
 def wait_until_healthy(service, config, end):
@@ -166,8 +173,7 @@ def wait_until_healthy(service, config, end):
 
 def runs_parts(service, parts):
     """Whether the service runs these parts and is healthy."""
-    tags = service.tags or {}
-    return service.state == 'Healthy' and {name: tags.get(name) for name in PARTS} == parts
+    return service.state == 'Healthy' and parts_of(service) == parts
 
 
 def build_tags(config):
@@ -176,17 +182,10 @@ def build_tags(config):
             'Attempt': str(config.system_stageattempt), 'CodeCommit': publish.code_commit(config)}
 
 
-def by_this_attempt(service, config):
-    """Whether this attempt of this build deployed what the service runs."""
+def attempt_of(service, config):
+    """Which attempt of this build deployed what the service runs; None: none of them."""
     tags = service.tags or {}
-    return (tags.get('BuildId'), tags.get('Attempt')) == (
-        config.build_buildid, str(config.system_stageattempt))
-
-
-def by_other_attempt(service, config):
-    """Whether another attempt of this build deployed what the service runs."""
-    return (service.tags or {}).get('BuildId') == config.build_buildid and not by_this_attempt(
-        service, config)
+    return tags.get('Attempt') if tags.get('BuildId') == config.build_buildid else None
 
 
 def wait_until_idle(service, config):
@@ -228,8 +227,8 @@ def deploy_model(config, name, version):
         wait_until_idle(service, config)
     cores, memory, replace = resources(service, atomic.read_json(SOURCE / SETTINGS), config)
     # A stage that is run again deploys again, so that its failure hook may roll back.
-    if service and runs_parts(service, parts) and not replace and not by_other_attempt(
-            service, config):
+    again = service and attempt_of(service, config) not in (None, str(config.system_stageattempt))
+    if service and runs_parts(service, parts) and not replace and not again:
         print(f'the service {service.name} runs version {version} already')
         return service_facts(service)
     tags = previous_tags(service, parts)
@@ -244,8 +243,10 @@ def deploy_model(config, name, version):
         shutil.copytree(str(SOURCE), str(source), ignore=shutil.ignore_patterns(*NOT_UPLOADED))
         store = workspace.datastore(space, config)
         with azure_ml.asking('store the scoring files', config.call_timeout_seconds):
-            store.upload(str(source), target_path='scoring/' + parts['scoring'], overwrite=True,
-                         show_progress=False)
+            target = 'scoring/' + parts['scoring']
+            store.upload(str(source), target_path=target, overwrite=True, show_progress=False)
+            workspace.check_stored(store, [f'{target}/{path.relative_to(source).as_posix()}'
+                                           for path in source.rglob('*') if path.is_file()])
         try:
             return service_facts(create_or_update(
                 space, config, service, source, environment, parts, tags, (cores, memory)))
@@ -266,20 +267,17 @@ def service_facts(service):
             'previous_version': int(previous) if previous else None}
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='outputs', help='folder of run.json and service.json')
     args = parser.parse_args(argv)
-    try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE)
-        name, version = model_to_deploy(config, args.out)
-        if version is None:
-            print('nothing to deploy: the run kept the registered version')
-            return 0
-        result = deploy_model(config, name, version)
-    except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
+    config = settings.read(os.environ, needs=settings.WORKSPACE)
+    name, version = model_to_deploy(config, args.out)
+    if version is None:
+        print('nothing to deploy: the run kept the registered version')
+        return 0
+    result = deploy_model(config, name, version)
     atomic.write_json(Path(args.out) / 'service.json', result)
     print(f"service {result['name']} runs version {result['version']} of {result['model']}: "
           f"{result['scoring_uri']}")

@@ -113,177 +113,178 @@ def find_group(client):
     return None
 
 
-class Work:
-    """The set-up by one client; keeps what is left for a person."""
+def set_up_group(client, project, environ):
+    """The variable group's id (None in a dry run that would create it) and its values.
 
-    def __init__(self, client):
-        self.client = client
-        # What the set-up is not complete without, and what comes after it.
-        self.missing, self.first_runs = [], []
+    Variables of others stay in it.
+    """
+    group = find_group(client)
+    values = group_values(environ, group)
+    group = group or {}
+    variables, lines = dict(group.get('variables') or {}), []
+    spelt = {key.upper(): key for key in variables}
+    for key, value in sorted(values.items()):
+        have = variables.get(spelt.get(key), {})
+        if not have.get('isSecret') and have.get('value') != value:
+            before = f'"{have["value"]}"' if have.get('value') else 'none'
+            lines.append(f'{key}: {before} -> "{value}"')
+            variables[spelt.get(key, key)] = dict(have, value=value)
+    body = {
+        'name': GROUP, 'type': 'Vsts',
+        # A secret is read back without its value and is sent back so, which keeps it: as
+        # Microsoft's own command line does (az pipelines variable-group variable update).
+        'variables': {key: {'isSecret': True} if one.get('isSecret') else one
+                      for key, one in variables.items()},
+        'variableGroupProjectReferences': group.get('variableGroupProjectReferences') or [
+            {'name': GROUP, 'projectReference': {'id': project['id'], 'name': project['name']}}]}
+    if group.get('description'):
+        body['description'] = group['description']
+    # Variable groups are made for several projects at once, outside of any.
+    answer = client.put_right(
+        'variable group ' + GROUP, group or None, lines, body,
+        '_apis/distributedtask/variablegroups', fields={'id': int}, needs=LIBRARY)
+    return (answer or group).get('id'), values
 
-    def set_up_group(self, project, environ):
-        """The variable group's id (None in a dry run that would create it) and its values.
 
-        Variables of others stay in it.
-        """
-        group = find_group(self.client)
-        values = group_values(environ, group)
-        group = group or {}
-        variables, lines = dict(group.get('variables') or {}), []
-        spelt = {key.upper(): key for key in variables}
-        for key, value in sorted(values.items()):
-            have = variables.get(spelt.get(key), {})
-            if not have.get('isSecret') and have.get('value') != value:
-                before = f'"{have["value"]}"' if have.get('value') else 'none'
-                lines.append(f'{key}: {before} -> "{value}"')
-                variables[spelt.get(key, key)] = dict(have, value=value)
-        body = {
-            'name': GROUP, 'type': 'Vsts',
-            # A secret is read back without its value and is sent back so, which keeps it: as
-            # Microsoft's own command line does (az pipelines variable-group variable update).
-            'variables': {key: {'isSecret': True} if one.get('isSecret') else one
-                          for key, one in variables.items()},
-            'variableGroupProjectReferences': group.get('variableGroupProjectReferences') or [
-                {'name': GROUP,
-                 'projectReference': {'id': project['id'], 'name': project['name']}}]}
-        if group.get('description'):
-            body['description'] = group['description']
-        # Variable groups are made for several projects at once, outside of any.
-        answer = self.client.put_right('variable group ' + GROUP, group or None, lines, body,
-                                       '_apis/distributedtask/variablegroups',
-                                       fields={'id': int}, needs=LIBRARY)
-        return (answer or group).get('id'), values
+def set_up_environment(client):
+    """The environment's id, None in a dry run that would create it."""
+    fields = {'id': int, 'name': str}
+    listed = client.pages(ENVIRONMENTS, 'list the environments', fields, {'name': ENVIRONMENT},
+                          needs=ADMINISTRATOR)
+    there = next((one for one in listed if one['name'].lower() == ENVIRONMENT), None)
+    made = client.put_right(
+        f'environment {ENVIRONMENT}', there, [],
+        {'name': ENVIRONMENT, 'description': 'The service of the safe driver model'},
+        ENVIRONMENTS, fields=fields, needs=ADMINISTRATOR)
+    return (made or there or {}).get('id')
 
-    def set_up_environment(self):
-        """The environment's id, None in a dry run that would create it."""
-        fields = {'id': int, 'name': str}
-        listed = self.client.pages(ENVIRONMENTS, 'list the environments', fields,
-                                   {'name': ENVIRONMENT}, needs=ADMINISTRATOR)
-        there = next((one for one in listed if one['name'].lower() == ENVIRONMENT), None)
-        made = self.client.put_right(
-            f'environment {ENVIRONMENT}', there, [],
-            {'name': ENVIRONMENT, 'description': 'The service of the safe driver model'},
-            ENVIRONMENTS, fields=fields, needs=ADMINISTRATOR)
-        return (made or there or {}).get('id')
 
-    def set_up_checks(self, environment, wanted):
-        """Someone must approve what goes to the environment, one deployment at a time.
+def set_up_checks(client, environment, wanted):
+    """Someone must approve what goes to the environment, one deployment at a time.
 
-        wanted: the setting APPROVER.
-        """
-        checks = environment and self.client.pages(
-            CHECKS, 'read the checks of the environment', CHECK, {
-                'resourceType': 'environment', 'resourceId': environment,
-                '$expand': 'settings'}, needs=ADMINISTRATOR, version=PREVIEW)
-        approver = find_approver(self.client, wanted)
-        check = next((one for one in checks or () if one['type']['id'] == APPROVAL['id']), {})
-        fields = check.get('settings') or NO_APPROVAL
-        approvers, lines = fields.get('approvers') or [], []
-        # Without the setting any approval that is there will do; approvers of others stay.
-        if not check or wanted and approver['id'].lower() not in [
-                one['id'].lower() for one in approvers]:
-            names = ', '.join(one.get('displayName') or one['id'] for one in approvers)
-            lines.append(f"approvers: {names + ' -> and' if names else 'none ->'} "
-                         f"{approver['name']}")
-            approvers = approvers + [approver]
-        if check.get('isDisabled'):
-            lines.append('isDisabled: true -> false')
-        resource = check.get('resource') or {
-            'type': 'environment', 'id': str(environment), 'name': ENVIRONMENT}
-        body = {'type': APPROVAL, 'timeout': check.get('timeout', APPROVAL_MINUTES),
-                'isDisabled': False, 'resource': resource,
-                'settings': dict(fields, approvers=[{'id': one['id']} for one in approvers])}
-        lock = next((one for one in checks or () if one['type']['id'].lower() == LOCK['id']), None)
-        off = ['isDisabled: true -> false'] if (lock or {}).get('isDisabled') else []
-        for title, there, differences, wanted_body in (
-                ('approval before', check or None, lines, body),
-                ('exclusive lock on', lock, off, dict(
-                    body, type=LOCK, timeout=APPROVAL_MINUTES, settings={}))):
-            self.client.put_right(f'{title} {ENVIRONMENT}', there, differences, wanted_body,
-                                  CHECKS, update='PATCH', needs=ADMINISTRATOR, version=PREVIEW)
+    wanted: the setting APPROVER.
+    """
+    checks = {} if environment is None else {
+        one['type']['id'].lower(): one for one in reversed(client.pages(
+            CHECKS, 'read the checks of the environment', CHECK,
+            {'resourceType': 'environment', 'resourceId': environment, '$expand': 'settings'},
+            needs=ADMINISTRATOR, version=PREVIEW))}
+    approver = find_approver(client, wanted)
+    approval, lock = checks.get(APPROVAL['id'], {}), checks.get(LOCK['id'], {})
+    fields = approval.get('settings') or NO_APPROVAL
+    approvers, lines = fields.get('approvers') or [], []
+    # Without the setting any approval that is there will do; approvers of others stay.
+    if not approval or wanted and approver['id'].lower() not in [
+            one['id'].lower() for one in approvers]:
+        names = ', '.join(one.get('displayName') or one['id'] for one in approvers)
+        lines.append(f"approvers: {names + ' -> and' if names else 'none ->'} {approver['name']}")
+        approvers = approvers + [approver]
+    fields = dict(fields, approvers=[{'id': one['id']} for one in approvers])
+    resource = approval.get('resource') or {
+        'type': 'environment', 'id': str(environment), 'name': ENVIRONMENT}
+    for title, kind, there, differences, wanted_fields in (
+            ('approval before', APPROVAL, approval, lines, fields),
+            ('exclusive lock on', LOCK, lock, [], {})):
+        if there.get('isDisabled'):
+            differences.append('isDisabled: true -> false')
+        body = {'type': kind, 'timeout': there.get('timeout', APPROVAL_MINUTES),
+                'isDisabled': False, 'resource': resource, 'settings': wanted_fields}
+        client.put_right(f'{title} {ENVIRONMENT}', there or None, differences, body, CHECKS,
+                         update='PATCH', needs=ADMINISTRATOR, version=PREVIEW)
 
-    def find_connection(self, values):
-        """The id of the service connection, or None, and then what a person must do."""
-        name, subscription = values[CONNECTION], values.get('SUBSCRIPTION_ID', 'ID')
-        page = azure_devops.portal_page(self.client.settings, '_settings', 'adminservices')
-        there = self.client.pages('{project}/_apis/serviceendpoint/endpoints',
-                                  'list the service connections', {'id': str},
-                                  {'endpointNames': name},
-                                  needs="the role 'Reader' on the service connections")
+
+def find_connection(client, name):
+    """The id of the service connection, or None."""
+    there = client.pages('{project}/_apis/serviceendpoint/endpoints',
+                         'list the service connections', {'id': str}, {'endpointNames': name},
+                         needs="the role 'Reader' on the service connections")
+    return there[0]['id'] if there else None
+
+
+def how_to_connect(client, values):
+    """What a person must do where there is no service connection."""
+    subscription = values.get('SUBSCRIPTION_ID', 'ID')
+    page = azure_devops.portal_page(client.settings, '_settings', 'adminservices')
+    return (f'Create the service connection {values[CONNECTION]}: {page} > New service connection '
+            '> Azure Resource Manager > App registration (automatic) > Workload identity '
+            f'federation, scope: subscription {subscription}, resource group '
+            f"{values.get('RESOURCE_GROUP', 'GROUP')}. For `make preflight` its app needs Reader "
+            'on the subscription as well:\naz role assignment create --role Reader --assignee '
+            f'APP_ID --scope /subscriptions/{subscription}')
+
+
+def create_pipelines(client, repository, known):
+    """Create the pipelines that are missing, and add them to what find_pipelines found.
+
+    Returns which of them a person must run once.
+    """
+    first_runs = []
+    for name, path, _ in PIPELINES:
+        there = known.get(path, [None])[0]
+        answer = client.put_right(
+            f"pipeline {there['name'] if there else name}, {path}", there, [],
+            {'name': name, 'folder': '\\', 'configuration': {
+                'type': 'yaml', 'path': '/' + path, 'repository': {
+                    'id': repository['id'], 'name': repository['name'],
+                    'type': 'azureReposGit'}}},
+            '{project}/_apis/pipelines', fields={'id': int, 'name': str},
+            needs="'Create build pipeline'")
         if not there:
-            self.missing.append(
-                f'Create the service connection {name}: {page} > New service connection > Azure '
-                'Resource Manager > App registration (automatic) > Workload identity federation, '
-                f'scope: subscription {subscription}, resource group '
-                f"{values.get('RESOURCE_GROUP', 'GROUP')}. For `make preflight` its app needs "
-                'Reader on the subscription as well:\n'
-                'az role assignment create --role Reader --assignee APP_ID '
-                f'--scope /subscriptions/{subscription}')
-            return None
-        return there[0]['id']
-
-    def create_pipelines(self, repository, known):
-        """Create the pipelines that are missing, and add them to what find_pipelines found."""
-        for name, path, _ in PIPELINES:
-            there = known.get(path, [None])[0]
-            answer = self.client.put_right(
-                f"pipeline {there['name'] if there else name}, {path}", there, [],
-                {'name': name, 'folder': '\\', 'configuration': {
-                    'type': 'yaml', 'path': '/' + path, 'repository': {
-                        'id': repository['id'], 'name': repository['name'],
-                        'type': 'azureReposGit'}}},
-                '{project}/_apis/pipelines', fields={'id': int, 'name': str},
-                needs="'Create build pipeline'")
-            if not there:
-                known[path] = [answer or {'id': 'that of ' + name, 'name': name}]
-            if path in FIRST_RUN and not known[path][0].get('latestBuild'):
-                self.first_runs.append(
-                    f"Run {known[path][0]['name']} once: {FIRST_RUN[path]}:\n"
-                    f"{azure_devops.portal_page(self.client.settings, '_build')}")
-
-    def permit_pipelines(self, kind, name, number, known):
-        """Let pipelines use the resource; number: its id, None in a dry run."""
-        users = {known[path][0]['name']: known[path][0]['id'] for _, path, kinds in PIPELINES
-                 if kind in kinds}
-        path, (words, needs) = f'{PERMISSIONS}/{kind}/{number}', KINDS[kind]
-        granted = {} if number is None else self.client.call(
-            'GET', path, f'read who may use the {words}', fields=USERS, version=PREVIEW)
-        everyone = (granted.get('allPipelines') or {}).get('authorized')
-        ids = {one['id'] for one in granted.get('pipelines') or [] if one.get('authorized')}
-        lacking = {} if everyone else {
-            user: users[user] for user in sorted(users) if users[user] not in ids}
-        lines = [f'pipeline {user}: not allowed -> allowed' for user in lacking]
-        body = {'pipelines': [{'id': user, 'authorized': True} for user in lacking.values()]}
-        self.client.put_right(f'use of {words} {name}', {}, lines, body, path,
-                              update='PATCH', needs=needs, version=PREVIEW)
+            known[path] = [answer or {'id': 'that of ' + name, 'name': name}]
+        if path in FIRST_RUN and not known[path][0].get('latestBuild'):
+            first_runs.append(f"Run {known[path][0]['name']} once: {FIRST_RUN[path]}:\n"
+                              f"{azure_devops.portal_page(client.settings, '_build')}")
+    return first_runs
 
 
-def set_up(work, environ):
-    """All of it, in the order in which things need each other."""
-    client, config = work.client, work.client.settings
+def permit_pipelines(client, kind, name, number, known):
+    """Let pipelines use the resource; number: its id, None in a dry run."""
+    users = {known[path][0]['name']: known[path][0]['id'] for _, path, kinds in PIPELINES
+             if kind in kinds}
+    path, (words, needs) = f'{PERMISSIONS}/{kind}/{number}', KINDS[kind]
+    granted = {} if number is None else client.call(
+        'GET', path, f'read who may use the {words}', fields=USERS, version=PREVIEW)
+    everyone = (granted.get('allPipelines') or {}).get('authorized')
+    ids = {one['id'] for one in granted.get('pipelines') or [] if one.get('authorized')}
+    lacking = {} if everyone else {
+        user: users[user] for user in sorted(users) if users[user] not in ids}
+    lines = [f'pipeline {user}: not allowed -> allowed' for user in lacking]
+    body = {'pipelines': [{'id': user, 'authorized': True} for user in lacking.values()]}
+    client.put_right(f'use of {words} {name}', {}, lines, body, path, update='PATCH',
+                     needs=needs, version=PREVIEW)
+
+
+def set_up(client, environ):
+    """All of it, in the order in which things need each other.
+
+    Returns what is left for a person: [what it is not complete without], [what comes after it].
+    """
+    config, missing = client.settings, []
     repository = branch_policy.find_repository(client)
     print(f'Project {config.project} in {config.organisation}')
-    group, values = work.set_up_group(repository['project'], environ)
-    environment = work.set_up_environment()
-    work.set_up_checks(environment, azure_devops.read_value(environ, 'APPROVER'))
-    connection = work.find_connection(values)
+    group, values = set_up_group(client, repository['project'], environ)
+    environment = set_up_environment(client)
+    set_up_checks(client, environment, azure_devops.read_value(environ, 'APPROVER'))
+    connection = find_connection(client, values[CONNECTION])
+    if connection is None:
+        missing.append(how_to_connect(client, values))
     absent = branch_policy.absent_branch(client, repository)
     if absent:
         print('  later   pipelines, permissions and policies: the code is not in Azure Repos yet')
-        work.missing.append(absent)
-        return
+        return missing + [absent], []
     if repository.get('defaultBranch') != 'refs/heads/' + config.branch:
         page = azure_devops.portal_page(config, '_git', repository['name'], 'branches')
-        work.missing.append(
+        missing.append(
             f'Make {config.branch} the default branch, where pipelines look for their YAML:\n'
             f'{page} > {config.branch} > More options > Set as default branch')
     known = branch_policy.find_pipelines(client, repository)
-    work.create_pipelines(repository, known)
-    work.permit_pipelines('variablegroup', GROUP, group, known)
-    work.permit_pipelines('environment', ENVIRONMENT, environment, known)
+    first_runs = create_pipelines(client, repository, known)
+    permit_pipelines(client, 'variablegroup', GROUP, group, known)
+    permit_pipelines(client, 'environment', ENVIRONMENT, environment, known)
     if connection:
-        work.permit_pipelines('endpoint', values[CONNECTION], connection, known)
+        permit_pipelines(client, 'endpoint', values[CONNECTION], connection, known)
     branch_policy.apply_policies(client, repository, known)
+    return missing, first_runs
 
 
 def main(argv=None):
@@ -299,21 +300,20 @@ def main(argv=None):
         except SettingsError as more:
             print(f'And, unless they are in the variable group already, {more}', file=sys.stderr)
         return 2
-    work = Work(azure_devops.Client(config))
+    client = azure_devops.Client(config)
     try:
-        set_up(work, os.environ)
+        missing, first_runs = set_up(client, os.environ)
     except (SettingsError, AzureDevOpsError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
-    print(work.client.summary())
-    left = [text.replace('\n', '\n   ') for text in work.missing + work.first_runs]
-    if left:
+    print(client.summary())
+    if missing or first_runs:
         print('\nLeft for you:')
-    for number, text in enumerate(left, 1):
-        print(f'{number}. {text}')
-    if work.missing:
+    for number, text in enumerate(missing + first_runs, 1):
+        print(f'{number}. ' + text.replace('\n', '\n   '))
+    if missing:
         print('Not complete: then run `make devops-project` again.')
-    return 1 if work.missing and not config.dry_run else 0
+    return 1 if missing and not config.dry_run else 0
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ MAX_LINE_LENGTH = 100
 def findings(files):
     """{path: ['line:column code text', ...]} of these files, in order; a clean one has []."""
     import pycodestyle
+    found = {path: [] for path in files}
 
     class Collector(pycodestyle.BaseReport):
         def error(self, line_number, offset, text, check):
@@ -27,38 +28,31 @@ def findings(files):
                 found[self.filename].append(f'{line_number}:{offset + 1} {text}')
             return code
 
-    found = {str(path): [] for path in files}
-    style = pycodestyle.StyleGuide(max_line_length=MAX_LINE_LENGTH, reporter=Collector, repeat=True)
-    for path in found:
-        style.input_file(path)
+    pycodestyle.StyleGuide(max_line_length=MAX_LINE_LENGTH, reporter=Collector,
+                           repeat=True).check_files(found)
     return found
 
 
 def junit(found):
     """The findings as JUnit (bytes): one test case a file, failed if it has findings."""
-    suite = ElementTree.Element('testsuite', name='lint', tests=str(len(found)), errors='0',
-                                failures=str(sum(1 for lines in found.values() if lines)))
+    suites = ElementTree.Element('testsuites')
+    suite = ElementTree.SubElement(
+        suites, 'testsuite', name='lint', tests=str(len(found)), errors='0',
+        failures=str(sum(1 for lines in found.values() if lines)))
     for path, lines in found.items():
         case = ElementTree.SubElement(suite, 'testcase', classname='pycodestyle', name=path)
         if lines:
             failure = ElementTree.SubElement(case, 'failure', message=f'{len(lines)} findings')
             failure.text = '\n'.join(f'{path}:{line}' for line in lines)
-    suites = ElementTree.Element('testsuites')
-    suites.append(suite)
     return ElementTree.tostring(suites, 'utf-8')
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--junit', type=Path, required=True, help='JUnit file to write')
-    parser.add_argument('paths', nargs='*', type=Path, help='files to check (default: all)')
     args = parser.parse_args(argv)
-    files = args.paths or [path for name in FOLDERS for path in sorted((ROOT / name).rglob('*.py'))]
-    absent = [str(path) for path in args.paths if not path.is_file()]
-    if absent:
-        print(f"error: no such file: {', '.join(absent)}", file=sys.stderr)
-        return 2
-    found = findings(os.path.relpath(str(path)) for path in files)
+    found = findings(os.path.relpath(str(path)) for name in FOLDERS
+                     for path in sorted((ROOT / name).rglob('*.py')))
     for path, lines in found.items():
         for line in lines:
             print(f'{path}:{line}')

@@ -9,9 +9,11 @@ import sys
 
 import arm
 import azure_ml
+import dataset
 import settings
 import sign_in
 import workspace
+from azure_ml import AzureError
 
 LONGEST_SECONDS = 60
 PROVIDERS = ('Microsoft.MachineLearningServices', 'Microsoft.ContainerInstance',
@@ -29,66 +31,63 @@ MAKE_CONTAINERS = {'b24988ac-6180-42a0-ab88-20f7382dd24c': 'Contributor',
                    '8e3af657-a8ff-443c-a75c-2fe8c4bcb635': 'Owner'}
 
 
-class Missing(Exception):
-    """What is missing, and what to do about it."""
-
-
 class Unseen(Exception):
     """What the sign-in may not look at; only that cannot be said to be missing."""
 
 
 class Azure:
-    """GET requests to Azure Resource Manager for the settings' subscription."""
+    """What the settings name, by Azure Resource Manager and the SDK."""
 
-    def __init__(self, config, environ):
+    def __init__(self, config):
         self.config = config
-        self.authentication = sign_in.authentication(environ)
-        self.authentication.get_authentication_header()
-        self.manager = arm.Manager(self.authentication, LONGEST_SECONDS)
+        authentication = sign_in.authentication(os.environ)
+        self.way = type(authentication).__name__.replace('Authentication', '')
+        self.manager = arm.Manager(authentication, LONGEST_SECONDS)
+        self.manager.header()
         self.subscription = f'/subscriptions/{config.subscription_id}'
         self.group = f'{self.subscription}/resourceGroups/{config.resource_group}'
-        self.workspace = (f'{self.group}/providers/{workspace.WORKSPACES}/'
-                          f'{config.workspace_name}')
+        # Both from check_workspace, without which nothing needs them.
+        self.workspace = self.space = None
 
     def get(self, path, version, advice, **query):
-        """The JSON answer. Raises Missing with the advice for 404, AzureError for all else.
+        """The JSON answer. Raises AzureError with the advice for 404.
 
         A sign-in with rights on the resource group only gets 403 outside of it: Unseen.
         """
         try:
             found = self.manager.get(path, version, f"ask for {path.rsplit('/', 1)[-1]}", **query)
-        except azure_ml.AzureError as error:
+        except AzureError as error:
             if error.status == 403 and not path.startswith(self.group):
                 raise Unseen('the sign-in may not look at this; for that it needs the role Reader '
                              'on the subscription:\naz role assignment create --role Reader '
                              f'--assignee CLIENT_ID --scope {self.subscription}') from None
             raise
         if found is None:
-            raise Missing(advice)
+            raise AzureError(advice)
         return found
 
 
-def check_subscription(azure, config):
-    found = azure.get(azure.subscription, '2022-12-01',
-                      f'there is no subscription {config.subscription_id}, or it is not shared '
-                      'with you: correct SUBSCRIPTION_ID')
+def check_subscription(azure):
+    found = azure.get(azure.subscription, '2022-12-01', 'there is no subscription '
+                      f'{azure.config.subscription_id}, or it is not shared with you: correct '
+                      'SUBSCRIPTION_ID')
     if found.get('state') != 'Enabled':
-        raise Missing(f"the subscription is {found['state']}: ask its owner")
+        raise AzureError(f"the subscription is {found['state']}: ask its owner")
     return found.get('displayName')
 
 
-def check_providers(azure, config):
+def check_providers(azure):
     off = [name for name in PROVIDERS
            if azure.get(f'{azure.subscription}/providers/{name}', '2021-04-01',
                         'unknown provider').get('registrationState') != 'Registered']
     if off:
-        raise Missing('not registered: run\n' + '\n'.join(
+        raise AzureError('not registered: run\n' + '\n'.join(
             'az provider register --namespace ' + name for name in off))
     return ', '.join(PROVIDERS)
 
 
-def check_group(azure, config):
-    name, location = config.resource_group, config.location or 'westeurope'
+def check_group(azure):
+    name, location = azure.config.resource_group, azure.config.location or 'westeurope'
     found = azure.get(azure.group, '2021-04-01',
                       f'there is no resource group {name}: correct RESOURCE_GROUP, or create it: '
                       f'az group create --name {name} --location {location}')
@@ -103,42 +102,43 @@ def allowed(action, permissions):
                for one in permissions)
 
 
-def check_permission(azure, config):
+def check_permission(azure):
     """https://learn.microsoft.com/rest/api/authorization/permissions"""
     found = azure.get(azure.group + '/providers/Microsoft.Authorization/permissions',
                       '2022-04-01', 'the permissions cannot be read').get('value', [])
     refused = [action for action in WRITES if not allowed(action, found)]
     if refused:
-        raise Missing(f"not allowed: {', '.join(refused)}\ngive the service principal the role "
-                      f'Contributor on the resource group {config.resource_group}')
+        raise AzureError(f"not allowed: {', '.join(refused)}\ngive the service principal the role "
+                         f'Contributor on the resource group {azure.config.resource_group}')
     return 'may write in the resource group'
 
 
-def check_workspace(azure, config):
-    found = azure.get(azure.workspace, workspace.WORKSPACE_VERSION, 'there is no workspace '
-                      f'{config.workspace_name}: `make workspace` creates it')
+def check_workspace(azure):
+    name = azure.config.workspace_name
+    azure.workspace = found = azure.get(
+        f'{azure.group}/providers/{workspace.WORKSPACES}/{name}', workspace.WORKSPACE_VERSION,
+        f'there is no workspace {name}: `make workspace` creates it')
+    azure.space = workspace.connect(azure.config)
     return f"{found['name']} in {found['location']}"
 
 
-def check_registry(azure, config):
+def check_registry(azure):
     """ACI pulls the image with the registry's admin user."""
-    found = azure.get(azure.workspace, workspace.WORKSPACE_VERSION, 'there is no workspace')
-    registry = found['properties'].get('containerRegistry')
+    registry = azure.workspace['properties'].get('containerRegistry')
     if not registry:
         return 'Azure ML makes it with the first environment'
     name = registry.rsplit('/', 1)[-1]
     answer = azure.get(registry, '2023-07-01', f'the container registry {name} of the workspace is '
                        'gone: the workspace needs a new one')
     if not answer['properties'].get('adminUserEnabled'):
-        raise Missing('its admin user is off, so ACI cannot fetch the image: az acr update '
-                      f'--name {name} --admin-enabled true')
+        raise AzureError('its admin user is off, so ACI cannot fetch the image: az acr update '
+                         f'--name {name} --admin-enabled true')
     return name
 
 
-def check_identity(azure, config):
+def check_identity(azure):
     """Azure ML makes the container group of a service; as the workspace's identity, it seems."""
-    found = azure.get(azure.workspace, workspace.WORKSPACE_VERSION, 'there is no workspace')
-    identity = (found.get('identity') or {}).get('principalId')
+    identity = (azure.workspace.get('identity') or {}).get('principalId')
     assignments = azure.get(
         f'{azure.group}/providers/Microsoft.Authorization/roleAssignments', '2022-04-01',
         'the role assignments cannot be read', **{'$filter': f"principalId eq '{identity}'"})
@@ -146,83 +146,71 @@ def check_identity(azure, config):
            for one in assignments.get('value', [])}
     names = [name for role, name in MAKE_CONTAINERS.items() if role in ids]
     if not names:
-        raise Missing('it is neither Contributor nor Owner of the resource group, so a first '
-                      'deployment may fail with AuthorizationFailed on containerGroups/write:\n'
-                      f'az role assignment create --role Contributor --assignee {identity} '
-                      f'--scope {azure.group}')
+        raise AzureError('it is neither Contributor nor Owner of the resource group, so a first '
+                         'deployment may fail with AuthorizationFailed on containerGroups/write:\n'
+                         f'az role assignment create --role Contributor --assignee {identity} '
+                         f'--scope {azure.group}')
     return f'{names[0]} of the resource group'
 
 
-def check_compute(azure, config):
-    name = config.aml_compute_cluster_name
-    found = azure.get(f'{azure.workspace}/computes/{name}', workspace.WORKSPACE_VERSION,
-                      f'there is no compute cluster {name}: `make workspace` creates it')
-    kind = found['properties']['computeType']
-    if kind != 'AmlCompute':
-        raise Missing(f'{name} is of the kind {kind}, not AmlCompute: choose another '
-                      'AML_COMPUTE_CLUSTER_NAME')
-    return name
+def check_compute(azure):
+    return workspace.compute(azure.space, azure.config).name
 
 
-def check_size(azure, config):
+def check_size(azure):
     """Size and quota, by the type and the name of a usage (Azure ML REST, Usages - List)."""
-    if not config.location:
-        raise Missing('LOCATION is not set, so size and quota cannot be checked')
-    location = f'{azure.subscription}/providers/{PROVIDERS[0]}/locations/{config.location}/'
-    size = config.aml_compute_cluster_cpu_sku
-    advice = f'Azure ML knows no region {config.location}: correct LOCATION'
-    answer = azure.get(location + 'vmSizes', workspace.WORKSPACE_VERSION, advice)
-    known = {one['name'].lower(): one for one in answer.get('value') or answer.get('amlCompute')}
+    region, size = azure.config.location, azure.config.aml_compute_cluster_cpu_sku
+    if not region:
+        raise AzureError('LOCATION is not set, so size and quota cannot be checked')
+
+    def listed(what):
+        return azure.get(
+            f'{azure.subscription}/providers/{PROVIDERS[0]}/locations/{region}/{what}',
+            workspace.WORKSPACE_VERSION,
+            f'Azure ML knows no region {region}: correct LOCATION')['value']
+
+    known = {one['name'].lower(): one for one in listed('vmSizes')}
     if size.lower() not in known:
         small = sorted(one['name'] for one in known.values() if one.get('vCPUs') in (2, 4))
-        raise Missing(f'machines of size {size} are not offered in {config.location}: set '
-                      f"AML_COMPUTE_CLUSTER_CPU_SKU to another, such as {', '.join(small[:5])}")
-    wanted = known[size.lower()]
-    low = config.aml_cluster_priority != 'dedicated'
-    kinds = {f"total{'lowpriority' if low else 'dedicated'}cores": '',
-             f"vmfamily/{'lowpriority' if low else 'dedicated'}cores": wanted['family'].lower()}
-    usages = azure.get(location + 'usages', workspace.WORKSPACE_VERSION, advice)
-    for usage in usages.get('value', []):
+        raise AzureError(f'machines of size {size} are not offered in {region}: set '
+                         f"AML_COMPUTE_CLUSTER_CPU_SKU to another, such as {', '.join(small[:5])}")
+    wanted, priority = known[size.lower()], azure.config.aml_cluster_priority
+    kinds = {f'total{priority}cores': '', f'vmfamily/{priority}cores': wanted['family'].lower()}
+    for usage in listed('usages'):
         kind = usage['type'].lower().partition('/')[2].rpartition('/usages')[0]
         # A limit of -1 is none, and cores that are in use now come free again: a run waits.
         if usage['name']['value'].lower().endswith(kinds.get(kind, '?')) and (
                 0 <= usage['limit'] < wanted['vCPUs']):
-            raise Missing(f"the quota \"{usage['name']['localizedValue']}\" is {usage['limit']} "
-                          f"cores, one machine needs {wanted['vCPUs']}: ask for more in the "
-                          'portal, or choose another size or region')
+            raise AzureError(f"the quota \"{usage['name']['localizedValue']}\" is {usage['limit']} "
+                             f"cores, one machine needs {wanted['vCPUs']}: ask for more in the "
+                             'portal, or choose another size or region')
     warning = ('; low priority is Spot since 2026-03-31: its price varies, and Azure takes '
-               'machines away, whose steps begin again' if low else '')
-    return f"{wanted['name']} in {config.location}{warning}"
+               'machines away, whose steps begin again' if priority == 'lowpriority' else '')
+    return f"{wanted['name']} in {region}{warning}"
 
 
-def check_dataset(azure, config):
-    space = workspace.connect(config)
-    with azure_ml.asking(f'look for the dataset {config.dataset_name}', LONGEST_SECONDS):
-        from azureml.core import Dataset
-        try:
-            found = Dataset.get_by_name(space, config.dataset_name, config.dataset_version)
-        except Exception as error:
-            if azure_ml.status_of(error) not in (400, 404) and 'annot find' not in str(error):
-                raise
-            found = None
+def check_dataset(azure):
+    name, version = azure.config.dataset_name, azure.config.dataset_version
+    with azure_ml.asking(f'look for the dataset {name}', LONGEST_SECONDS):
+        found = dataset.find(azure.space, name, version)
     if found is None:
-        raise Missing(f'there is no dataset {config.dataset_name}, version '
-                      f'{config.dataset_version}: make dataset DATA=train.csv')
+        raise AzureError(f'there is no dataset {name}, version {version}: '
+                         'make dataset DATA=train.csv')
     return f'{found.name}, version {found.version}'
 
 
-# Title, check, the titles that it makes no sense without.
+# Title, check, the title of the check that it makes no sense without.
 CHECKS = (
-    ('subscription', check_subscription, ()),
-    ('providers', check_providers, ('subscription',)),
-    ('resource group', check_group, ('subscription',)),
-    ('permission', check_permission, ('resource group',)),
-    ('machine size', check_size, ('subscription',)),
-    ('workspace', check_workspace, ('resource group',)),
-    ('identity', check_identity, ('workspace',)),
-    ('registry', check_registry, ('workspace',)),
-    ('compute cluster', check_compute, ('workspace',)),
-    ('dataset', check_dataset, ('workspace',)),
+    ('subscription', check_subscription, None),
+    ('providers', check_providers, 'subscription'),
+    ('resource group', check_group, 'subscription'),
+    ('permission', check_permission, 'resource group'),
+    ('machine size', check_size, 'subscription'),
+    ('workspace', check_workspace, 'resource group'),
+    ('identity', check_identity, 'workspace'),
+    ('registry', check_registry, 'workspace'),
+    ('compute cluster', check_compute, 'workspace'),
+    ('dataset', check_dataset, 'workspace'),
 )
 
 
@@ -231,33 +219,28 @@ def print_line(title, state, text):
     print(f'{title:16} {state:8} {indented}', flush=True)
 
 
-def run_checks(config, environ, checks):
-    """Print a line per check; the number of those that found something missing."""
+def outcome(check, azure):
+    """(state, text) of a check."""
     try:
-        with azure_ml.asking('sign in', LONGEST_SECONDS):
-            azure = Azure(config, environ)
-    except (azure_ml.AzureError, settings.SettingsError) as error:
-        print_line('sign-in', 'MISSING', str(error))
-        return 1
-    print_line('sign-in', 'ok', type(azure.authentication).__name__.replace('Authentication', ''))
+        return 'ok', str(check(azure))
+    except Unseen as error:
+        return 'unknown', str(error)
+    except AzureError as error:
+        return 'MISSING', str(error)
+    except (LookupError, TypeError, AttributeError) as error:
+        return 'MISSING', ("Azure's answer is not of the form that is expected "
+                           f'({type(error).__name__}: {error})\n{azure_ml.ODD}')
+
+
+def run_checks(azure, checks):
+    """Print a line per check; the number of those that found something missing."""
     bad = []
-    for title, check, needs in checks:
-        lacking = [name for name in needs if name in bad]
-        if lacking:
+    for title, check, needed in checks:
+        state, text = outcome(check, azure) if needed not in bad else (
+            'unknown', f'not checked without the {needed}')
+        if state == 'MISSING' or needed in bad:
             bad.append(title)
-            print_line(title, 'unknown', f'not checked without the {lacking[0]}')
-            continue
-        try:
-            print_line(title, 'ok', str(check(azure, config)))
-        except Unseen as error:
-            print_line(title, 'unknown', str(error))
-        except (Missing, azure_ml.AzureError) as error:
-            bad.append(title)
-            print_line(title, 'MISSING', str(error))
-        except (LookupError, TypeError, AttributeError) as error:
-            bad.append(title)
-            print_line(title, 'MISSING', "Azure's answer is not of the form that is expected "
-                       f'({type(error).__name__}: {error})\n{azure_ml.ODD}')
+        print_line(title, state, text)
     return len(bad)
 
 
@@ -266,16 +249,20 @@ def main(argv=None):
     parser.add_argument('--before-workspace', action='store_true',
                         help='check only what must be there before `make workspace`')
     args = parser.parse_args(argv)
+    title = 'settings'
     try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE)
-    except settings.SettingsError as error:
-        print_line('settings', 'MISSING', str(error))
-        return 2
-    print_line('settings', 'ok', 'well-formed')
-    titles = [title for title, _, _ in CHECKS]
-    checks = CHECKS[:titles.index('workspace')] if args.before_workspace else CHECKS
-    with azure_ml.deadline('check everything', LONGEST_SECONDS):
-        bad = run_checks(config, os.environ, checks)
+        with azure_ml.deadline('check everything', LONGEST_SECONDS):
+            config = settings.read(os.environ, needs=settings.WORKSPACE)
+            print_line(title, 'ok', 'well-formed')
+            title = 'sign-in'
+            azure = Azure(config)
+            print_line(title, 'ok', azure.way)
+            titles = [title for title, _, _ in CHECKS]
+            checks = CHECKS[:titles.index('workspace')] if args.before_workspace else CHECKS
+            bad = run_checks(azure, checks)
+    except (settings.SettingsError, AzureError) as error:
+        print_line(title, 'MISSING', str(error))
+        return 2 if isinstance(error, settings.SettingsError) else 1
     if bad:
         print(f'error: {bad} of {len(checks) + 2} checks found something missing',
               file=sys.stderr)

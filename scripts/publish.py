@@ -114,18 +114,14 @@ def publish_pipeline(space, config, build_id):
         return azure_ml.repeat(publish_once, seconds / 2), True
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='outputs', help='folder for pipeline.json')
     args = parser.parse_args(argv)
-    try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE)
-        build_id = config.build_buildid or settings.local_build()
-        space = workspace.connect(config)
-        published, new = publish_pipeline(space, config, build_id)
-    except (settings.SettingsError, azure_ml.AzureError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
+    config = settings.read(os.environ, needs=settings.WORKSPACE)
+    build_id = config.build_buildid or settings.local_build()
+    published, new = publish_pipeline(workspace.connect(config), config, build_id)
     atomic.write_json(Path(args.out) / 'pipeline.json', {
         'id': published.id, 'name': published.name, 'build_id': build_id})
     done = 'published' if new else 'published already'

@@ -29,7 +29,8 @@ def roll_back(config):
                                   'MODEL_VERSION=n make deploy creates it')
     tags = service.tags or {}
     version = tags.get('version', 'unknown')
-    if config.build_buildid and not deploy.by_this_attempt(service, config):
+    if config.build_buildid and deploy.attempt_of(service, config) != str(
+            config.system_stageattempt):
         print(f'nothing to roll back: the service {service.name} runs version {version}, deployed '
               f"by build {tags.get('BuildId')}, attempt {tags.get('Attempt')}; build "
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')
@@ -67,16 +68,12 @@ def roll_back(config):
     return deploy.service_facts(service)
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='outputs', help='folder for service.json')
     args = parser.parse_args(argv)
-    try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE)
-        result = roll_back(config)
-    except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
+    result = roll_back(settings.read(os.environ, needs=settings.WORKSPACE))
     if result is None:
         return 0
     atomic.write_json(Path(args.out) / 'service.json', result)

@@ -23,11 +23,6 @@ DONE = ('Finished', 'Completed')
 LOGS = ('user_logs/std_log.txt', 'azureml-logs/70_driver_log.txt')
 LOG_LINES = 40
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1, 15
-SUBMIT_TRIES = 4
-
-
-class Stopped(BaseException):
-    """The process was asked to end; no Exception, so that the SDK does not swallow it."""
 
 
 def pipeline_to_run(space, config, out):
@@ -46,12 +41,11 @@ def pipeline_to_run(space, config, out):
         if error.status != 404:
             raise
         found = None
-    if known and not config.build_buildid:
-        print(f"the pipeline is that of {Path(out) / 'pipeline.json'}; without this file it is the "
-              'newest published', flush=True)
     if found is None:
+        hint = (f"\nit is that of {Path(out) / 'pipeline.json'}; without this file it is the "
+                'newest published' if known else '')
         raise azure_ml.AzureError(f'the pipeline {name} is not published in the workspace '
-                                  f'{config.workspace_name}: `make publish` first')
+                                  f'{config.workspace_name}: `make publish` first{hint}')
     return found
 
 
@@ -87,34 +81,24 @@ def submit_pipeline(space, config, published, build_id):
             'ParameterAssignments': given,
             'tags': {'BuildId': build_id, 'BuildUri': given['build_uri'],
                      'CodeCommit': given['code_commit']}}
-    what = f'submit the pipeline {published.name}'
-    for attempt in range(1, SUBMIT_TRIES + 1):
-        pause = FIRST_PAUSE_SECONDS * 2 ** attempt
-        try:
-            with azure_ml.asking(what, config.call_timeout_seconds):
-                answer = requests.post(
-                    published.endpoint, json=body, timeout=config.call_timeout_seconds / 3,
-                    headers=sign_in.authentication(os.environ).get_authentication_header())
-                said = answer.headers.get('Retry-After', '')
-                pause = int(said) if said.isdigit() else pause
-                answer.raise_for_status()
-                found = answer.json()
-                if not isinstance(found, dict) or not found.get('Id'):
-                    raise azure_ml.AzureError(f'could not {what}: the answer names no run\n'
-                                              f'{azure_ml.ODD}', 500)
-                return PipelineRun.get(space, found['Id'])
-        except azure_ml.AzureError as error:
-            if attempt == SUBMIT_TRIES or error.status not in (None,) + azure_ml.TRANSIENT:
-                raise
-        time.sleep(min(pause, config.call_timeout_seconds))
+
+    def submit_once():
         made = run_to_attach_to(space, config, build_id)
         if made:
             return made
+        answer = requests.post(
+            published.endpoint, json=body, timeout=config.call_timeout_seconds / 3,
+            headers=sign_in.authentication(os.environ).get_authentication_header())
+        answer.raise_for_status()
+        found = answer.json()
+        if not isinstance(found, dict) or not found.get('Id'):
+            raise azure_ml.AzureError(
+                f'could not {what}: the answer names no run\n{azure_ml.ODD}')
+        return PipelineRun.get(space, found['Id'])
 
-
-def states_of(run):
-    """[(step, state), ...] of the run's steps that exist so far."""
-    return [(step, step.get_status()) for step in run.get_steps()]
+    what = f'submit the pipeline {published.name}'
+    with azure_ml.asking(what, config.call_timeout_seconds):
+        return azure_ml.repeat(submit_once, config.call_timeout_seconds / 2)
 
 
 def watch_run(run, config, cluster):
@@ -129,7 +113,7 @@ def watch_run(run, config, cluster):
             with azure_ml.asking('ask for the state of the run', config.call_timeout_seconds):
                 status = run.get_status()
                 states = [('run', status)] + [
-                    ('step ' + step.name, state) for step, state in states_of(run)]
+                    ('step ' + step.name, step.get_status()) for step in run.get_steps()]
                 waiting = any(state in ('Queued', 'NotStarted') for _, state in states)
                 errors = cluster.get_status().errors if waiting and cluster else None
             if errors:
@@ -168,8 +152,8 @@ def first_error(errors):
 def failure_of(run, seconds):
     """Lines about each step that failed: its error, and the end of its log without secrets."""
     import requests
-    for step, state in states_of(run):
-        if state != 'Failed':
+    for step in run.get_steps():
+        if step.get_status() != 'Failed':
             continue
         details = step.get_details()
         error = (details.get('error') or {}).get('error') or {}
@@ -197,10 +181,6 @@ def result_of(run):
 def how_to_go_on(build_id):
     return (f'the run goes on in Azure; attach to it again: BUILD_BUILDID={build_id} make run\n'
             f'cancel it: BUILD_BUILDID={build_id} make cancel-run')
-
-
-def raise_stopped(signum, frame):
-    raise Stopped()
 
 
 def run_pipeline(config, out, build_id):
@@ -237,20 +217,18 @@ def run_pipeline(config, out, build_id):
         return result_of(run)
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='outputs', help='folder of pipeline.json and run.json')
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, raise_stopped)
-    build_id = None
+    # As Ctrl-C does; no Exception, so that the SDK does not swallow it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config = settings.read(os.environ, needs=settings.WORKSPACE)
+    build_id = config.build_buildid or settings.local_build()
     try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE)
-        build_id = config.build_buildid or settings.local_build()
         result = run_pipeline(config, args.out, build_id)
-    except (settings.SettingsError, azure_ml.AzureError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
-    except (Stopped, KeyboardInterrupt):
+    except KeyboardInterrupt:
         print(f'error: stopped; if it was submitted, {how_to_go_on(build_id)}',
               file=sys.stderr)
         return 1

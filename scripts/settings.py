@@ -17,27 +17,17 @@ class SettingsError(ValueError):
     """Says for every missing or malformed setting what it should be."""
 
 
-def text(pattern, rule):
+def text(pattern, rule, convert=str):
     """A parser of texts that match the pattern; the rule says so in words."""
     def parse(value):
         if not re.fullmatch(pattern, value):
             raise ValueError(rule)
-        return value
+        return convert(value)
     return parse
 
 
-def choice(*allowed):
-    """A parser of one of these words, whatever their case."""
-    def parse(value):
-        if value.lower() not in allowed:
-            raise ValueError('must be ' + ' or '.join(allowed))
-        return value.lower()
-    return parse
-
-
-def boolean(value):
-    """'true' or 'false', whatever their case."""
-    return choice('true', 'false')(value) == 'true'
+def is_true(value):
+    return value.lower() == 'true'
 
 
 def integer(low, high):
@@ -49,14 +39,9 @@ def integer(low, high):
     return parse
 
 
-def minutes(value):
-    """Minutes, which may have decimals."""
-    if not re.fullmatch(r'[0-9]{1,5}(\.[0-9]+)?', value):
-        raise ValueError('must be a number of minutes')
-    return float(value)
-
-
 anything = text('.*', '')
+boolean = text('(?i)true|false', 'must be true or false', is_true)
+minutes = text(r'[0-9]{1,5}(\.[0-9]+)?', 'must be a number of minutes', float)
 azure_name = text('[A-Za-z0-9][A-Za-z0-9._-]{0,254}', 'must be letters, digits, . _ or -')
 
 # Name, default (None: must be given by whoever needs it), parser, what it is.
@@ -99,7 +84,8 @@ SETTINGS = (
      'its size of machine, one with a disk of its own'),
     ('AML_CLUSTER_MIN_NODES', 0, integer(0, 100), 'its least number of machines; 0 costs nothing'),
     ('AML_CLUSTER_MAX_NODES', 2, integer(1, 100), 'its greatest number of machines'),
-    ('AML_CLUSTER_PRIORITY', 'dedicated', choice('dedicated', 'lowpriority'),
+    ('AML_CLUSTER_PRIORITY', 'dedicated',
+     text('(?i)dedicated|lowpriority', 'must be dedicated or lowpriority', str.lower),
      'dedicated machines, or Spot ones: of varying price, and taken away when Azure needs them'),
     ('AML_ENV_NAME', 'safe-driver',
      text('[A-Za-z0-9][A-Za-z0-9._-]{0,200}', 'must be letters, digits, . _ or -'),
@@ -132,20 +118,6 @@ SETTINGS = (
 Settings = collections.namedtuple('Settings', [name.lower() for name, _, _, _ in SETTINGS])
 
 
-def derived_values(values):
-    """The values that follow from others when they are not given, as MLOpsPython composes them."""
-    derived = {}
-    if values.get('BASE_NAME'):
-        derived = {'RESOURCE_GROUP': values['BASE_NAME'] + '-RG',
-                   'WORKSPACE_NAME': values['BASE_NAME'] + '-AML-WS'}
-    collection, project, build = [values.get(name) for name in (
-        'SYSTEM_COLLECTIONURI', 'SYSTEM_TEAMPROJECT', 'BUILD_BUILDID')]
-    if collection and project and build:
-        project = urllib.parse.quote(project)
-        derived['BUILD_URI'] = f'{collection}{project}/_build/results?buildId={build}'
-    return derived
-
-
 def read(environ, needs=()):
     """The settings, as attributes in lower case.
 
@@ -155,7 +127,14 @@ def read(environ, needs=()):
     # Azure Pipelines leaves a reference to an undefined variable as it is: $(NAME).
     given = {name: value.strip() for name, value in environ.items()
              if value.strip() and not UNDEFINED_VARIABLE.fullmatch(value.strip())}
-    given = dict(derived_values(given), **given)
+    # What follows from others is composed as MLOpsPython does.
+    if 'BASE_NAME' in given:
+        given.setdefault('RESOURCE_GROUP', given['BASE_NAME'] + '-RG')
+        given.setdefault('WORKSPACE_NAME', given['BASE_NAME'] + '-AML-WS')
+    if {'SYSTEM_COLLECTIONURI', 'SYSTEM_TEAMPROJECT', 'BUILD_BUILDID'} <= set(given):
+        project = urllib.parse.quote(given['SYSTEM_TEAMPROJECT'])
+        given.setdefault('BUILD_URI', f"{given['SYSTEM_COLLECTIONURI']}{project}/_build/results"
+                                      f"?buildId={given['BUILD_BUILDID']}")
     values, problems = {}, []
     for name, default, parse, meaning in SETTINGS:
         values[name] = default
@@ -176,7 +155,7 @@ def read(environ, needs=()):
         plural = 's' * (len(problems) > 1)
         raise SettingsError('\n  '.join(
             [f'{len(problems)} setting{plural} to correct in the environment:'] + problems))
-    return Settings(**{name.lower(): value for name, value in values.items()})
+    return Settings(*values.values())
 
 
 def local_build():

@@ -5,23 +5,18 @@
 The ways, in this order: a federated service connection, without any secret; a service principal's
 secret; the Azure CLI; a browser, on a terminal only.
 """
-import json
 import re
-import shutil
-import subprocess
 import sys
 import time
 
 import azure_ml
 import settings
 
-# The SDK asks for Resource Manager's tokens by its older name.
-RESOURCE_MANAGER = 'https://management.core.windows.net/', 'https://management.azure.com'
-ANSWER_SECONDS = 30
+# As the SDK calls it when it asks for a token.
+RESOURCE_MANAGER = 'https://management.core.windows.net/'
+LONGEST_SECONDS = 60
 # A token is renewed so long before it ends.
 MARGIN_SECONDS = 300
-CLI_SECONDS = 540
-SHORTEST_SECONDS = 600
 FEDERATION = ('AZURESUBSCRIPTION_TENANT_ID', 'AZURESUBSCRIPTION_CLIENT_ID',
               'AZURESUBSCRIPTION_SERVICE_CONNECTION_ID')
 JOB = ('SYSTEM_OIDCREQUESTURI', 'SYSTEM_ACCESSTOKEN')
@@ -64,110 +59,79 @@ def principal(environ):
     return next(filter(None, (of_names(environ, names, names[2]) for names in PRINCIPALS)), None)
 
 
-def renewed(ask):
+def renewed(credential, advice):
     """A function from audience to token, which asks again when the last one comes to its end.
 
-    ask: function from audience to (token, seconds that it is good for).
+    credential: of azure.identity. The function raises AzureError, with the advice, for a refusal.
     """
+    from azure.core.exceptions import ClientAuthenticationError
     known = {}
 
     def token(audience):
-        value, end = known.get(audience, (None, 0))
-        if time.monotonic() >= end:
-            value, seconds = ask(audience)
-            known[audience] = value, time.monotonic() + seconds - MARGIN_SECONDS
-        return value
+        if audience not in known or known[audience].expires_on < time.time() + MARGIN_SECONDS:
+            try:
+                known[audience] = credential.get_token(audience + '/.default')
+            # TypeError: the Azure CLI said JSON that is no object.
+            except (ClientAuthenticationError, TypeError) as error:
+                if azure_ml.status_of(error) in azure_ml.TRANSIENT:
+                    raise
+                raise azure_ml.AzureError(
+                    f'could not sign in: {azure_ml.reason_of(error)}\n{advice}', 401) from None
+        return known[audience].token
     return token
 
 
-def post(what, field, advice, url, **request):
-    """The field of the JSON object that a POST is answered with, and the object.
+def oidc_token(uri, connection, job_token):
+    """A token of the service connection, good for ten minutes, for that of the job.
 
-    What passes is tried again. Raises AzureError, with the advice, for every other answer.
+    POST distributedtask/hubs/.../oidctoken (MicrosoftDocs/vsts-rest-api-specs,
+    distributedTask/7.1, Oidctoken_Create). Raises AzureError.
     """
-    import requests
-
-    def ask():
-        response = requests.post(url, timeout=ANSWER_SECONDS, allow_redirects=False, **request)
-        if response.status_code in azure_ml.TRANSIENT:
-            response.raise_for_status()
-        return response
-    with azure_ml.asking(what, 3 * ANSWER_SECONDS):
-        response = azure_ml.repeat(ask, ANSWER_SECONDS)
-    try:
-        found = dict(response.json())
-    except (ValueError, TypeError):
-        found = {}
-    if response.status_code == 200 and isinstance(found.get(field), str):
-        return found[field], found
-    said = next((found[name] for name in ('error_description', 'message', 'value')
-                 if isinstance(found.get(name), str)), f'no {field} in the answer')
-    said = azure_ml.clean(' '.join(said.split()))[:300]
+    what = 'get an OIDC token of the service connection'
+    response = azure_ml.request(
+        what, LONGEST_SECONDS, 'POST', uri.rstrip('/'),
+        params={'api-version': '7.1', 'serviceConnectionId': connection},
+        headers={'Authorization': f'Bearer {job_token}', 'Content-Type': 'application/json',
+                 # 401 rather than a redirect to the sign-in page
+                 'X-TFS-FedAuthRedirect': 'Suppress'})
+    found = azure_ml.json_object(response)
+    if response.status_code == 200 and isinstance(found.get('oidcToken'), str):
+        return found['oidcToken']
+    said = azure_ml.clean(str(found.get('message') or found.get('value') or 'no token')[:300])
     raise azure_ml.AzureError(
-        f'could not {what}: HTTP {response.status_code}, {said}\n{advice}', status=401)
+        f'could not {what}: HTTP {response.status_code}, {said}\nthe job needs '
+        'devops/sign_in.yml, whose task names the connection, and the step SYSTEM_ACCESSTOKEN: '
+        '$(System.AccessToken)', status=401)
 
 
 def federated_tokens(environ):
-    """A function from audience to access token by a federated service connection, or None.
-
-    The token of the job buys an OIDC token, which is good for ten minutes, and that an access
-    token: POST distributedtask/hubs/.../oidctoken (MicrosoftDocs/vsts-rest-api-specs,
-    distributedTask/7.1, Oidctoken_Create), and the client credentials grant with an assertion
-    (learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow).
-    """
+    """A function from audience to access token by a federated service connection, or None."""
     names = of_names(environ, FEDERATION + JOB, FEDERATION[2])
     if not names:
         return None
     tenant, client, connection, uri, job_token = names
+    from azure.identity import ClientAssertionCredential
 
-    def ask(audience):
-        assertion, _ = post(
-            'get an OIDC token of the service connection', 'oidcToken',
-            "the job needs devops/sign_in.yml, whose task names the connection, and the step "
-            'SYSTEM_ACCESSTOKEN: $(System.AccessToken)', uri.rstrip('/'),
-            params={'api-version': '7.1', 'serviceConnectionId': connection},
-            headers={'Authorization': f'Bearer {job_token}', 'Content-Type': 'application/json',
-                     # 401 rather than a redirect to the sign-in page
-                     'X-TFS-FedAuthRedirect': 'Suppress'})
-        resource = RESOURCE_MANAGER[1] if audience == RESOURCE_MANAGER[0] else audience
-        access, found = post(
-            'sign in with the OIDC token', 'access_token',
-            'the federated credential of the app registration must have the issuer and the subject '
-            'that the service connection shows',
-            f'https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token', data={
-                'grant_type': 'client_credentials', 'client_id': client,
-                'client_assertion_type': 'urn:ietf:params:oauth:client-assertion-type:jwt-bearer',
-                'client_assertion': assertion, 'scope': resource.rstrip('/') + '/.default'})
-        seconds = found.get('expires_in')
-        return access, seconds if isinstance(seconds, int) else SHORTEST_SECONDS
-    return renewed(ask)
+    def assertion():
+        return oidc_token(uri, connection, job_token)
+
+    # What it has by default is longer than our deadlines.
+    limits = {'retry_total': 3, 'connection_timeout': azure_ml.ANSWER_SECONDS,
+              'read_timeout': azure_ml.ANSWER_SECONDS}
+    return renewed(ClientAssertionCredential(tenant, client, assertion, **limits),
+                   'the federated credential of the app registration must have the issuer and the '
+                   'subject that the service connection shows')
 
 
 def command_line_tokens():
-    """A function from audience to access token that asks the Azure CLI, or None if it cannot.
-
-    It needs no azure-cli package beside the SDK.
-    """
-    az = shutil.which('az')
-
-    def ask(audience):
-        try:
-            answer = subprocess.run(
-                [az, 'account', 'get-access-token', '--resource', audience, '--output', 'json'],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-            said = answer.stderr.decode(errors='replace').strip()
-            if not answer.returncode:
-                return json.loads(answer.stdout.decode())['accessToken'], CLI_SECONDS
-        except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError) as error:
-            said = f'{type(error).__name__}: {error}'
-        raise azure_ml.AzureError('`az account get-access-token` failed: '
-                                  + azure_ml.clean(said)[:300], status=401)
-
-    token = renewed(ask)
+    """A function from audience to access token that asks the Azure CLI, or None if it cannot."""
+    from azure.identity import AzureCliCredential
+    token = renewed(AzureCliCredential(process_timeout=LONGEST_SECONDS), 'run `az login` again')
     try:
-        return token if az and token(RESOURCE_MANAGER[0]) else None
+        token(RESOURCE_MANAGER)
     except azure_ml.AzureError:
         return None
+    return token
 
 
 def authentication(environ):
@@ -175,16 +139,15 @@ def authentication(environ):
 
     Raises AzureError or SettingsError.
     """
-    federated = federated_tokens(environ)
-    found = None if federated else principal(environ)
+    azure_ml.quieten()
+    tokens = federated_tokens(environ)
+    found = None if tokens else principal(environ)
+    tokens = tokens or (None if found else command_line_tokens())
+    if not (tokens or found) and (environ.get('TF_BUILD') or not sys.stdin.isatty()):
+        raise azure_ml.AzureError(SIGNED_OUT, status=401)
     from azureml.core import authentication as sdk
-    if federated:
-        return sdk.TokenAuthentication(federated, cloud='AzureCloud')
+    if tokens:
+        return sdk.TokenAuthentication(tokens, cloud='AzureCloud')
     if found:
         return sdk.ServicePrincipalAuthentication(*found)
-    token = command_line_tokens()
-    if token:
-        return sdk.TokenAuthentication(token, cloud='AzureCloud')
-    if sys.stdin.isatty() and not environ.get('TF_BUILD'):
-        return sdk.InteractiveLoginAuthentication()
-    raise azure_ml.AzureError(SIGNED_OUT, status=401)
+    return sdk.InteractiveLoginAuthentication()

@@ -32,47 +32,48 @@ WORKSPACE_VERSION = '2025-09-01'
 
 
 def resources(config, tenant):
-    """What a workspace consists of, itself last: [(title, type, name, api-version, body), ...].
+    """What a workspace consists of, itself last: [(title, id, api-version, body), ...].
 
-    A body may name the ids of those before it, as {type}. Made by today's versions and in the
-    group only: the template of azureml-sdk v1 wants rights on the subscription, and its version of
-    Microsoft.KeyVault ends on 2027-02-27 (learn.microsoft.com/azure/key-vault/general/
-    migrate-api-version).
+    Made by today's versions and in the group only: the template of azureml-sdk v1 wants rights on
+    the subscription, and its version of Microsoft.KeyVault ends on 2027-02-27
+    (learn.microsoft.com/azure/key-vault/general/migrate-api-version).
     """
-    # Two of these names are unique in all of Azure.
-    whole = f'{config.subscription_id}/{config.resource_group}/{config.workspace_name}'.lower()
-    short = re.sub('[^a-z0-9]', '', config.workspace_name.lower())[:11]
-    unique = short + hashlib.sha256(whole.encode()).hexdigest()[:10]
     name, at = config.workspace_name, {'location': config.location}
+    # Two of these names are unique in all of Azure.
+    whole = f'{config.subscription_id}/{config.resource_group}/{name}'.lower()
+    unique = re.sub('[^a-z0-9]', '', name.lower())[:11]
+    unique += hashlib.sha256(whole.encode()).hexdigest()[:10]
+    providers = (f'/subscriptions/{config.subscription_id}/resourceGroups/{config.resource_group}'
+                 '/providers')
+    storage = f'{providers}/Microsoft.Storage/storageAccounts/st{unique}'
+    vault = f'{providers}/Microsoft.KeyVault/vaults/kv-{unique}'
     # No underscore: the only one of these types that refuses it.
-    logs = name.replace('_', '-') + '-logs'
+    logs = f"{providers}/Microsoft.OperationalInsights/workspaces/{name.replace('_', '-')}-logs"
+    insights = f'{providers}/Microsoft.Insights/components/{name}-insights'
     return [
-        ('storage account', 'Microsoft.Storage/storageAccounts', 'st' + unique, '2025-06-01', dict(
+        ('storage account', storage, '2025-06-01', dict(
             at, kind='StorageV2', sku={'name': 'Standard_LRS'}, properties={
                 'minimumTlsVersion': 'TLS1_2', 'supportsHttpsTrafficOnly': True,
                 'allowBlobPublicAccess': False,
                 # Datastores of SDK v1 know no other way in.
                 'allowSharedKeyAccess': True})),
-        ('key vault', 'Microsoft.KeyVault/vaults', 'kv-' + unique, '2026-02-01', dict(
+        ('key vault', vault, '2026-02-01', dict(
             at, properties={
                 'tenantId': tenant, 'sku': {'family': 'A', 'name': 'standard'},
                 # Azure ML gives its identity an access policy; since 2026-02-01 roles are the
                 # default instead.
                 'enableRbacAuthorization': False, 'accessPolicies': []})),
-        ('log workspace', 'Microsoft.OperationalInsights/workspaces', logs, '2025-02-01', dict(
+        ('log workspace', logs, '2025-02-01', dict(
             at, properties={'sku': {'name': 'PerGB2018'}, 'retentionInDays': 30})),
-        ('application insights', 'Microsoft.Insights/components', f'{name}-insights', '2020-02-02',
-         dict(at, kind='web', properties={
-             'Application_Type': 'web',
-             'WorkspaceResourceId': '{Microsoft.OperationalInsights/workspaces}'})),
-        ('workspace', WORKSPACES, name, WORKSPACE_VERSION, dict(
+        ('application insights', insights, '2020-02-02', dict(
+            at, kind='web', properties={
+                'Application_Type': 'web', 'WorkspaceResourceId': logs})),
+        ('workspace', f'{providers}/{WORKSPACES}/{name}', WORKSPACE_VERSION, dict(
             at, kind='Default', identity={'type': 'SystemAssigned'},
             sku={'name': 'Basic', 'tier': 'Basic'}, properties={
                 'friendlyName': name, 'publicNetworkAccess': 'Enabled',
                 'systemDatastoresAuthMode': 'AccessKey', 'v1LegacyMode': False,
-                'storageAccount': '{Microsoft.Storage/storageAccounts}',
-                'keyVault': '{Microsoft.KeyVault/vaults}',
-                'applicationInsights': '{Microsoft.Insights/components}'})),
+                'storageAccount': storage, 'keyVault': vault, 'applicationInsights': insights})),
     ]
 
 
@@ -82,43 +83,36 @@ def create_resources(manager, config):
     Raises AzureError. Where the workspace is, nothing else is looked at: it may have been made in
     another way.
     """
-    group = f'/subscriptions/{config.subscription_id}/resourceGroups/{config.resource_group}'
     end = time.monotonic() + CREATE_SECONDS
     wanted = resources(config, manager.tenant())
-    _, kind, name, version, _ = wanted[-1]
-    path = f'{group}/providers/{kind}/{name}'
-    found = manager.get(path, version, f'look for the workspace {name}')
-    if found:
-        manager.wait(path, version, f'create the workspace {name}', end)
-        print(f'workspace {name}: there already', flush=True)
+    title, path, version, _ = wanted[-1]
+    name = f'{title} {config.workspace_name}'
+    if manager.get(path, version, f'look for the {name}'):
+        manager.wait(path, version, f'create the {name}', end)
+        print(f'{name}: there already', flush=True)
         return
-    ids = {}
-    for title, kind, name, version, body in wanted:
-        ids[kind] = f'{group}/providers/{kind}/{name}'
-        body['properties'] = {key: ids.get(value[1:-1], value) if isinstance(value, str) else value
-                              for key, value in body['properties'].items()}
-        what, began = f'create the {title} {name}', time.monotonic()
-        found = manager.get(ids[kind], version, f'look for the {title} {name}')
+    for title, path, version, body in wanted:
+        name, began = f"{title} {path.rpartition('/')[2]}", time.monotonic()
+        found = manager.get(path, version, f'look for the {name}')
         state = arm.state_of(found)
         if state in arm.READY:
-            print(f'{title} {name}: there already', flush=True)
+            print(f'{name}: there already', flush=True)
         elif found and state not in arm.ENDED:
-            print(f'{title} {name}: {state}; waiting', flush=True)
-            manager.wait(ids[kind], version, what, end)
+            print(f'{name}: {state}; waiting', flush=True)
+            manager.wait(path, version, f'create the {name}', end)
         else:
-            print(f'{title} {name}: creating it', flush=True)
-            manager.create(ids[kind], version, body, what, end)
-            print(f'{title} {name}: created, {time.monotonic() - began:.0f} s', flush=True)
+            print(f'{name}: creating it', flush=True)
+            manager.create(path, version, body, f'create the {name}', end)
+            print(f'{name}: created, {time.monotonic() - began:.0f} s', flush=True)
 
 
-def connect(config, environ=os.environ):
+def connect(config):
     """The azureml.core.Workspace that the settings name. Raises AzureError or SettingsError."""
-    azure_ml.quieten()
-    from azureml.core import Workspace
     with azure_ml.asking(f'open the workspace {config.workspace_name}',
                          config.call_timeout_seconds):
+        from azureml.core import Workspace
         return Workspace.get(
-            config.workspace_name, auth=sign_in.authentication(environ),
+            config.workspace_name, auth=sign_in.authentication(os.environ),
             subscription_id=config.subscription_id, resource_group=config.resource_group)
 
 
@@ -145,6 +139,18 @@ def datastore(workspace, config):
         if config.datastore_name:
             return Datastore.get(workspace, config.datastore_name)
         return workspace.get_default_datastore()
+
+
+def check_stored(store, paths):
+    """Raise an error for a file that is not in the store: the SDK only logs a failed upload."""
+    for path in paths if hasattr(store, 'blob_service') else ():
+        try:
+            store.blob_service.get_blob_client(store.container_name, path).get_blob_properties()
+        except Exception as error:
+            if azure_ml.status_of(error) != 404:
+                raise
+            raise azure_ml.AzureError(
+                f'could not upload {path}: it did not arrive; run this again') from None
 
 
 def environment(workspace, config, tag):
@@ -190,18 +196,18 @@ def create_compute(workspace, config):
         limits = {'min_nodes': config.aml_cluster_min_nodes,
                   'max_nodes': config.aml_cluster_max_nodes,
                   'idle_seconds_before_scaledown': IDLE_SECONDS}
-        done = 'created'
         if target is None:
+            done = 'created'
             target = ComputeTarget.create(workspace, name, AmlCompute.provisioning_configuration(
                 vm_size=config.aml_compute_cluster_cpu_sku,
                 vm_priority=config.aml_cluster_priority, **limits))
+        elif (target.scale_settings.minimum_node_count,
+              target.scale_settings.maximum_node_count) != (
+                  limits['min_nodes'], limits['max_nodes']):
+            done = 'updated'
+            target.update(**limits)
         else:
-            scale = target.scale_settings
             done = 'there already'
-            if (scale.minimum_node_count, scale.maximum_node_count) != (
-                    limits['min_nodes'], limits['max_nodes']):
-                target.update(**limits)
-                done = 'updated'
         target.wait_for_completion(show_output=False, timeout_in_minutes=CREATE_SECONDS // 60)
         if target.provisioning_state != 'Succeeded':
             raise azure_ml.AzureError(
@@ -251,7 +257,6 @@ def main(argv=None):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     try:
         config = settings.read(os.environ, needs=settings.WORKSPACE + ('LOCATION',))
-        azure_ml.quieten()
         create_resources(arm.Manager(sign_in.authentication(os.environ),
                                      config.call_timeout_seconds), config)
         workspace = connect(config)

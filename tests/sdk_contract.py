@@ -1,8 +1,11 @@
 """What the SDK sends to Azure ML, and what it is answered, against the SDK's own msrest models."""
+import importlib
 import json
 import re
 
-# Where, what the SDK sends, what it is answered; models of its package r(est), a(eva), w(orkspace).
+PACKAGES = {'r': 'azureml._restclient', 'a': 'azureml.pipeline.core._restclients.aeva',
+            'w': 'azureml._base_sdk_common.workspace'}
+# Where, what the SDK sends, what it is answered; models of its packages by their letters.
 RUN = r'history/v1.0/experiment(s|ids)/[^/]+/runs/[^/]+'
 ARTIFACTS = 'artifact/v2.0/artifacts/'
 CONTRACT = [
@@ -63,35 +66,30 @@ CONTRACT = [
 EXCUSED = 'ACIService.*environmentImageRequest.environment.'
 
 
-class Models:
-    """The models by the letters of the table, and parsers for them."""
+def load_models():
+    """{letter of the table: (its models by name, a parser for them)}"""
+    import msrest
+    found = {}
+    for letter, package in PACKAGES.items():
+        models = importlib.import_module(package + '.models')
+        classes = {name: one for name, one in vars(models).items() if isinstance(one, type)}
+        found[letter] = classes, msrest.Deserializer(classes)
+    return found
 
-    def __init__(self):
-        import msrest
-        import azureml._base_sdk_common.workspace.models as workspace_models
-        import azureml._restclient.models as rest_models
-        import azureml.pipeline.core._restclients.aeva.models as aeva_models
-        self.classes = {
-            letter: {name: one for name, one in vars(module).items() if isinstance(one, type)}
-            for letter, module in (('r', rest_models), ('a', aeva_models), ('w', workspace_models))}
-        self.parsers = {letter: msrest.Deserializer(classes)
-                        for letter, classes in self.classes.items()}
 
-    def check(self, name, value):
-        """What is wrong with a value, according to the model of that name."""
-        brackets, plain = name[0] if name[0] in '[{' else '', name.strip('[]{}')
-        letter, plain = plain[0], plain[2:]
-        if plain not in self.classes[letter]:
-            return [f'there is no model {name}']
-        values = list(value.values()) if brackets == '{' else value if brackets else [value]
-        wrong = []
-        for one in values:
-            try:
-                wrong += [str(error) for error in self.parsers[letter](plain, one).validate()]
-            except Exception as error:
-                wrong.append(f'{type(error).__name__}: {error}')
-            wrong += unknown_keys(plain, one, self.classes[letter], '')
-        return wrong
+def problems(models, name, value):
+    """What is wrong with a value, or with each of a list, according to the model of that name."""
+    letter, plain = name.strip('[]').split('.')
+    classes, parse = models[letter]
+    assert plain in classes, f'there is no model {name}'
+    found = []
+    for one in value if name[0] == '[' else [value]:
+        try:
+            found += [str(error) for error in parse(plain, one).validate()]
+        except Exception as error:
+            found.append(f'{type(error).__name__}: {error}')
+        found += unknown_keys(plain, one, classes, '')
+    return found
 
 
 def unknown_keys(name, value, classes, path):
@@ -120,7 +118,7 @@ def violations(exchanges):
 
     exchanges: (method, path, status, bytes sent, JSON answered), as the stand-in keeps them.
     """
-    models, found, used = Models(), set(), set()
+    models, found, used = load_models(), set(), set()
     for method, path, status, sent, answered in exchanges:
         short = re.sub(r'/?subscriptions/.*?/workspaces/[^/]+', '', path.lstrip('/'), flags=re.I)
         row = next((row for row in CONTRACT if re.fullmatch(row[0], method)
@@ -133,5 +131,5 @@ def violations(exchanges):
                             (row[3], answered if status < 300 else None)):
             if name and value:
                 found.update(f'{method} {row[1]}: {name}: {wrong}'
-                             for wrong in models.check(name, value))
-    return sorted(problem for problem in found if not re.search(EXCUSED, problem)), used
+                             for wrong in problems(models, name, value))
+    return sorted(one for one in found if not re.search(EXCUSED, one)), used

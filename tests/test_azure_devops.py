@@ -131,7 +131,7 @@ def test_a_post_is_sent_again_only_when_it_was_turned_away(
     ('stalled', 'No answer from 127.0.0.1')])
 def test_a_bad_answer_is_a_sentence_without_the_token(service, waits, monkeypatch, fault, words):
     if fault == 'stalled':
-        monkeypatch.setattr(azure_devops, 'READ_SECONDS', 0.1)
+        monkeypatch.setattr(azure_devops, 'READ_SECONDS', 0.02)
     service.misbehave(fault, times=9)
     with pytest.raises(azure_devops.AzureDevOpsError) as caught:
         client_of(service).pages(POLICIES, 'list the policies', {})

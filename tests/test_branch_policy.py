@@ -15,6 +15,13 @@ def ready(service):
     return service
 
 
+@pytest.fixture
+def done(ready):
+    """A project whose policies are set."""
+    assert run(branch_policy, ready.env)[0] == 0
+    return ready
+
+
 def policies(service):
     return {one['type']['id']: one for one in service.policies.values()}
 
@@ -51,48 +58,41 @@ def test_apply_then_apply_again(ready):
     assert ready.writes() == []
 
 
-@pytest.mark.parametrize('kind, field, value', [
-    (REVIEWERS, 'isEnabled', False), (REVIEWERS, 'isBlocking', False),
-    (REVIEWERS, 'creatorVoteCounts', True), (REVIEWERS, 'allowDownvotes', True),
-    (REVIEWERS, 'resetOnSourcePush', False), (REVIEWERS, 'blockLastPusherVote', False),
-    (BUILD, 'isBlocking', False), (BUILD, 'filenamePatterns', ['/training/*']),
-    (BUILD, 'manualQueueOnly', True), (BUILD, 'validDuration', 720.0),
-    (BUILD, 'queueOnSourceUpdateOnly', True), (BUILD, 'displayName', 'Other'),
-    (COMMENTS, 'isEnabled', False)])
-def test_drift_is_put_right(ready, kind, field, value):
-    run(branch_policy, ready.env)
-    wanted = copy.deepcopy(policies(ready))
-    policy = policies(ready)[kind]
-    (policy if field in policy else policy['settings'])[field] = value
-    dry_code, dry = run(branch_policy, dict(ready.env, DRY_RUN='1'))
-    assert (dry_code, dry.count('update  ')) == (0, 1)
-    line, = [line.strip() for line in dry.splitlines() if ' -> ' in line]
-    assert line.startswith(field + ': ')
-    code, text = run(branch_policy, ready.env)
-    assert (code, text.count('update  ')) == (0, 1)
-    found = policies(ready)
-    assert len(ready.policies) == 3
-    for name in (REVIEWERS, BUILD, COMMENTS):
-        wanted[name].pop('revision'), found[name].pop('revision')
+def test_drift_is_put_right(done):
+    wanted, spoilt = copy.deepcopy(policies(done)), policies(done)
+    for kind, fields, settings in (
+            (REVIEWERS, {'isEnabled': False, 'isBlocking': False},
+             {'creatorVoteCounts': True, 'allowDownvotes': True, 'resetOnSourcePush': False,
+              'blockLastPusherVote': False}),
+            (BUILD, {'isBlocking': False},
+             {'filenamePatterns': ['/training/*'], 'manualQueueOnly': True, 'displayName': 'Other',
+              'validDuration': 720.0, 'queueOnSourceUpdateOnly': True}),
+            (COMMENTS, {'isEnabled': False}, {})):
+        spoilt[kind].update(fields)
+        spoilt[kind]['settings'].update(settings)
+    code, text = run(branch_policy, dict(done.env, DRY_RUN='1'))
+    assert (code, text.count('update  ')) == (0, 3)
+    assert [line.partition(':')[0].strip() for line in text.splitlines() if ' -> ' in line] == [
+        'allowDownvotes', 'blockLastPusherVote', 'creatorVoteCounts', 'isBlocking', 'isEnabled',
+        'resetOnSourcePush', 'displayName', 'filenamePatterns', 'isBlocking', 'manualQueueOnly',
+        'queueOnSourceUpdateOnly', 'validDuration', 'isEnabled']
+    code, text = run(branch_policy, done.env)
+    assert (code, text.count('update  '), len(done.policies)) == (0, 3, 3)
+    found = policies(done)
+    for kind in wanted:
+        wanted[kind].pop('revision'), found[kind].pop('revision')
     assert found == wanted
 
 
-def test_a_stricter_number_of_reviewers_stays(ready):
-    run(branch_policy, ready.env)
-    policies(ready)[REVIEWERS]['settings'].update(minimumApproverCount=2, allowDownvotes=True)
-    code, text = run(branch_policy, ready.env)
-    assert (code, 'minimumApproverCount' in text) == (0, False)
-    assert policies(ready)[REVIEWERS]['settings']['minimumApproverCount'] == 2
-    assert 'Nothing' in run(branch_policy, ready.env)[1]
-
-
-def test_settings_that_are_not_ours_stay(ready):
-    run(branch_policy, ready.env)
-    policies(ready)[REVIEWERS]['settings'].update(requireVoteOnLastIteration=True)
-    assert 'Nothing' in run(branch_policy, ready.env)[1]
-    policies(ready)[REVIEWERS]['settings'].update(creatorVoteCounts=True)
-    run(branch_policy, ready.env)
-    assert policies(ready)[REVIEWERS]['settings']['requireVoteOnLastIteration']
+def test_what_is_stricter_or_not_ours_stays(done):
+    settings = policies(done)[REVIEWERS]['settings']
+    settings.update(minimumApproverCount=2, requireVoteOnLastIteration=True)
+    assert 'Nothing' in run(branch_policy, done.env)[1]
+    settings.update(allowDownvotes=True)
+    code, text = run(branch_policy, done.env)
+    assert (code, text.count(' -> ')) == (0, 1)
+    kept = policies(done)[REVIEWERS]['settings']
+    assert kept['minimumApproverCount'] == 2 and kept['requireVoteOnLastIteration']
 
 
 def by_hand(service):
@@ -119,7 +119,6 @@ def test_policies_of_others_are_left_alone_and_reported(ready):
     bearing, elsewhere = by_hand(ready)
     before = copy.deepcopy(bearing + elsewhere)
     code, text = run(branch_policy, ready.env)
-    print(text)
     assert (code, text.count('create  ')) == (0, 3)
     for one in bearing:
         assert f"left alone: policy {one['id']}, " in text
@@ -130,26 +129,24 @@ def test_policies_of_others_are_left_alone_and_reported(ready):
     assert 'Nothing' in run(branch_policy, ready.env)[1]
 
 
-def test_duplicates_are_said_and_not_deleted(ready):
-    run(branch_policy, ready.env)
-    first = policies(ready)[COMMENTS]
-    second = ready.add_policy(COMMENTS, copy.deepcopy(first['settings']))
-    code, text = run(branch_policy, ready.env)
+def test_duplicates_are_said_and_not_deleted(done):
+    first = policies(done)[COMMENTS]
+    second = done.add_policy(COMMENTS, copy.deepcopy(first['settings']))
+    code, text = run(branch_policy, done.env)
     assert code == 0
     assert f"duplicate: policy {second['id']} does the same as policy {first['id']}" in text
     assert 'Nothing to change' in text
-    assert second['id'] in ready.policies
+    assert second['id'] in done.policies
 
 
-def test_a_pipeline_made_anew_takes_the_old_policys_place(ready):
-    run(branch_policy, ready.env)
-    number = policies(ready)[BUILD]['id']
-    del ready.definitions[ready.pipeline['id']]
-    again = ready.add_pipeline('safe-driver-pr', 'devops/pr.yml')
-    code, text = run(branch_policy, ready.env)
-    assert f"buildDefinitionId: {ready.pipeline['id']} -> {again['id']}" in text
-    assert len(ready.policies) == 3
-    assert ready.policies[number]['settings']['buildDefinitionId'] == again['id']
+def test_a_pipeline_made_anew_takes_the_old_policys_place(done):
+    number = policies(done)[BUILD]['id']
+    del done.definitions[done.pipeline['id']]
+    again = done.add_pipeline('safe-driver-pr', 'devops/pr.yml')
+    code, text = run(branch_policy, done.env)
+    assert f"buildDefinitionId: {done.pipeline['id']} -> {again['id']}" in text
+    assert len(done.policies) == 3
+    assert done.policies[number]['settings']['buildDefinitionId'] == again['id']
 
 
 def test_a_second_pipeline_of_the_same_file_changes_nothing(ready):

@@ -5,7 +5,6 @@ import sys
 import pytest
 
 import build_venv
-import clean
 from conftest import ROOT
 
 
@@ -26,23 +25,15 @@ def path_folder(tmp_path, monkeypatch):
     return tmp_path / 'bin'
 
 
-def test_the_pinned_python_is_preferred_to_newer_ones(path_folder):
-    fake_python(path_folder, 'python3', '3.13')
-    pinned = fake_python(path_folder, 'python3.11', '3.11')
-    assert build_venv.find_python(None) == (str(pinned), '3.11')
-
-
-def test_the_containers_python_first_on_path_wins(path_folder):
-    fake_python(path_folder, 'python3.11', '3.11')
-    container = fake_python(path_folder, 'python3', '3.7')
-    assert build_venv.find_python(None) == (str(container), '3.7')
-    assert any(line.startswith('azureml-sdk==1.55') for line in build_venv.pins('local', '3.7'))
-
-
-def test_a_python_that_does_not_run_is_passed_over(path_folder):
-    fake_python(path_folder, 'python3.11', '3.11').write_text('#!/bin/sh\nexit 127\n')
-    good = fake_python(path_folder, 'python3', '3.12')
-    assert build_venv.find_python(None) == (str(good), '3.12')
+@pytest.mark.parametrize('there, chosen', [
+    ({'python3': '3.13', 'python3.11': '3.11'}, 'python3.11'),
+    ({'python3': '3.7', 'python3.11': '3.11'}, 'python3'),
+    ({'python3': '3.12', 'python3.11': '; exit 127'}, 'python3'),
+])
+def test_the_python_that_fits_best_is_chosen(path_folder, there, chosen):
+    for name, version in there.items():
+        fake_python(path_folder, name, version)
+    assert build_venv.find_python(None) == (str(path_folder / chosen), there[chosen])
 
 
 def test_without_a_suitable_python_the_message_says_which_and_how(path_folder, tmp_path, capsys):
@@ -52,9 +43,6 @@ def test_without_a_suitable_python_the_message_says_which_and_how(path_folder, t
     for words in ('3.10', '3.11', '3.12', '3.13', 'uv', 'apt-get', 'pyenv', 'PYTHON='):
         assert words in message
     assert not (tmp_path / 'venv').exists()
-
-
-def test_uv_fetches_the_pinned_python_where_there_is_none(path_folder):
     assert build_venv.find_python('/bin/uv') == ('3.11', '3.11')
 
 
@@ -82,35 +70,22 @@ def test_the_sdk_is_left_out_where_it_does_not_exist():
     assert not any(line.startswith(build_venv.SDK_PACKAGES) for line in newer)
     assert any(line.startswith('lightgbm==') for line in newer)
     assert any(line.startswith('azureml-sdk==') for line in build_venv.pins('full', '3.11'))
+    assert any(line.startswith('azureml-sdk==1.55') for line in build_venv.pins('local', '3.7'))
 
 
-def test_a_given_interpreter_is_told_what_it_lacks():
-    essential, others = build_venv.lacks(
-        lambda name: None if name in ('lightgbm', 'matplotlib') else 'found')
-    assert essential == ['lightgbm']
-    assert others == ['matplotlib (the plots of report.html)']
+def test_a_given_interpreter_is_told_what_it_lacks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name != 'matplotlib' or None)
+    assert build_venv.main(['--part', 'local', '--check', '--stamp', str(tmp_path / 'stamp')]) == 0
+    assert 'lacks matplotlib (the plots of report.html)' in capsys.readouterr().err
+    assert (tmp_path / 'stamp').exists()
 
 
 def test_a_given_interpreter_that_lacks_everything_stops_make(tmp_path):
-    bare = tmp_path / 'bare'
-    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', str(bare)], check=True)
+    bare = fake_python(tmp_path, 'bare', '')
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -ES "$@"\n')
     done = subprocess.run(
-        ['make', '-C', str(ROOT), 'train', f'PYTHON={bare}/bin/python', f'OUT={tmp_path}/out'],
+        ['make', '-C', str(ROOT), 'train', f'PYTHON={bare}', f'OUT={tmp_path}/out'],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
     assert done.returncode != 0
     assert 'lacks numpy, pandas, lightgbm' in done.stdout
     assert not (tmp_path / 'out' / 'model').exists()
-
-
-def test_clean_removes_what_make_made_and_keeps_the_registry(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(clean, 'ROOT', tmp_path / 'project')
-    kept = [tmp_path / 'registry' / 'm' / '1' / 'tags.json', tmp_path / 'mine.txt']
-    gone = [tmp_path / 'model' / 'model.txt', tmp_path / 'decision.json',
-            tmp_path / 'project' / '.venv' / '.local']
-    for path in kept + gone:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text('x')
-    assert clean.main(['--out', str(tmp_path)]) == 0
-    assert all(path.exists() for path in kept)
-    assert not any(path.exists() for path in gone)
-    assert 'registry' in capsys.readouterr().out

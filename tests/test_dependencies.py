@@ -64,8 +64,6 @@ def test_a_file_without_dependencies_is_refused():
         dependencies.parse('name: x\n')
 
 
-def test_the_command_line_prints_the_selection_and_the_name(capsys):
-    assert dependencies.main(['--tag', 'scoring']) == 0
-    assert 'lightgbm=' in capsys.readouterr().out
-    assert dependencies.main(['--tag', 'training', '--name']) == 0
+def test_the_command_line_prints_the_name(capsys):
+    assert dependencies.main(['--tag', 'training']) == 0
     assert capsys.readouterr().out.startswith('safe-driver-training-')

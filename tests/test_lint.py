@@ -1,44 +1,38 @@
 import xml.etree.ElementTree as ElementTree
 
+import pytest
+
 import lint
 
-CLEAN, BAD = 'x = 1\n', 'import os\nx=1\ny=2 \n'
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """(exit code, root of the JUnit file) of lint in a project of files with these texts."""
+    def run(*texts):
+        monkeypatch.setattr(lint, 'ROOT', tmp_path)
+        (tmp_path / 'scripts').mkdir()
+        for number, text in enumerate(texts):
+            (tmp_path / 'scripts' / f'file{number}.py').write_text(text)
+        junit = tmp_path / 'results' / 'lint.xml'
+        code = lint.main(['--junit', str(junit)])
+        return code, ElementTree.parse(str(junit)).getroot()
+    return run
 
 
-def run(tmp_path, *texts):
-    paths = []
-    for number, text in enumerate(texts):
-        paths.append(tmp_path / (f'file{number}.py'))
-        paths[-1].write_text(text)
-    junit = tmp_path / 'results' / 'lint.xml'
-    code = lint.main(['--junit', str(junit)] + [str(path) for path in paths])
-    return code, ElementTree.parse(str(junit)).getroot()
-
-
-def test_every_finding_is_printed_and_in_the_junit_file(tmp_path, capsys):
-    code, root = run(tmp_path, CLEAN, BAD)
+def test_every_finding_is_printed_and_in_the_junit_file(run, capsys):
+    code, root = run('x = 1\n', 'import os\nx=1\ny=2 \n', 'def broken(:\n')
     shown = capsys.readouterr().out
-    failures = root.findall('.//failure')
+    first, second = root.findall('.//failure')
     assert code == 1
-    assert shown.count('E225') == failures[0].text.count('E225') == 2
-    assert 'file1.py:3:4 W291' in shown and 'file1.py:3:4 W291' in failures[0].text
-    assert len(failures) == 1 and len(root.findall('.//testcase')) == 2
-    assert root.find('testsuite').get('failures') == '1'
+    assert shown.count('E225') == first.text.count('E225') == 2
+    assert 'file1.py:3:4 W291' in shown and 'file1.py:3:4 W291' in first.text
+    assert 'E9' in second.text
+    assert len(root.findall('.//testcase')) == 3
+    assert root.find('testsuite').get('failures') == '2'
 
 
-def test_clean_files_pass(tmp_path, capsys):
-    code, root = run(tmp_path, CLEAN)
+def test_clean_files_pass(run, capsys):
+    code, root = run('x = 1\n')
     assert code == 0
     assert root.findall('.//failure') == []
     assert '1 files, 0 findings' in capsys.readouterr().out
-
-
-def test_a_syntax_error_is_a_finding(tmp_path):
-    code, root = run(tmp_path, 'def broken(:\n')
-    assert code == 1 and 'E9' in root.find('.//failure').text
-
-
-def test_a_missing_file_is_wrong_use(tmp_path, capsys):
-    assert lint.main(['--junit', str(tmp_path / 'l.xml'), str(tmp_path / 'absent.py')]) == 2
-    assert 'absent.py' in capsys.readouterr().err
-    assert not (tmp_path / 'l.xml').exists()

@@ -1,7 +1,11 @@
+import re
+
 import pytest
 
+import azure_ml
 import preflight
 import settings
+import workspace
 
 CONTRIBUTOR = {'actions': ['*'], 'notActions': ['Microsoft.Authorization/*/Write']}
 
@@ -17,50 +21,62 @@ def test_permissions_as_resource_manager_grants_them():
     assert not preflight.allowed(write, [dict(ours, notActions=['*/models/*'])])
 
 
+class Azure:
+    """Resource Manager that answers everything with this; usages apart, where there are some."""
+    subscription = group = ''
+    workspace = space = None
+
+    def __init__(self, answer, usages=None, **environ):
+        self.config = settings.read(dict(environ, LOCATION='westeurope'))
+        self.answer, self.usages = answer, usages
+
+    def get(self, path, *_, **__):
+        return {'value': self.usages} if path.endswith('/usages') else self.answer
+
+
 @pytest.mark.parametrize('answer', [
     {'a': 1}, {'value': None}, {'value': [None]}, {'value': [{}]}, {'properties': None}])
 def test_an_answer_of_another_form_is_a_line_and_the_rest_is_checked(answer, monkeypatch, capsys):
-    class Azure:
-        subscription = group = workspace = ''
-        authentication = None
-        get = staticmethod(lambda *_, **__: answer)
-
-    monkeypatch.setattr(preflight, 'Azure', lambda *_: Azure)
-    checks = preflight.CHECKS[:-1]
-    bad = preflight.run_checks(settings.read({'LOCATION': 'westeurope'}), {}, [
-        (title, check, ()) for title, check, _ in checks])
+    monkeypatch.setattr(workspace, 'connect', lambda _: None)
+    checks = [(title, check, None) for title, check, _ in preflight.CHECKS
+              if title not in ('compute cluster', 'dataset')]
+    bad = preflight.run_checks(Azure(answer), checks)
     lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != ' ']
-    assert len(lines) == len(checks) + 1 and bad >= len(checks) - 2
+    assert len(lines) == len(checks) and bad >= len(checks) - 2
     assert sum('answer is not of the form' in line for line in lines) >= 3
 
 
-class Region:
-    """Resource Manager with one size of machine and usages, (type, name, limit)."""
-    subscription = '/subscriptions/s'
+def test_a_sign_in_that_is_set_by_half_is_wrong_use(monkeypatch, capsys):
+    for name, value in (('SUBSCRIPTION_ID', '00000000-0000-0000-0000-000000000001'),
+                        ('RESOURCE_GROUP', 'group'), ('WORKSPACE_NAME', 'space'),
+                        ('servicePrincipalKey', 'k')):
+        monkeypatch.setenv(name, value)
+    assert preflight.main([]) == 2
+    assert re.search('^sign-in +MISSING +servicePrincipalKey is set without tenantId',
+                     capsys.readouterr().out, re.M)
 
-    def __init__(self, *usages):
-        self.usages = [{'type': f'Microsoft.MachineLearningServices/{kind}/usages', 'limit': limit,
-                        'name': {'value': name, 'localizedValue': name}, 'currentValue': 18}
-                       for kind, name, limit in usages]
 
-    def get(self, path, version, advice):
-        return {'value': self.usages if path.endswith('usages') else [
-            {'name': 'STANDARD_D2DS_V5', 'family': 'standardDDSv5Family', 'vCPUs': 2}]}
+def region(*usages, **environ):
+    """A region with one size of machine and usages, (type, name, limit)."""
+    size = {'name': 'STANDARD_D2DS_V5', 'family': 'standardDDSv5Family', 'vCPUs': 2}
+    return Azure({'value': [size]}, [
+        {'type': f'Microsoft.MachineLearningServices/{kind}/usages', 'limit': limit,
+         'name': {'value': name, 'localizedValue': name}, 'currentValue': 18}
+        for kind, name, limit in usages], **environ)
 
 
 def test_a_quota_is_missing_only_where_it_can_never_be_enough():
     # As in Azure/azure-rest-api-specs, machinelearningservices, examples/ListUsages.json.
     family = 'StandardDDSv5Family'
-    low = settings.read({'LOCATION': 'westeurope', 'AML_CLUSTER_PRIORITY': 'lowpriority'})
-    no_own_limit = Region(('vmFamily/lowPriorityCores', family, -1),
+    no_own_limit = region(('vmFamily/lowPriorityCores', family, -1),
                           ('vmFamily/dedicatedCores', family, 0),
-                          ('totalLowPriorityCores', 'TotalLowPriorityCores', 18))
-    assert 'low priority is Spot' in preflight.check_size(no_own_limit, low)
-    dedicated = settings.read({'LOCATION': 'westeurope'})
-    anothers = Region(('vmFamily/dedicatedCores', 'StandardDSv2Family', 0),
+                          ('totalLowPriorityCores', 'TotalLowPriorityCores', 18),
+                          AML_CLUSTER_PRIORITY='lowpriority')
+    assert 'low priority is Spot' in preflight.check_size(no_own_limit)
+    anothers = region(('vmFamily/dedicatedCores', 'StandardDSv2Family', 0),
                       ('vmFamily/dedicatedCores', family, 24), ('totalLowPriorityCores', 'x', 0))
-    assert preflight.check_size(anothers, dedicated) == 'STANDARD_D2DS_V5 in westeurope'
+    assert preflight.check_size(anothers) == 'STANDARD_D2DS_V5 in westeurope'
     for kind, name in (('vmFamily/dedicatedCores', family),
                        ('totalDedicatedCores', 'TotalDedicatedCores')):
-        with pytest.raises(preflight.Missing, match='is 0 cores, one machine needs 2'):
-            preflight.check_size(Region((kind, name, 0)), dedicated)
+        with pytest.raises(azure_ml.AzureError, match='is 0 cores, one machine needs 2'):
+            preflight.check_size(region((kind, name, 0)))

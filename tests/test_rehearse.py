@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import docker_stand_in
 import job_runner
 import pipeline_yaml
 import rehearse
@@ -21,51 +20,74 @@ pytestmark = pytest.mark.no_cover
 
 JOB = {'SYSTEM_OIDCREQUESTURI': 'http://devops/job', 'SYSTEM_ACCESSTOKEN': 'j0b t0ken'}
 CONNECTION = {'tenantId': 'tenant', 'servicePrincipalId': 'me', 'servicePrincipalKey': 's3cret'}
-JUNIT = '<testsuite><testcase classname="a" name="good"/>'
+CASE = '<testcase classname="a" name="good"/>'
 SKIPPED = '<testcase classname="a" name="not here"><skipped/></testcase>'
 FAILURE = '<testcase classname="a" name="bad"><failure/></testcase>'
-END = '</testsuite>'
+HOLDER = """import fcntl, sys, time
+held = open(sys.argv[1], 'w')
+fcntl.flock(held, fcntl.LOCK_EX)
+print('held', flush=True)
+time.sleep(60)
+open(sys.argv[1] + '.ended', 'w')
+"""
+# What is in the repository.
+FILES = {
+    'pins.txt': 'numpy', 'holder.py': HOLDER, 'cut-off.xml': '<testsuite>',
+    'passed.xml': f'<testsuite>{CASE}</testsuite>',
+    'skipped.xml': f'<testsuite>{CASE}{SKIPPED}</testsuite>',
+    'failed.xml': f'<testsuite>{CASE}{FAILURE}</testsuite>',
+    'coverage.xml': '<coverage line-rate="0.925"/>', 'empty.xml': '<coverage line-rate="0"/>'}
+
+
+class Azure:
+    """In place of the stand-in for Azure."""
+    faults = set()
+    new_job = staticmethod(lambda with_connection: JOB)
+    proxy_environment = staticmethod(lambda: {'HTTPS_PROXY': 'http://stand-in'})
 
 
 class Project:
-    """A repository with one pipeline file, and what running it shows."""
+    """In place of a Rehearsal, and of its screen: runs the text of a pipeline."""
+    azure, environ, seed = Azure, {'PATH': os.environ['PATH']}, None
+    of_connection = staticmethod(lambda: CONNECTION)
+    show_progress = contextlib.nullcontext
 
-    def __init__(self, folder):
-        self.folder, self.lines = folder, []
+    def __init__(self, folder, origin):
+        self.folder, self.cache, self.origin = folder / 'out', folder / 'cache', origin
+        self.screen, self.lines = self, []
+        self.say = self.lines.append
 
-    def run(self, text, files=(), before_failure=lambda: None, **changed):
+    def run(self, text):
         """Run the YAML text; {stage: result}, rows kept."""
-        project = self.folder / 'project'
-        project.mkdir(exist_ok=True)
-        for name, content in dict(files, **{'pipeline.yml': text}).items():
-            (project / name).write_text(content)
-        origin = self.folder / 'origin.git'
-        if not origin.exists():
-            rehearse.snapshot(project, origin, self.folder / 'out')
-        pipeline = pipeline_yaml.read_pipeline(project / 'pipeline.yml')
-        values = dict({'AZURE_RM_SVC_CONNECTION': 'rehearsal'}, **pipeline_yaml.variables(pipeline))
-        settings = dict(
-            folder=self.folder / 'out', cache=self.folder / 'cache', seed=None, origin=origin,
-            environ={'PATH': os.environ['PATH']}, connection=CONNECTION,
-            programs=self.folder / 'programs', new_job=lambda named: dict(JOB, NAMED=named),
-            proxy_environ={'HTTPS_PROXY': 'http://stand-in'}, variables=values,
-            say=self.lines.append, minute=60,
-            show_progress=lambda title: contextlib.nullcontext())
-        settings.update(changed)
-        self.rows = rehearse.run_stages(
-            job_runner.Run(**settings), pipeline_yaml.stages(pipeline), before_failure)
+        path = self.folder.with_name('pipeline.yml')
+        path.write_text(text)
+        pipeline = pipeline_yaml.read_pipeline(path)
+        self.variables = dict(
+            {'AZURE_RM_SVC_CONNECTION': 'rehearsal'}, **pipeline_yaml.variables(pipeline))
+        self.rows = rehearse.run_stages(self, pipeline_yaml.stages(pipeline))
         return {stage: result for stage, result, _, _ in self.rows}
 
     def log(self, pattern):
-        return next((self.folder / 'out').rglob(pattern)).read_text()
+        return next(self.folder.rglob(pattern)).read_text()
 
     def logs(self):
-        return [path.name for path in sorted((self.folder / 'out').rglob('*.log'))]
+        return [path.name for path in sorted(self.folder.rglob('*.log'))]
+
+
+@pytest.fixture(scope='module')
+def origin(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('origin')
+    root = folder / 'project'
+    root.mkdir()
+    for name, content in FILES.items():
+        (root / name).write_text(content)
+    rehearse.snapshot(root, folder / 'origin', folder / 'out')
+    return folder / 'origin'
 
 
 @pytest.fixture
-def project(tmp_path):
-    return Project(tmp_path)
+def project(tmp_path, origin):
+    return Project(tmp_path, origin)
 
 
 def stage(name, *steps, **more):
@@ -124,24 +146,27 @@ def test_an_output_has_the_name_of_its_step_in_front_within_the_job_too(project)
         'test "$(run.word)$RUN_WORD" = xx && test -z "${WORD:-}"')))) == {'a': 'succeeded'}
 
 
-def test_an_output_that_no_step_sets_stops_the_rehearsal(project):
+def test_an_output_that_is_never_there_stops_the_rehearsal(project):
     with pytest.raises(rehearse.RehearsalError, match="outputs\\['a.run.outcome'\\] of stage a"):
         read_output(project, 'a.run.outcome', 'kept')
+    with pytest.raises(rehearse.RehearsalError, match='stage b, which set .*not in dependsOn'):
+        project.run(pipeline(stage('b', script('true')), stage('c', script('true'), dependsOn='[]',
+                    condition="and(succeeded(), eq(dependencies.b.outputs['b.c.d'], 'x'))")))
 
 
 def test_only_artifacts_pass_from_one_fresh_checkout_to_the_next(project):
     result = project.run(pipeline(
         stage('a', script('mkdir outputs; echo 7 > outputs/id.json; echo x > left'),
               'publish: outputs/id.json\nartifact: id'),
-        stage('b', script('test ! -e outputs && test ! -e left && test -e pipeline.yml'),
+        stage('b', script('test ! -e outputs && test ! -e left && test -e pins.txt'),
               'task: DownloadPipelineArtifact@2\ninputs:\n  artifactName: id\n'
               '  targetPath: $(Build.SourcesDirectory)/outputs',
               script('grep 7 outputs/id.json'))))
     assert result == {'a': 'succeeded', 'b': 'succeeded'}
-    assert (project.folder / 'out/1-a/outputs/id.json').read_text() == '7\n'
+    assert (project.folder / '1-a/outputs/id.json').read_text() == '7\n'
 
 
-PUBLISH = 'publish: pipeline.yml\nartifact: id'
+PUBLISH = 'publish: pins.txt\nartifact: id'
 
 
 @pytest.mark.parametrize('steps, said', [
@@ -178,7 +203,7 @@ def test_a_secret_reaches_only_the_step_that_takes_it_and_no_log(project):
                displayName='Use it'))))
     assert result == {'a': 'succeeded'}
     assert 'it is ***' in project.log('05-*.log')
-    kept = [path for path in (project.folder / 'out').rglob('*')
+    kept = [path for path in project.folder.rglob('*')
             if path.is_file() and b's3cret' in path.read_bytes()]
     assert kept == [] and 's3cret' not in '\n'.join(project.lines)
 
@@ -194,26 +219,24 @@ def test_variables_macros_and_the_path_reach_a_step(project):
 
 
 RESULTS = '''task: PublishTestResults@2
-inputs: {testResultsFormat: JUnit, testResultsFiles: unit.xml, testRunTitle: Unit,
-         failTaskOnFailedTests: true, failTaskOnMissingResultsFile: true}'''
+inputs: {testResultsFormat: JUnit, testResultsFiles: FILE, testRunTitle: Unit}'''
 COVERAGE = '''task: PublishCodeCoverageResults@2
-inputs: {summaryFileLocation: $(System.DefaultWorkingDirectory)/coverage.xml,
-         failIfCoverageEmpty: true}'''
+inputs: {summaryFileLocation: $(System.DefaultWorkingDirectory)/FILE}'''
 
 
-@pytest.mark.parametrize('step, files, result, said', [
-    (RESULTS, {'unit.xml': JUNIT + END}, 'succeeded', 'Unit: 1 passed'),
-    (RESULTS, {'unit.xml': JUNIT + SKIPPED + END}, 'succeeded', 'Unit: 1 passed, 1 skipped'),
-    (RESULTS, {'unit.xml': JUNIT + FAILURE + END}, 'failed', 'Unit: 1 passed, 1 failed'),
-    (RESULTS, {}, 'failed', 'unit.xml does not exist'),
-    (RESULTS, {'unit.xml': '<testsuite>'}, 'failed', 'is no XML'),
-    (COVERAGE, {'coverage.xml': '<coverage line-rate="0.925"/>'}, 'succeeded', 'coverage 92 %'),
-    (COVERAGE, {'coverage.xml': '<coverage line-rate="0"/>'}, 'failed', 'the coverage is empty'),
-    (COVERAGE, {'coverage.xml': '<other/>'}, 'failed', 'no Cobertura file'),
-    (COVERAGE, {}, 'failed', 'coverage.xml does not exist'),
+@pytest.mark.parametrize('step, name, result, said', [
+    (RESULTS, 'passed.xml', 'succeeded', 'Unit: 1 passed'),
+    (RESULTS, 'skipped.xml', 'succeeded', 'Unit: 1 passed, 1 skipped'),
+    (RESULTS, 'failed.xml', 'failed', 'Unit: 1 passed, 1 failed'),
+    (RESULTS, 'none.xml', 'failed', 'none.xml does not exist'),
+    (RESULTS, 'cut-off.xml', 'failed', 'is no XML'),
+    (COVERAGE, 'coverage.xml', 'succeeded', 'coverage 92 %'),
+    (COVERAGE, 'empty.xml', 'failed', 'the coverage is empty'),
+    (COVERAGE, 'passed.xml', 'failed', 'no Cobertura file'),
+    (COVERAGE, 'none.xml', 'failed', 'none.xml does not exist'),
 ])
-def test_publishing_tasks_are_checked_for_their_files(project, step, files, result, said):
-    assert project.run(pipeline(stage('a', step)), files) == {'a': result}
+def test_publishing_tasks_are_checked_for_their_files(project, step, name, result, said):
+    assert project.run(pipeline(stage('a', step.replace('FILE', name)))) == {'a': result}
     assert said in '\n'.join(project.lines + project.rows[0][3])
 
 
@@ -246,42 +269,33 @@ stages:
     ('exit 0', 'exit 1', 'failed', ['deploy', 'routeTraffic', 'failure']),
 ])
 def test_hooks_of_a_deployment(project, deploy, smoke, result, hooks):
-    called = []
+    project.azure.faults.add('crash-loop')
     text = DEPLOYMENT.replace('DEPLOY', deploy).replace('SMOKE', smoke)
-    assert project.run(text, before_failure=lambda: called.append(True)) == {'deploy': result}
-    folders = {path.name for path in (project.folder / 'out/1-deploy').iterdir()}
+    assert project.run(text) == {'deploy': result}
+    folders = {path.name for path in (project.folder / '1-deploy').iterdir()}
     assert folders == set(hooks)
-    assert called == [True] * ('failure' in hooks)
+    assert bool(project.azure.faults) == ('failure' not in hooks)
     assert ('failure hook succeeded' in project.rows[0][3]) == ('failure' in hooks)
 
 
-def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project):
+def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project, monkeypatch):
+    monkeypatch.setattr(job_runner, 'MINUTE', 1)
     text = pipeline(stage('a', script('exec sleep 60'), script('echo never'),
                           script('echo cleaned up', condition='canceled()')))
     text = text.replace('  - job: a', '  - job: a\n    timeoutInMinutes: 1')
-    assert project.run(text, minute=1) == {'a': 'canceled'}
+    assert project.run(text) == {'a': 'canceled'}
     assert project.logs() == [
         '01-checkout-self.log', '02-script-exec-sleep-60.log', '04-script-echo-cleaned-up.log']
 
 
-HOLDER = """import fcntl, sys, time
-held = open(sys.argv[1], 'w')
-fcntl.flock(held, fcntl.LOCK_EX)
-print('held', flush=True)
-time.sleep(60)
-open(sys.argv[1] + '.ended', 'w')
-"""
-
-
 def test_what_a_step_leaves_running_is_ended(project):
-    lock = project.folder / 'lock'
+    lock = project.folder.with_name('lock')
     command = (f'{sys.executable} holder.py {lock} > started & until grep -q held started; do :; '
                'done')
-    assert project.run(pipeline(stage('a', script(command))), {'holder.py': HOLDER}) == {
-        'a': 'succeeded'}
+    assert project.run(pipeline(stage('a', script(command)))) == {'a': 'succeeded'}
     with open(str(lock)) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-    assert not (project.folder / 'lock.ended').exists()
+    assert not lock.with_name('lock.ended').exists()
 
 
 CACHE = 'task: Cache@2\ninputs: {key: \'"venv" | pins.txt\', path: .venv}'
@@ -291,16 +305,22 @@ MAKE = script('ls .venv/lib/big; mkdir -p .venv/lib; echo 1 > .venv/lib/big; ech
 def test_a_cache_is_saved_once_by_what_its_key_names_and_stays_as_it_is(project):
     change = script('test -e .venv/lib/big && echo 2 > .venv/stamp')
     result = project.run(pipeline(
-        stage('a', CACHE, MAKE), stage('b', CACHE, change), stage('c', CACHE, change)),
-        {'pins.txt': 'numpy'})
+        stage('a', CACHE, MAKE), stage('b', CACHE, change), stage('c', CACHE, change)))
     assert set(result.values()) == {'succeeded'}
-    saved, = (project.folder / 'cache').iterdir()
+    saved, = project.cache.iterdir()
     assert (saved / 'stamp').read_text() == '1\n'
 
 
+def test_each_job_has_the_paths_of_the_one_before_as_a_cache_counts_on(project):
+    cache = 'task: Cache@2\ninputs: {key: \'"$(Build.SourcesDirectory)"\', path: .venv}'
+    result = project.run(pipeline(
+        stage('a', cache, MAKE), stage('b', cache, script('cat .venv/stamp'))))
+    assert set(result.values()) == {'succeeded'} and len(list(project.cache.iterdir())) == 1
+
+
 def test_a_failed_job_saves_no_cache(project):
-    project.run(pipeline(stage('a', CACHE, MAKE, script('false'))), {'pins.txt': 'numpy'})
-    assert not (project.folder / 'cache').exists()
+    project.run(pipeline(stage('a', CACHE, MAKE, script('false'))))
+    assert not project.cache.exists()
 
 
 def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
@@ -322,13 +342,13 @@ def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
             ['status', '--porcelain'], ['log', '--oneline'], ['count-objects'])]
 
     before = state()
-    changed = rehearse.snapshot(root, tmp_path / 'origin.git', root / 'out' / 'rehearsal')
+    changed = rehearse.snapshot(root, tmp_path / 'origin', root / 'out' / 'rehearsal')
     assert sorted(changed) == ['added', 'gone', 'kept', 'out/']
     assert before == state()
-    origin = tmp_path / 'origin.git'
+    origin = tmp_path / 'origin'
     names = rehearse.git('ls-tree', '--name-only', 'master', folder=origin)
     assert names.split() == ['.gitignore', 'added', 'kept']
-    rehearse.commit(origin, {'kept': lambda text: text + 'er', 'fault': 'f'}, tmp_path / 'scratch')
+    rehearse.commit(origin, {'kept': lambda text: text + 'er', 'fault': 'f'})
     assert rehearse.git('show', 'master:kept', folder=origin) == 'newer'
     assert (root / 'kept').read_text() == 'new'
 
@@ -358,10 +378,9 @@ def test_steps_get_nothing_of_this_machine_that_an_agent_would_not_have():
     ['--pipeline', 'devops/none.yml'], ['--pipeline', 'README.md'], ['--fault', 'nothing'],
     ['--pipeline', 'devops/pr.yml', '--fault', 'smoke']])
 def test_wrong_use_is_refused(args, tmp_path):
-    done = subprocess.run([sys.executable, rehearse.__file__, '--out', str(tmp_path)] + args,
-                          stderr=subprocess.PIPE, universal_newlines=True)
-    assert done.returncode == 2 and 'rehearse.py: error: ' in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SystemExit) as end:
+        rehearse.main(['--out', str(tmp_path)] + args)
+    assert end.value.code == 2 and list(tmp_path.iterdir()) == []
 
 
 # The JSON Web Tokens of OIDC and of access.
@@ -417,7 +436,7 @@ def real(tmp_path):
     import loopback
     out = tmp_path / 'rehearsal'
     with rehearse.take_folder(out):
-        rehearse.snapshot(ROOT, out / 'origin.git', out)
+        rehearse.snapshot(ROOT, out / 'origin', out)
         with loopback.start(str(out / 'azure'), python=python_of_one_thread(tmp_path)) as azure:
             azure.add_group(rehearse.GROUP['RESOURCE_GROUP'])
             secrets = note_secrets(azure)
@@ -444,8 +463,8 @@ def test_a_finding_and_a_failing_test_are_both_seen_in_the_pull_request(real):
     # All unit tests are run by `make rehearse`, below.
     few = {'tests/pytest.ini': lambda text: (
         text + '\npython_files = test_dependencies.py test_rehearsal_fault.py\n')}
-    rehearse.commit(real.out / 'origin.git', dict(
-        few, **dict(rehearse.COMMITS['lint'], **rehearse.COMMITS['test'])), real.out / 'scratch')
+    rehearse.commit(real.origin, dict(
+        few, **dict(rehearse.COMMITS['lint'], **rehearse.COMMITS['test'])))
     assert real.run('pr.yml', 'pr') == 'failed'
     found = real.out / 'pr/1-code_quality/outputs/test-results'
     assert 'rehearsal_fault.py' in (found / 'lint.xml').read_text()
@@ -472,32 +491,12 @@ def test_each_way_a_run_can_end_and_a_rollback_to_the_version_before(real):
     assert 'failure hook succeeded' in real.rows[-1][4]
     path = real.out / 'smoke/3-deploy/failure/outputs/service.json'
     assert json.loads(path.read_text())['version'] == 1
-    rehearse.commit(real.out / 'origin.git', rehearse.COMMITS['worse'], real.out / 'scratch')
+    rehearse.commit(real.origin, rehearse.COMMITS['worse'])
     assert run('worse') == 'succeeded'
     assert results(real, 'worse') == ['succeeded', 'succeeded', 'skipped']
     assert 'result=kept' in real.rows[-2][4]
     # An OIDC token and one of access for each step that signs in, and the jobs' own.
     assert len(real.secrets) > 20
-
-
-def test_the_stand_in_for_docker_starts_in_a_checkout_with_a_blank_in_its_path(
-        tmp_path, monkeypatch):
-    folder = tmp_path / 'a b'
-    folder.mkdir()
-    (folder / 'python').symlink_to(sys.executable)
-    (folder / 'docker_stand_in.py').symlink_to(
-        ROOT / 'devops' / 'rehearsal' / 'docker_stand_in.py')
-    monkeypatch.setattr(sys, 'executable', str(folder / 'python'))
-    monkeypatch.setattr(rehearse, '__file__', str(folder / 'rehearse.py'))
-    programs = rehearse.Rehearsal(folder, None, None, {}, 'secret').programs
-    environ = {name: value for name, value in os.environ.items() if name != 'CONTAINER'}
-    done = subprocess.run([str(programs / 'docker'), 'pull', 'python:3.11'], env=environ,
-                          stdout=subprocess.PIPE)
-    assert (done.returncode, done.stdout) == (0, b'python:3.11\n')
-    # CONTAINER=1 looks for the real one behind it.
-    monkeypatch.setenv('PATH', str(programs))
-    with pytest.raises(docker_stand_in.DockerError, match='there is none here'):
-        docker_stand_in.real_docker()
 
 
 @pytest.mark.parametrize('named', [
@@ -528,6 +527,7 @@ def test_make_rehearse_is_green(tmp_path):
     ('image', 'no-such-tag cannot be pulled: set CONTAINER_IMAGE in devops/variables.yml'),
     ('rights', 'the role Contributor on the resource group rehearsal-RG'),
     ('provider', 'az provider register --namespace Microsoft.KeyVault'),
+    ('keys', 'a policy forbids the keys of the storage account'),
     ('vault', "API version '2015-06-01' for type 'vaults'")])
 def test_a_wrong_set_up_ends_before_a_run(tmp_path, capsys, monkeypatch, fault, said):
     monkeypatch.setenv('PYTHON', sys.executable)

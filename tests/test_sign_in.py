@@ -1,4 +1,5 @@
 """Each way to sign in to Azure: what the environment must hold, and what a refusal says."""
+import collections
 import os
 import re
 
@@ -41,8 +42,8 @@ def test_principal_of_the_agent_then_of_the_sdk():
 
 
 def test_azure_cli_gives_tokens_and_is_asked_once_for_each(az):
-    asked = az(f'echo "$4" >> {os.environ["PATH"]}/asked; '
-               'echo \'{"accessToken": "token"}\'\n')
+    asked = az(f'echo "$6" >> {os.environ["PATH"]}/asked; echo \'{{"accessToken": "token", '
+               '"expiresOn": "2999-01-01 00:00:00.000000"}\'\n')
     token = sign_in.command_line_tokens()
     assert [token('https://a/'), token('https://a/')] == ['token', 'token']
     assert asked.read_text().split() == ['https://management.core.windows.net/', 'https://a/']
@@ -56,7 +57,6 @@ def test_azure_cli_that_is_not_signed_in_is_passed_over(az, text):
 
 
 def test_without_any_sign_in_the_message_says_what_to_do(az, monkeypatch):
-    pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
     # Never a browser here, even when the tests run on a terminal.
     monkeypatch.setattr('sys.stdin', open(os.devnull))
     for environ in ({'idToken': 'x'}, {}, {'TF_BUILD': 'True'}):
@@ -75,7 +75,6 @@ def azure(tmp_path_factory):
 @pytest.fixture
 def federated(azure, monkeypatch):
     """The environment of a step in a job whose tasks name a federated connection."""
-    monkeypatch.setattr(azure_ml, 'quieten', lambda: None)
     for name, value in azure.proxy_environment().items():
         monkeypatch.setenv(name, value)
     named = {name: value for name, value in azure.connection.items() if name.startswith('AZURESUB')}
@@ -83,20 +82,25 @@ def federated(azure, monkeypatch):
 
 
 def test_a_job_gets_a_token_without_any_secret_and_asks_once_an_hour(azure, federated):
-    pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
-    found = sign_in.authentication(federated)
-    first = found.get_authentication_header()['Authorization']
-    assert found.get_authentication_header()['Authorization'] == first
-    azure.tokens.check(first)
+    token = sign_in.federated_tokens(federated)
+    first = token(sign_in.RESOURCE_MANAGER)
+    assert token(sign_in.RESOURCE_MANAGER) == first
+    azure.tokens.check(f'Bearer {first}')
 
 
 def test_a_token_is_asked_for_again_before_it_ends(monkeypatch):
-    asked = []
-    token = sign_in.renewed(lambda audience: (asked.append(audience) or len(asked), 3600))
-    now = [1000.0]
-    monkeypatch.setattr(sign_in.time, 'monotonic', lambda: now[0])
+    class Credential:
+        asked = []
+
+        def get_token(self, scope):
+            self.asked.append(scope)
+            return collections.namedtuple('Token', 'token expires_on')(len(self.asked), now + 3600)
+
+    now = 1000.0
+    monkeypatch.setattr(sign_in.time, 'time', lambda: now)
+    token = sign_in.renewed(Credential(), '')
     assert [token('a'), token('a'), token('b')] == [1, 1, 2]
-    now[0] += 3600 - sign_in.MARGIN_SECONDS
+    now += 3600 - sign_in.MARGIN_SECONDS + 1
     assert token('a') == 3
 
 
@@ -109,7 +113,7 @@ def test_a_token_is_asked_for_again_before_it_ends(monkeypatch):
 def test_a_refusal_says_what_is_wrong_and_shows_no_token(azure, federated, changes, said):
     environ = dict(federated, **changes)
     with pytest.raises(azure_ml.AzureError) as error:
-        sign_in.federated_tokens(environ)(sign_in.RESOURCE_MANAGER[0])
+        sign_in.federated_tokens(environ)(sign_in.RESOURCE_MANAGER)
     assert re.search(said, str(error.value), 16), str(error.value)
     assert environ['SYSTEM_ACCESSTOKEN'] not in str(error.value) and 'eyJ' not in str(error.value)
 

@@ -13,22 +13,24 @@ import os
 import re
 import shutil
 import signal
-import sys
-import threading
 
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
+import azure_ml
 import deploy
+import forked
 import sdk_contract
 import settings
 import sign_in
+import smoke_test
 
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
 pytest.importorskip('azureml_inference_server_http')
 pytest.importorskip('trustme')
 
 ROWS = 2000
+DEADLINE = azure_ml.deadline
 # A value for every setting that is not its default; see test_every_setting_arrives.
 GIVEN = {
     'RESOURCE_GROUP': 'absent-group', 'WORKSPACE_NAME': 'verbs-space', 'LOCATION': 'northeurope',
@@ -53,57 +55,25 @@ ALWAYS = (
 EACH_RUN = ('DATASET_VERSION', 'DATASTORE_NAME', 'RUN_EVALUATION', 'ALLOW_RUN_CANCEL', 'BUILD_URI',
             'BUILD_SOURCEVERSION', 'CALLER_RUN_ID')
 PUBLISHED_WITH = {'RUN_EVALUATION': 'true', 'MODEL_NAME': 'another', 'DATASET_NAME': 'another'}
-# Notes its arguments, then becomes Python.
-PYTHON = '''#!/bin/sh
-printf '%s\\t' "$@" >> {log}
-echo >> {log}
-export OMP_NUM_THREADS=1
-exec {python} "$@"
-'''
 
 
 def given(*names):
     return {name: GIVEN[name] for name in names}
 
 
-class Exchanges(collections.deque):
-    """The stand-in's record of exchanges; notes the deadlines that run while it answers."""
-
-    def __init__(self):
-        super().__init__()
-        self.deadlines = set()
-
-    def append(self, exchange):
-        super().append(exchange)
-        self.deadlines.update(thread.interval for thread in threading.enumerate()
-                              if isinstance(thread, threading.Timer))
-
-
-class Screen(io.StringIO):
-    """Takes what is printed; sends SIGTERM to this process when a text is among it."""
-
-    def __init__(self, sigterm_at):
-        super().__init__()
-        self.sigterm_at = sigterm_at
-
-    def write(self, text):
-        if self.sigterm_at and self.sigterm_at in text:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().write(text)
-
-
 class Verbs:
     """Calls verbs against one stand-in and looks at what it holds."""
 
     def __init__(self, azure, folder):
-        self.azure, self.folder, self.out, self.texts = azure, folder, folder / 'outputs', []
+        self.azure, self.folder, self.out = azure, folder, folder / 'outputs'
+        self.texts, self.commands, self.deadlines = [], [], set()
 
-    def __call__(self, verb, *argv, code=0, sigterm_at=None, **changes):
+    def __call__(self, verb, *argv, code=0, **changes):
         """What a verb's main says; its exit code must be `code`."""
         argv = [str(word) for word in argv]
         if verb in ('publish', 'run', 'deploy', 'rollback', 'smoke_test') and '--out' not in argv:
             argv += ['--out', str(self.out)]
-        before, screen = dict(os.environ), Screen(sigterm_at)
+        before, screen = dict(os.environ), io.StringIO()
         os.environ.update(changes)
         try:
             with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
@@ -134,13 +104,24 @@ class Verbs:
         """How often Azure was asked by this method for a path that holds the part."""
         return sum(one[0] == method and part in one[1] for one in self.azure.exchanges)
 
-    def words(self, script):
-        """The arguments of the last process of that script."""
-        lines = [line.split('\t') for line in (self.folder / 'argv').read_text().splitlines()]
-        return [line for line in lines if line[0] == script][-1]
+    def start(self, command, *more):
+        """Start a step or container in place of the stand-in."""
+        self.commands.append(command)
+        return forked.Popen(command, *more)
+
+    def deadline(self, what, seconds):
+        """Note a deadline, which azure_ml.py then sets."""
+        self.deadlines.add(seconds)
+        return DEADLINE(what, seconds)
+
+    def check(self, command):
+        """Check a table in place of dataset.py's subprocess."""
+        return self.start(command, str(self.folder), dict(os.environ),
+                          str(self.folder / 'check.log')).wait()
 
     def option(self, script, name):
-        words = self.words(script)
+        """An argument of the last step of that script."""
+        words = [command for command in self.commands if script in command][-1]
         return words[words.index(name) + 1]
 
 
@@ -148,26 +129,30 @@ class Verbs:
 def verbs(tmp_path_factory):
     import loopback
     folder = tmp_path_factory.mktemp('verbs')
-    python = folder / 'python'
-    python.write_text(PYTHON.format(log=folder / 'argv', python=sys.executable))
-    python.chmod(0o755)
+    forked.prepare()
     terminated = signal.getsignal(signal.SIGTERM)
-    with loopback.start(str(folder / 'azure'), python=str(python)) as azure, \
-            MonkeyPatch().context() as patch:
-        azure.exchanges = Exchanges()
+    with loopback.start(str(folder / 'azure')) as azure, MonkeyPatch().context() as patch:
+        azure.exchanges = collections.deque()
         # An agent of Azure Pipelines, which runs these tests too, sets some.
         for name in tuple(GIVEN) + sign_in.FEDERATION + ('TF_BUILD', 'SYSTEM_COLLECTIONURI'):
             patch.delenv(name, raising=False)
-        for name, value in dict(azure.env, **given(*ALWAYS)).items():
+        for name, value in dict(azure.env, RUN_TIMEOUT_MINUTES='2', DEPLOY_TIMEOUT_MINUTES='2',
+                                **given(*ALWAYS)).items():
             patch.setenv(name, value)
+        patch.setitem(smoke_test.DEADLINE_SECONDS, 'aci', 60)
         # The real Azure is slower.
         for name, seconds in (('arm.PAUSE_SECONDS', 0.1), ('workspace.PAUSE_SECONDS', 0.1),
+                              ('azure_ml.FIRST_PAUSE_SECONDS', 0.1),
                               ('deploy.PAUSE_SECONDS', 0.1), ('run.FIRST_PAUSE_SECONDS', 0.3),
                               ('run.LONGEST_PAUSE_SECONDS', 1)):
             patch.setattr(name, seconds)
         # What a subscription's owner gives to a team.
         azure.add_group('verbs-RG')
-        yield Verbs(azure, folder)
+        found = Verbs(azure, folder)
+        patch.setattr('loopback.processes.start', found.start)
+        patch.setattr('dataset.subprocess.call', found.check)
+        patch.setattr('azure_ml.deadline', found.deadline)
+        yield found
     signal.signal(signal.SIGTERM, terminated)
     logging.disable(logging.NOTSET)
     assert azure.unknown == []
@@ -257,7 +242,10 @@ def late(verbs, published):
     verbs.azure.faults.add('step-never-ends', step='train')
     how = dict(BUILD_BUILDID='4', code=1)
     given_up = verbs('run', **dict(how, **given('RUN_TIMEOUT_MINUTES', 'DATA_FILE_PATH')))
-    stopped = verbs('run', sigterm_at='step train: Running', **how)
+    with MonkeyPatch().context() as patch:
+        # Asked before each line about the run.
+        patch.setattr('run.clock', lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = verbs('run', **how)
     return given_up, stopped, verbs('cancel_run', BUILD_BUILDID='4')
 
 
@@ -293,7 +281,6 @@ def test_a_workspace_that_is_there_is_left_alone_but_for_the_number_of_nodes(ver
     assert again.count('registered, its image is built') == 2
     assert 'compute cluster verbs-cluster: updated' in verbs(
         'workspace', AML_CLUSTER_MAX_NODES='4')
-    verbs('workspace', AML_CLUSTER_MAX_NODES='3')
     assert len(verbs.rows('environments')) == 2
 
 
@@ -461,8 +448,8 @@ def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_bac
         'SYSTEM_STAGEATTEMPT': deployed[1]['kvTags']['Attempt'],
         'BUILD_SOURCEVERSION': runs['1']['tags']['CodeCommit'],
         'CALLER_RUN_ID': model['kvTags']['caller_run_id'],
-        'CALL_TIMEOUT_SECONDS': ' '.join(
-            str(seconds) for seconds in verbs.azure.exchanges.deadlines if 160 < seconds < 200),
+        # 180 is the default.
+        'CALL_TIMEOUT_SECONDS': ' '.join(str(one) for one in (170, 180) if one in verbs.deadlines),
         'RUN_TIMEOUT_MINUTES': re.search('took longer than (.*) minutes', late[0]).group(1),
         'DEPLOY_TIMEOUT_MINUTES': re.search('after (.*) minutes', busy).group(1)}
     assert arrived == dict(GIVEN, SUBSCRIPTION_ID=verbs.azure.env['SUBSCRIPTION_ID'])

@@ -32,8 +32,8 @@ class Token:
 def azure(tmp_path, monkeypatch):
     pytest.importorskip('trustme')
     import loopback
-    monkeypatch.setattr(azure_ml, 'quieten', lambda: None)
     monkeypatch.setattr(arm, 'PAUSE_SECONDS', 0.01)
+    monkeypatch.setattr(azure_ml, 'FIRST_PAUSE_SECONDS', 0.01)
     with loopback.start(str(tmp_path)) as azure:
         azure.add_group(GROUP)
         for name, value in azure.proxy_environment().items():
@@ -121,7 +121,7 @@ def test_a_provider_that_is_not_registered_is_named_with_what_to_do(azure):
 
 def test_an_api_version_that_ends_is_refused(azure, monkeypatch):
     wanted = workspace.resources(settings.read(VALUES), 't')
-    old = [row[:3] + ('2015-06-01',) + row[4:] if 'vaults' in row[1] else row for row in wanted]
+    old = [row[:2] + ('2015-06-01', row[3]) if 'vaults' in row[1] else row for row in wanted]
     monkeypatch.setattr(workspace, 'resources', lambda *_: old)
     with pytest.raises(azure_ml.AzureError, match="API version '2015-06-01' for type 'vaults'"):
         create(azure)
@@ -145,7 +145,6 @@ def test_a_name_that_someone_else_has_is_said_with_the_way_out(azure):
 @pytest.fixture
 def odd(monkeypatch):
     """A function that has Azure Resource Manager answer everything with this."""
-    monkeypatch.setattr(azure_ml, 'quieten', lambda: None)
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -212,5 +211,27 @@ def test_names_that_are_unique_in_azure_follow_from_the_settings():
     config = settings.read(VALUES)
     assert workspace.resources(config, 't') == workspace.resources(config, 't')
     other = settings.read(dict(VALUES, RESOURCE_GROUP='other'))
-    first, second = [[row[2] for row in workspace.resources(one, 't')] for one in (config, other)]
+    first, second = [[path.split('/')[-1] for _, path, _, _ in workspace.resources(one, 't')]
+                     for one in (config, other)]
     assert set(first[:2]).isdisjoint(second[:2]) and first[2:] == second[2:]
+
+
+def test_an_upload_that_did_not_arrive_is_said():
+    class Store:
+        container_name, blob_service = 'c', property(lambda self: self)
+
+        def get_blob_client(self, container, path):
+            self.status_code = {'there': None}.get(path, 404 if path == 'lost' else 403)
+            return self
+
+        def get_blob_properties(self):
+            if self.status_code:
+                raise type('Refused', (Exception,), {'status_code': self.status_code})
+
+    workspace.check_stored(Store(), ['there'])
+    workspace.check_stored(object(), ['of a store that is no blob storage'])
+    with pytest.raises(azure_ml.AzureError, match='could not upload lost: it did not arrive'):
+        workspace.check_stored(Store(), ['there', 'lost'])
+    with pytest.raises(Exception) as error:
+        workspace.check_stored(Store(), ['forbidden'])
+    assert azure_ml.status_of(error.value) == 403

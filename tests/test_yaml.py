@@ -114,19 +114,18 @@ def test_the_pins_of_the_container_are_exact():
     ("eq(1, '1')", True),
     ('succeeded()', True), ('and(succeeded(), canceled())', False)])
 def test_expressions(text, value):
-    tree = pipeline_yaml.parse_expression(text)
     status = {'succeeded': True, 'canceled': False}.get
-    assert pipeline_yaml.evaluate(tree, lambda words: {'x': 'y'}[words[1]], status) == value
+    assert pipeline_yaml.evaluate(text, lambda words: {'x': 'y'}[words[1]], status) == value
 
 
 @pytest.mark.parametrize('text, words', [
-    ("eq('a', 'b'", 'the end where ) is expected'), ("eq('a', ", 'it ends too early'),
-    ("eq('a', 'b'))", ') is left over'), ("eq('a')", ') where , is expected'),
-    ('eq("a", 1)', '"" is not known here'), ('variables.x != 1', '!= is not known here'),
-    ('x', 'neither a function call nor a value')])
+    ("eq('a', 'b'", 'the end where ) is expected'), ("eq('a', ", 'the end is no value'),
+    ("eq('a', 'b'))", ') where the end is expected'), ("eq('a')", ') where , is expected'),
+    ('eq("a", 1)', '" is no value'), ('variables.x != 1', '! where the end is expected'),
+    ('x', 'x is no value and no function'), ("'a", "' is no value"), ('', 'the end is no value')])
 def test_an_expression_that_cannot_be_read_is_a_sentence(text, words):
     with pytest.raises(pipeline_yaml.PipelineError, match=re.escape(words)):
-        pipeline_yaml.parse_expression(text)
+        pipeline_yaml.evaluate(text, str, str)
 
 
 def test_macros_that_are_not_defined_stay_as_in_the_agent():
@@ -139,15 +138,15 @@ def test_words_that_yaml_1_1_takes_for_booleans_stay_words(tmp_path):
     assert pipeline_yaml.load_file(path) == {'on': 'yes', 'off': 1, 'x': True, 'y': None}
 
 
-def test_a_template_takes_parameters_and_leaves_out_what_is_not_asked_for(tmp_path):
-    (tmp_path / 'steps.yml').write_text(
-        'parameters:\n- name: target\n- name: fast\n  type: number\n  default: 1\nsteps:\n'
-        '- script: make ${{ parameters.target }}\n'
-        "- ${{ if eq(parameters.fast, 0) }}:\n  - script: make slow\n"
-        '- ${{ else }}:\n  - script: make fast\n'
-        "  - script: make faster\n    ${{ if eq(parameters.fast, 2) }}:\n      env: {N: '2'}\n")
-    (tmp_path / 'a.yml').write_text('jobs:\n- job: a\n  steps:\n  - template: steps.yml\n'
-                                    '    parameters:\n      target: lint\n      fast: 2\n')
-    job, = pipeline_yaml.read_pipeline(tmp_path / 'a.yml')['jobs']
-    assert job['steps'] == [{'script': 'make lint'}, {'script': 'make fast'},
+def test_a_template_is_put_in_and_what_is_not_asked_for_is_left_out(tmp_path):
+    (tmp_path / 'steps.yml').write_text('steps:\n- script: make lint\n')
+    (tmp_path / 'a.yml').write_text(
+        'parameters:\n- name: target\n  default: x\n- name: fast\n  type: number\n  default: 1\n'
+        'jobs:\n- job: a\n  steps:\n  - template: steps.yml\n'
+        "  - ${{ if eq(parameters.fast, 0) }}:\n    - script: make slow\n"
+        '  - ${{ else }}:\n    - script: make ${{ parameters.target }}\n'
+        '    - script: make faster\n'
+        "      ${{ if eq(parameters.fast, 2) }}:\n        env: {N: '2'}\n")
+    job, = pipeline_yaml.read_pipeline(tmp_path / 'a.yml', {'fast': 2})['jobs']
+    assert job['steps'] == [{'script': 'make lint'}, {'script': 'make x'},
                             {'script': 'make faster', 'env': {'N': '2'}}]

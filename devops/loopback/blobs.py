@@ -33,6 +33,10 @@ def _account(call):
     linked = hmac.compare_digest(call.query.get('sig', ''), call.cloud.signature(resource))
     if not linked and not call.headers.get('Authorization', '').startswith(f'SharedKey {name}:'):
         raise _refused(403, 'AuthenticationFailed', 'Server failed to authenticate the request.')
+    # The links are signed with the account's key as well.
+    if not call.cloud.shared_keys:
+        raise _refused(403, 'KeyBasedAuthenticationNotPermitted', 'Key based authentication is not '
+                       'permitted on this storage account.')
     return name
 
 

@@ -36,6 +36,8 @@ class Cloud:
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         os.chmod(self.folder, 0o700)
         self.unknown, self.unregistered = [], set()
+        # Whether storage accounts take their keys; a policy may forbid it (allowSharedKeyAccess).
+        self.shared_keys = True
         self.exchanges = collections.deque(maxlen=EXCHANGES)
         self.faults = Faults()
         self.journal = state.Journal()

@@ -17,6 +17,7 @@ import urllib.request
 
 from . import processes
 from .artifacts import artifact_path
+from .data import seconds_to_image
 from .models import unpack_model
 from .workspaces import now
 
@@ -179,6 +180,7 @@ class _Container:
         if document['appInsightsEnabled']:
             variables.update(AML_APP_INSIGHTS_ENABLED='true', AML_APP_INSIGHTS_KEY=self._workspace[
                 'properties']['workspaceId'])
+        self._over.wait(seconds_to_image(self._cloud, self._workspace, request['environment']))
         late = self._cloud.faults.take('late')
         if late:
             self._over.wait(late['seconds'])

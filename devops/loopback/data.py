@@ -100,7 +100,9 @@ def put_environment(call, name, version=None):
     """Another definition is the next version, the same again the same; only the last is kept."""
     with call.cloud.journal.lock:
         known = call.table('environments').get(name, {'version': '0'})
-        document = dict(call.json, name=name, version=known['version'])
+        # The SDK sends "Docker" and reads "docker".
+        asked = {key[:1].lower() + key[1:]: value for key, value in call.json.items()}
+        document = dict(asked, name=name, version=known['version'])
         if document == known or version == known['version']:
             return known
         document['version'] = str(int(known['version']) + 1)
@@ -116,13 +118,23 @@ def get_environment(call, name):
 @route('POST', API, IMAGES)
 def build_image(call, name, version):
     """Start the build, which takes `seconds` of the fault `late-image`, else none."""
-    if get_environment(call, name)['version'] != version:
+    environment = get_environment(call, name)
+    if environment['version'] != version:
         raise Missing(f'version {version} of environment {name}')
     need_registry(call.cloud, call.workspace)
-    fault = call.cloud.faults.take('late-image') or {'seconds': 0}
-    call.table('images')[f'{name}:{version}'] = time.time() + fault['seconds']
+    seconds_to_image(call.cloud, call.workspace, environment)
     url = f'https://{call.host}{call.path}/operations/{uuid.uuid4()}'
     return Answer({'location': url}, 202)
+
+
+def seconds_to_image(cloud, workspace, environment):
+    """How long a run or a deployment waits for its image, which it has built if nobody did."""
+    images = cloud.table(workspace, 'images')
+    key = f"{environment.get('name')}:{environment.get('version')}"
+    if key not in images:
+        fault = cloud.faults.take('late-image') or {'seconds': 0}
+        images[key] = time.time() + fault['seconds']
+    return max(0, images[key] - time.time())
 
 
 def _is_built(call, name, version):
@@ -136,6 +148,6 @@ def get_image_build(call, name, version, operation):
 
 @route('GET', API, ENVIRONMENTS + '/{name}/versions/{version}/image')
 def get_environment_image(call, name, version):
-    """Nothing is really built here; a run or a deployment finds every image."""
+    """Nothing is really built here, it only takes its time."""
     return {'imageExistsInRegistry': _is_built(call, name, version),
             'dockerImage': {'name': 'azureml/' + name, 'registry': None}}

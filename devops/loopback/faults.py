@@ -21,7 +21,7 @@ NAMES = {
     'crash-loop': 'a service\'s container crashes at every start',
     'late': 'a service is healthy `seconds` later',
     'late-resource': 'a resource that is created is ready `seconds` later',
-    'late-image': 'an image is built `seconds` later',
+    'late-image': 'an image is built `seconds` later, by whoever needs it first',
     'scoring-500': 'a service answers 500 to POST',
 }
 # These strike requests.

@@ -73,9 +73,10 @@ class Jobs:
                 step = Step(self._cloud, workspace, run, node, edges, values, steps)
             steps[node['Id']] = step
             if not self._run_step(runs, step):
-                set_status(runs, run, 'Failed', error('UserError', 'Pipeline has failed child jobs. '
-                           f'Failed nodes: /{step.name}. For more details and logs, please go to '
-                           'the job detail page and check the child jobs.'))
+                set_status(runs, run, 'Failed', error(
+                    'UserError', f'Pipeline has failed child jobs. Failed nodes: /{step.name}. For '
+                    'more details and logs, please go to the job detail page and check the child '
+                    'jobs.'))
                 return
         set_status(runs, run, 'Completed')
 

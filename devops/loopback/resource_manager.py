@@ -154,30 +154,41 @@ def check(call):
     if found is None:
         return
     kind, action = found
-    version, known = call.query.get('api-version'), VERSIONS.get(kind)
+    version = call.query.get('api-version')
     if not version:
         raise problem(400, 'MissingApiVersionParameter', 'The api-version query parameter '
                       '(?api-version=) is required for all requests.')
-    if known and version not in known:
-        raise problem(400, 'NoRegisteredProviderFound', 'No registered resource provider found for '
-                      f"location 'westeurope' and API version '{version}' for type "
-                      f"'{kind.split('/', 1)[1]}'. The supported api-versions are "
-                      f"'{', '.join(known)}'.")
+    check_version(kind, version)
     # Whoever has a right in a subscription sees that it exists, and how far what they began is.
     seen = (kind == 'Microsoft.Resources/subscriptions' or kind.lower().endswith('operationsstatus')
             ) and any(row['principal'] == OBJECT
                       for row in call.cloud.journal.table('assignments').values())
-    if not seen and not may(call.cloud, OBJECT, action, call.path):
-        scope = call.path.rstrip('/')
-        raise problem(403, 'AuthorizationFailed', f"The client '{CLIENT}' with object id "
-                      f"'{OBJECT}' does not have authorization to perform action '{action}' over "
-                      f"scope '{scope}' or the scope is invalid. If access was recently granted, "
-                      'please refresh your credentials.')
+    if not seen:
+        check_right(call.cloud, action, call.path.rstrip('/'))
     namespace = kind.split('/')[0]
     if call.method == 'PUT' and not registered(call.cloud, namespace):
         raise problem(409, 'MissingSubscriptionRegistration', 'The subscription is not registered '
                       f"to use namespace '{namespace}'. See https://aka.ms/rps-not-found for how "
                       'to register subscriptions.')
+
+
+def check_version(kind, version):
+    """Refuse an api-version that the type does not have or that it loses."""
+    known = VERSIONS.get(kind)
+    if known and version not in known:
+        raise problem(400, 'NoRegisteredProviderFound', 'No registered resource provider found for '
+                      f"location 'westeurope' and API version '{version}' for type "
+                      f"'{kind.split('/', 1)[1]}'. The supported api-versions are "
+                      f"'{', '.join(known)}'.")
+
+
+def check_right(cloud, action, scope):
+    """Refuse the service principal an action that none of its roles allows at the scope."""
+    if not may(cloud, OBJECT, action, scope):
+        raise problem(403, 'AuthorizationFailed', f"The client '{CLIENT}' with object id "
+                      f"'{OBJECT}' does not have authorization to perform action '{action}' over "
+                      f"scope '{scope}' or the scope is invalid. If access was recently granted, "
+                      'please refresh your credentials.')
 
 
 def registered(cloud, namespace):

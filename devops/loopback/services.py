@@ -73,8 +73,13 @@ def create_service(call):
                                 resource_manager.group_id(call.workspace['group'])):
         refusal = (f"The client with object id '{identity}' does not have authorization to perform "
                    f"action '{make}' over the resource group. (Code: AuthorizationFailed)")
-        return _accepted(call, _operation(call, name, 'Failed', deployment_error(
-            403, 'AuthorizationFailed', refusal)))
+        error = deployment_error(403, 'AuthorizationFailed', refusal)
+        operation = _operation(call, name, 'Failed', error)
+        if name not in call.table('services'):
+            call.table('services')[name] = dict(
+                _service(call, asked, resources, None), models=[], operationId=operation,
+                state='Failed', error=error, updatedTime=now())
+        return _accepted(call, operation)
     old = call.table('services').get(name)
     if old and not asked.get('overwrite'):
         raise refused(409, 'Conflict', f'Service {name} with the same name already exists, please '

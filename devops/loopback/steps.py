@@ -10,10 +10,11 @@ import json
 import os
 import shutil
 import subprocess
+import time
 
 from . import processes
 from .artifacts import artifact_path, snapshot_files
-from .data import CONTAINERS, DEFAULT
+from .data import CONTAINERS, seconds_to_image
 from .history import ORIGIN, new_run
 from .workspaces import account, api_root
 
@@ -84,6 +85,8 @@ class Step:
         snapshot = snapshot_files(self._cloud, self._workspace, self._module['StorageId'])
         for name, blob in snapshot.items():
             _copy(blob, os.path.join(self._work, name))
+        time.sleep(seconds_to_image(
+            self._cloud, self._workspace, self._configuration['environment']))
         log = self._artifact(USER_LOG)
         os.makedirs(os.path.dirname(log), mode=0o700)
         fault = self._cloud.faults.take(*FAULTS, step=self.name)

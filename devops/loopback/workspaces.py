@@ -91,15 +91,20 @@ def create_group(cloud, group, location):
 
 @route('PUT', ARM, GROUP + '/providers/Microsoft.Resources/deployments/{name}')
 def deploy_template(call, group, name):
-    """The SDK's Workspace.create: its template deploys into a resource group of its own making.
+    """The SDK's Workspace.create, whose template never gets through: no resource is made here.
 
-    azureml/_workspace/arm_template_builder.py, build_default_resource_group_deployment: that is
-    done with rights on the subscription.
+    azureml/_workspace/arm_template_builder.py: build_default_resource_group_deployment deploys to
+    the subscription, build_keyvault_account_resource names a version that ends on 2027-02-27.
     """
-    raise problem(403, 'AuthorizationFailed', f"The client with object id '{OBJECT}' does not have "
-                  "authorization to perform action 'Microsoft.Resources/deployments/write' over "
-                  f"scope '/subscriptions/{SUBSCRIPTION}/providers/Microsoft.Resources/deployments'"
-                  ' or the scope is invalid.')
+    resources = call.json['properties']['template']['resources']
+    for one in resources:
+        scope = (f'/subscriptions/{SUBSCRIPTION}' if 'subscriptionId' in one else
+                 resource_manager.group_id(group))
+        resource_manager.check_right(call.cloud, f"{one['type']}/write", scope)
+    for one in resources:
+        if one['type'] == 'Microsoft.KeyVault/vaults':
+            resource_manager.check_version(one['type'], one['apiVersion'])
+    raise problem(501, 'NotImplemented', 'Loopback makes no resources by a template.')
 
 
 @route('GET', ARM, '/subscriptions/{subscription}/providers/Microsoft.Resources/deployments')

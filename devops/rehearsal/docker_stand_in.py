@@ -22,7 +22,7 @@ from pathlib import Path
 NO_SUCH_TAG = 'no-such-tag'
 # host[:port]/path:tag@digest; a first part with none of . : A-Z is no host but of the path.
 REFERENCE = re.compile(
-    r'((?=[^/]*[.:A-Z]|localhost/)LABEL(\.LABEL)*(:[0-9]+)?/)?(?P<path>PART(/PART)*)'
+    r'((?=[^/]*[.:A-Z]|localhost/)LABEL(\.LABEL)*(:[0-9]+)?/)?PART(/PART)*'
     r'(:\w[\w.-]{0,127})?(@sha256:[0-9a-f]{64})?'
     .replace('LABEL', '[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?')
     .replace('PART', '[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*'), re.ASCII)
@@ -93,54 +93,48 @@ def mounts(texts):
     return folders
 
 
+def check_image(image, code=125):
+    """Raise DockerError for a name that no image can have, and for one that nobody pushed."""
+    if not REFERENCE.fullmatch(image):
+        raise DockerError('docker: invalid reference format', code)
+    if image.endswith(':' + NO_SUCH_TAG):
+        raise DockerError('docker: Error response from daemon: manifest for '
+                          f'{image} not found: manifest unknown', code)
+
+
 def check(args, passed, home):
     """Raise DockerError for what would not work in a container.
 
     home: the folder of the job on the agent, of which a container sees only what is mounted.
     """
-    wrong = wrong_name(args.image)
-    if wrong:
-        raise DockerError(f'docker: {wrong}')
-    if args.image.endswith(':' + NO_SUCH_TAG):
-        raise DockerError(f"Unable to find image '{args.image}' locally\n"
-                          f'docker: Error response from daemon: {unknown_manifest(args.image)}')
-    if not os.path.isabs(args.workdir):
-        raise DockerError('docker: Error response from daemon: the working directory '
-                          f"'{args.workdir}' is invalid, it needs to be an absolute path")
+    check_image(args.image)
     seen = mounts(args.mount)
     words = [args.workdir] + args.command + list(passed.values())
     # Of OUT=/path too, as make takes it.
-    for path in map(Path, words + [word.partition('=')[2] for word in words]):
-        if path.is_absolute() and home in path.parents and not any(
-                folder == path or folder in path.parents for folder in seen):
-            raise DockerError(f'{path} is not mounted, so there is nothing there in the container')
-    if args.user != f'{os.getuid()}:{os.getgid()}':
-        raise DockerError("without the agent's user and group by --user, the files that this "
-                          "writes would not be the agent's to change")
-    if passed.get('HOME', '/') == '/':
-        raise DockerError("--user without HOME: who is not in the image's /etc/passwd gets /, "
-                          'where only root can write')
-    if GROUP in passed and not args.init:
-        raise DockerError(f"{GROUP} without --init: docker's init, which reads it, is not there")
-    if not os.path.isdir(args.workdir):
-        raise DockerError(f'the stand-in for docker: {args.workdir} does not exist, and docker '
-                          'would make it as root')
-    if not args.command:
-        raise DockerError("the stand-in for docker: no command, and it does not know the image's")
-
-
-def wrong_name(image):
-    """What docker says of a name that no image can have, else None."""
-    if REFERENCE.fullmatch(image):
-        return None
-    found = REFERENCE.fullmatch(image.lower())
-    path = image[found.start('path'):found.end('path')] if found else ''
-    return 'invalid reference format' + (
-        f': repository name ({path}) must be lowercase' if found else '')
-
-
-def unknown_manifest(image):
-    return f'manifest for {image} not found: manifest unknown'
+    hidden = [str(path) for path in map(Path, words + [word.partition('=')[2] for word in words])
+              if home in path.parents
+              and not any(folder == path or folder in path.parents for folder in seen)]
+    for wrong, text in (
+            (not os.path.isabs(args.workdir),
+             f"docker: Error response from daemon: the working directory '{args.workdir}' is "
+             'invalid, it needs to be an absolute path'),
+            (hidden,
+             f"{' '.join(hidden)} is not mounted, so there is nothing there in the container"),
+            (args.user != f'{os.getuid()}:{os.getgid()}',
+             "without the agent's user and group by --user, the files that this writes would not "
+             "be the agent's to change"),
+            (passed.get('HOME', '/') == '/',
+             "--user without HOME: who is not in the image's /etc/passwd gets /, where only root "
+             'can write'),
+            (GROUP in passed and not args.init,
+             f"{GROUP} without --init: docker's init, which reads it, is not there"),
+            (not os.path.isdir(args.workdir),
+             f'the stand-in for docker: {args.workdir} does not exist, and docker would make it '
+             'as root'),
+            (not args.command,
+             "the stand-in for docker: no command, and it does not know the image's")):
+        if wrong:
+            raise DockerError(text)
 
 
 def run(args, passed):
@@ -171,11 +165,9 @@ def run(args, passed):
             process = subprocess.Popen(args.command, cwd=args.workdir, env=dict(environ, **passed),
                                        preexec_fn=begin)
         except OSError as error:
-            missing = isinstance(error, FileNotFoundError)
-            said = 'executable file not found in $PATH' if missing else error.strerror.lower()
             raise DockerError('docker: Error response from daemon: failed to create task for '
-                              f'container: exec: "{args.command[0]}": {said}',
-                              127 if missing else 126) from None
+                              f'container: exec: "{args.command[0]}": {error.strerror}',
+                              127 if isinstance(error, FileNotFoundError) else 126) from None
         for number in SIGNALS:
             signal.signal(number, hand_on)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -208,14 +200,10 @@ def main(argv=None):
     really = os.environ.get('CONTAINER') == '1'
     try:
         if verb == 'pull':
-            image = words[-1] if words else ''
             if really:
                 return subprocess.call([real_docker(), 'pull'] + words)
-            if wrong_name(image):
-                raise DockerError(wrong_name(image), 1)
-            if image.endswith(':' + NO_SUCH_TAG):
-                raise DockerError(f'Error response from daemon: {unknown_manifest(image)}', 1)
-            print(image)
+            check_image(words[-1] if words else '', 1)
+            print(words[-1])
             return 0
         if verb == '--help':
             print(f'usage: docker pull|run ...\n\n{__doc__}')

@@ -4,7 +4,6 @@ Source of the rules: Microsoft's documentation of Azure Pipelines (conditions, l
 predefined variables, caching) and of the five tasks. Tasks that only publish are checked: their
 inputs, their files, what is in them.
 """
-import collections
 import contextlib
 import hashlib
 import os
@@ -22,37 +21,15 @@ import pipeline_yaml
 
 COMMAND = re.compile(r'##vso\[([\w.]+) ?([^\]]*)\](.*)')
 CANCEL_MINUTES = 5
+MINUTE = 60
 # The agent signals the shell of a step, not what it started (ProcessInvoker.cs of
 # microsoft/azure-pipelines-agent): SIGINT, SIGTERM after 7.5 s, the end after 2.5 more.
 CANCEL_STEPS = ((signal.SIGINT, 7.5), (signal.SIGTERM, 2.5))
 TAIL_LINES = 12
 
-# One run of a pipeline, what its jobs share:
-#   folder         where logs and results go
-#   cache          folder of the saved caches
-#   seed           the .venv that an empty cache begins with, or None
-#   origin         repository that jobs check out
-#   environ        {name: value} of every step's environment
-#   programs       folder of programs that come first on the PATH: docker's stand-in
-#   connection     the same of a task that asks for the service connection
-#   new_job        function from whether the job's tasks name the connection to the variables by
-#                  which it asks for OIDC tokens
-#   proxy_environ  the same that leads to Azure, here to its stand-in, from such a task on
-#   variables      {name: value} of the pipeline, groups included
-#   say            function that prints a line
-#   show_progress  context manager that shows that a step of this title is under way
-#   minute         seconds that a minute of timeoutInMinutes has
-Run = collections.namedtuple('Run', 'folder cache seed origin environ programs connection '
-                                    'new_job proxy_environ variables say show_progress minute')
-
 
 class StepError(Exception):
     """Why a step fails."""
-
-
-def is_yes(value):
-    """Whether an input is true, as YAML or as text."""
-    return str(value).lower() == 'true'
 
 
 def link_tree(source, target):
@@ -70,42 +47,46 @@ def link_tree(source, target):
 
 
 class Job:
-    """One job, or one hook of a deployment, on a fresh machine: a folder with only a checkout."""
+    """One job, or one hook of a deployment, on a fresh machine: a folder with only a checkout.
+
+    run: the Rehearsal, of whose run it is.
+    """
 
     def __init__(self, run, folder, minutes, steps):
         self.run, self.folder = run, Path(folder)
-        self.sources, self.temp = self.folder / 's', self.folder / 'temp'
-        self.sources.mkdir(parents=True)
-        self.temp.mkdir()
+        # A hosted agent has the same paths in every job, and what the cache restores counts on it.
+        machine = Path(run.cache).parent / 'agent'
+        shutil.rmtree(str(machine), ignore_errors=True)
+        self.sources, self.temp = machine / 's', machine / 'temp'
+        for path in (self.sources, self.temp, self.folder):
+            path.mkdir(parents=True)
         self.status, self.outputs, self.produced = 'succeeded', {}, []
-        self.environ, self.path, self.steps = dict(run.environ), [str(run.programs)], steps
+        self.environ, self.path, self.steps = dict(run.environ), [], steps
         self.masked, self.to_save = set(), []
-        self.end = time.monotonic() + minutes * run.minute
-        # Variables as {name in lower case: (name, value)}.
-        self.plain, self.secret = {}, {}
+        self.end = time.monotonic() + minutes * MINUTE
+        # {name in lower case: value}, and the names of those that are secret.
+        self.variables, self.secrets = {}, set()
         for name, value in dict(run.variables, **{
                 'Agent.OS': platform.system(), 'Agent.TempDirectory': self.temp,
-                'Agent.BuildDirectory': self.folder,
-                'Build.SourcesDirectory': self.sources, 'Pipeline.Workspace': self.folder,
+                'Agent.BuildDirectory': machine,
+                'Build.SourcesDirectory': self.sources, 'Pipeline.Workspace': machine,
                 'System.DefaultWorkingDirectory': self.sources,
                 'System.StageAttempt': 1}).items():
             self.set_variable(name, value)
         # Which connections a job names is known before it runs, by the inputs of its tasks.
-        found = run.new_job(any('azureSubscription' in step.get('inputs', ()) for step in steps))
+        found = run.azure.new_job(
+            any('azureSubscription' in step.get('inputs', ()) for step in steps))
         self.set_variable('System.OidcRequestUri', found['SYSTEM_OIDCREQUESTURI'])
         self.set_variable('System.AccessToken', found['SYSTEM_ACCESSTOKEN'], secret=True)
 
     def set_variable(self, name, value, secret=False):
-        (self.secret if secret else self.plain)[name.lower()] = name, str(value)
+        self.variables[name.lower()] = str(value)
         if secret:
+            self.secrets.add(name.lower())
             self.masked.add(str(value))
 
-    def values(self):
-        """{name in lower case: value} of all variables, secret ones too."""
-        return {key: value for key, (_, value) in dict(self.plain, **self.secret).items()}
-
     def fill_in_variables(self, text):
-        return pipeline_yaml.fill_in_macros(text, self.values())
+        return pipeline_yaml.fill_in_macros(text, self.variables)
 
     def mask_secrets(self, text):
         for value in self.masked - {''}:
@@ -114,13 +95,14 @@ class Job:
 
     def run_steps(self):
         """Run the steps; returns 'succeeded', 'failed' or 'canceled'."""
+        say = self.run.screen.say
         for number, step in enumerate(self.steps, 1):
             kind = pipeline_yaml.step_kind(step)
             title = step.get('displayName', f'{kind} {step[kind]}')
             title = self.mask_secrets(self.fill_in_variables(title))
             if not pipeline_yaml.condition_holds(
                     step.get('condition'),
-                    lambda words: self.values().get('.'.join(words[1:]).lower(), ''),
+                    lambda words: self.variables.get('.'.join(words[1:]).lower(), ''),
                     {self.status}):
                 continue
             began = time.monotonic()
@@ -129,22 +111,22 @@ class Job:
             result = 'succeeded'
             with open(str(log), 'w', encoding='utf-8', buffering=1) as stream:
                 try:
-                    with self.run.show_progress(title):
+                    with self.run.screen.show_progress(title):
                         getattr(self, 'step_' + kind)(step, stream)
                 except StepError as error:
                     stream.write(f'error: {self.mask_secrets(str(error))}\n')
                     result = 'failed'
             if result == 'failed' and time.monotonic() >= self.end:
-                result, self.end = 'canceled', time.monotonic() + CANCEL_MINUTES * self.run.minute
-            self.run.say(f'    {time.monotonic() - began:5.1f} s  {result:9}  {title}')
+                result, self.end = 'canceled', time.monotonic() + CANCEL_MINUTES * MINUTE
+            say(f'    {time.monotonic() - began:5.1f} s  {result:9}  {title}')
             if result != 'succeeded':
                 if self.status == 'succeeded':
                     self.produced.append(f'{result}: {title}')
                 if self.status != 'canceled':
                     self.status = result
                 for line in log.read_text(encoding='utf-8').splitlines()[-TAIL_LINES:]:
-                    self.run.say('             | ' + line)
-                self.run.say(f'             all of it: {log}')
+                    say('             | ' + line)
+                say(f'             all of it: {log}')
         for saved, path in self.to_save if self.status == 'succeeded' else ():
             if path.is_dir():
                 saved.parent.mkdir(parents=True, exist_ok=True)
@@ -154,9 +136,10 @@ class Job:
     def step_environ(self, step):
         """The environment variables of a step: around it, variables but no secrets, its `env:`."""
         result = dict(self.environ)
-        for name, value in self.plain.values():
-            result[re.sub(r'\W', '_', name).upper()] = value
-        result['PATH'] = os.pathsep.join(self.path + [result.get('PATH', os.defpath)])
+        for name, value in self.variables.items():
+            if name not in self.secrets:
+                result[re.sub(r'\W', '_', name).upper()] = value
+        result['PATH'] = os.pathsep.join(self.path + [result['PATH']])
         for name, value in step.get('env', {}).items():
             result[name] = self.fill_in_variables(value)
         return result
@@ -217,15 +200,15 @@ class Job:
 
     def run_command(self, name, properties, value, step):
         """Carry out a logging command; False when it is not known."""
-        pairs = (item.split('=', 1) for item in properties.split(';') if '=' in item)
-        properties = {key.lower(): content for key, content in pairs}
+        pairs = (item.partition('=') for item in properties.split(';'))
+        given = {key.lower(): text for key, _, text in pairs}
         if name == 'task.setvariable':
-            variable = properties['variable']
-            if is_yes(properties.get('isoutput')):
+            variable = given['variable']
+            if given.get('isoutput', '').lower() == 'true':
                 # An output has the name of its step in front, within the job as well.
                 variable = f"{step.get('name', '')}.{variable}"
                 self.outputs[variable] = value
-            self.set_variable(variable, value, is_yes(properties.get('issecret')))
+            self.set_variable(variable, value, given.get('issecret', '').lower() == 'true')
         elif name == 'task.prependpath':
             self.path.insert(0, value)
         elif name != 'task.logissue':
@@ -233,11 +216,9 @@ class Job:
         return True
 
     def step_checkout(self, step, stream):
-        clone = ['clone', '--quiet', str(self.run.origin), '.']
-        for command in (clone, ['log', '-1', '--oneline']):
-            if subprocess.call(['git'] + command, cwd=str(self.sources), stdout=stream,
-                               stderr=subprocess.STDOUT):
-                raise StepError(f'git {command[0]} failed')
+        if subprocess.call(['git', 'clone', '--quiet', str(self.run.origin), '.'],
+                           cwd=str(self.sources), stdout=stream, stderr=subprocess.STDOUT):
+            raise StepError('git clone failed')
 
     def step_script(self, step, stream):
         self.run_shell(step['script'], self.step_environ(step), step, stream)
@@ -259,19 +240,21 @@ class Job:
         self.produced.append(f'artifact {name} ({source.name})')
 
     def step_task(self, step, stream):
-        inputs = {name: self.fill_in_variables(value) if isinstance(value, str) else value
-                  for name, value in step['inputs'].items()}
+        inputs = pipeline_yaml.Map(step.location, {
+            name: self.fill_in_variables(value) if isinstance(value, str) else value
+            for name, value in step['inputs'].items()})
         name = step['task'].split('@')[0].lower()
         getattr(self, 'task_' + name)(inputs, step, stream)
 
     def task_azurecli(self, inputs, step, stream):
         if inputs['azureSubscription'] != self.run.variables.get('AZURE_RM_SVC_CONNECTION'):
             raise StepError(f"there is no service connection {inputs['azureSubscription']}")
-        self.environ.update(self.run.proxy_environ)
+        self.environ.update(self.run.azure.proxy_environment())
         step_environ = self.step_environ(step)
-        if is_yes(inputs.get('addSpnToEnvironment')):
-            step_environ.update(self.run.connection)
-            self.masked.add(self.run.connection.get('servicePrincipalKey', ''))
+        if inputs.get('addSpnToEnvironment') is True:
+            connection = self.run.of_connection()
+            step_environ.update(connection)
+            self.masked.add(connection.get('servicePrincipalKey', ''))
         self.run_shell(inputs['inlineScript'], step_environ, step, stream)
 
     def task_downloadpipelineartifact(self, inputs, step, stream):
@@ -308,20 +291,21 @@ class Job:
             self.to_save.append((saved, path))
 
     def task_publishtestresults(self, inputs, step, stream):
-        pattern, title = inputs['testResultsFiles'], inputs['testRunTitle']
+        """Missing and failed results fail: pipeline_checks wants the inputs that say so."""
+        pattern = inputs['testResultsFiles']
         files = sorted(self.sources.glob(pattern))
-        if not files and is_yes(inputs.get('failTaskOnMissingResultsFile')):
+        if not files:
             raise StepError(f'no test results: {pattern} does not exist')
         cases = [case for path in files for case in self.xml_root(path).iter('testcase')]
         bad = [f"{case.get('classname')}.{case.get('name')}" for case in cases
                if case.find('failure') is not None or case.find('error') is not None]
         skipped = sum(case.find('skipped') is not None for case in cases)
-        said = f'{title}: {len(cases) - skipped - len(bad)} passed'
+        said = f"{inputs['testRunTitle']}: {len(cases) - skipped - len(bad)} passed"
         said += f', {skipped} skipped' if skipped else ''
         said += f', {len(bad)} failed' if bad else ''
         stream.write('\n'.join([said] + bad) + '\n')
         self.produced.append(said)
-        if bad and is_yes(inputs.get('failTaskOnFailedTests')):
+        if bad:
             raise StepError(f'{len(bad)} of the results are failures')
 
     def task_publishcodecoverageresults(self, inputs, step, stream):
@@ -332,7 +316,7 @@ class Job:
             rate = float(self.xml_root(path).get('line-rate'))
         except (TypeError, ValueError):
             raise StepError(f'{path} is no Cobertura file') from None
-        if not rate and is_yes(inputs.get('failIfCoverageEmpty')):
+        if not rate:
             raise StepError('the coverage is empty')
         self.produced.append(f'coverage {100 * rate:.0f} %')
         stream.write(f'{100 * rate:.1f} % of the lines\n')

@@ -27,36 +27,26 @@ PREPARE = CONTAINER + '--prepare'
 MAKE = re.compile(CONTAINER + r'make [a-z-]+( SERVICE=aci)?$')
 SET_VARIABLE = re.compile(r'##vso\[task\.setvariable variable=(\w+)(;issecret=true)?\]')
 AFTER_FAILURE = 'succeededOrFailed()'
-
-# The schema lacks the branch of the first task, and its copy of 2023 (for Python 3.7) an input of
-# the second. Source: the tasks' task.json in microsoft/azure-pipelines-tasks.
-OVERLAY = {
-    'PublishCodeCoverageResults@2': ({'summaryFileLocation': 'string', 'pathToSources': 'string',
-                                      'failIfCoverageEmpty': 'boolean'}, ['summaryFileLocation']),
-    'PublishTestResults@2': ({'failTaskOnMissingResultsFile': 'boolean'}, []),
-}
+TOKEN = 'system.accesstoken'
 
 
 @functools.lru_cache(maxsize=None)
-def schema(tasks):
-    """Microsoft's schema (from check-jsonschema) for pipelines of these tasks, its gaps filled."""
+def schema():
+    """Microsoft's schema (from check-jsonschema) for pipelines of the tasks that are known."""
     package = importlib.util.find_spec('check_jsonschema').submodule_search_locations[0]
     path = Path(package) / 'builtin_schemas' / 'vendor' / 'azure-pipelines.json'
     result = json.loads(path.read_text(encoding='utf-8'))
     task = result['definitions']['task']
-    # A branch for each of hundreds of tasks: without the others an error is about the right one.
-    branches = {}
-    for branch in task['anyOf']:
-        name = branch['properties'].get('task', {}).get('pattern', '^$')[1:-1]
-        if name in tasks:
-            branches[name] = branch
-    for name, (inputs, required) in OVERLAY.items():
-        branch = branches.setdefault(name, {'required': ['task'], 'properties': {
-            'task': {'pattern': f'^{name}$'},
-            'inputs': {'properties': {}, 'additionalProperties': False, 'required': required}}})
-        for key, kind in inputs.items():
-            branch['properties']['inputs']['properties'].setdefault(key, {'type': kind})
-    task['anyOf'] = [branches[name] for name in sorted(branches)]
+    branches = {branch['properties'].get('task', {}).get('pattern', '^$')[1:-1]: branch
+                for branch in task.pop('anyOf')}
+    # One of hundreds, by the name of the task, so that an error is about that one. There is none
+    # for PublishCodeCoverageResults@2.
+    task['allOf'] = []
+    for name in sorted(set(pipeline_yaml.TASKS) & set(branches)):
+        # Names of inputs are in pipeline_yaml; the copy of 2023, for Python 3.7, lacks one.
+        branches[name]['properties']['inputs'].pop('additionalProperties')
+        task['allOf'].append({'if': {'properties': {'task': {'const': name}}},
+                              'then': branches[name]})
     # The service turns numbers and booleans into text where it wants text.
     for part in parts(result, dict):
         if part.get('type') == 'string':
@@ -69,23 +59,17 @@ def schema_problems(pipeline):
     if not importlib.util.find_spec('check_jsonschema'):
         return []
     import jsonschema
-    tasks = frozenset(step['task'] for step in parts(pipeline, dict) if 'task' in step)
-    found = sorted(jsonschema.Draft7Validator(schema(tasks)).iter_errors(pipeline), key=str)
-    return [f'{pipeline.location}: schema: {most_telling(error)}' for error in found]
+    # The innermost is the one of the alternative that is meant.
+    found = [max(leaves(error), key=lambda leaf: len(leaf.absolute_path))
+             for error in jsonschema.Draft7Validator(schema()).iter_errors(pipeline)]
+    return [f"{pipeline.location}: schema: {'/'.join(map(str, error.absolute_path))}: "
+            f'{error.message[:200]}' for error in found]
 
 
-def most_telling(error):
-    """The most telling error below one: that of the branch which is meant, as its keys say."""
-    while error.context:
-        branches = {}
-        for one in error.context:
-            branches.setdefault(one.relative_schema_path[0], []).append(one)
-        here = len(error.absolute_path)
-        best = min(branches.values(), key=lambda branch: (
-            any(len(one.absolute_path) == here and one.validator == 'required' or
-                list(one.absolute_path)[here:] == ['task'] for one in branch), len(branch)))
-        error = max(best, key=lambda one: len(one.absolute_path))
-    return f"{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}"
+def leaves(error):
+    """The errors below one that are not about alternatives."""
+    return [error] if not error.context else [
+        leaf for one in error.context for leaf in leaves(one)]
 
 
 def parts(value, kind):
@@ -99,157 +83,137 @@ def parts(value, kind):
 
 
 class Checks:
-    """The checks of one expanded pipeline; `problems` collects what they find."""
+    """The checks of one expanded pipeline; `problems` holds what they find."""
 
     def __init__(self, pipeline):
-        self.pipeline, self.problems = pipeline, []
-        self.stages = pipeline_yaml.stages(pipeline)
-        self.known = {name.lower() for name in PREDEFINED}
-        self.known |= {name.lower() for name in pipeline_yaml.variables(pipeline)}
-        self.published = {}
-
-    def report(self, location, text):
-        self.problems.append(f'{location}: {text}')
-
-    def find_problems(self):
-        self.check_start()
-        for group in pipeline_yaml.groups(self.pipeline):
-            if group not in GROUPS:
-                self.report(self.pipeline.location, f'the variable group {group} is not known')
-            self.known |= {name.lower() for name in GROUPS.get(group, ())}
+        self.stages, groups = pipeline_yaml.stages(pipeline), pipeline_yaml.groups(pipeline)
+        names = list(PREDEFINED) + list(pipeline_yaml.variables(pipeline))
+        names += [name for group in groups for name in GROUPS.get(group, ())]
+        self.known, self.problems = {name.lower() for name in names}, []
+        # {artifact: its stage} and {stage: all stages that it depends on, directly or not}.
+        self.published, self.needed = {}, {}
+        pool = pipeline.get('pool')
+        self.report(
+            pipeline.location,
+            ('trigger' not in pipeline, 'without trigger every push to every branch starts it'),
+            (pipeline.get('pr') != 'none',
+             'pr: Azure Repos ignores it; say none, a branch policy starts it'),
+            (pool not in [{'vmImage': image} for image in HOSTED],
+             f"pool: vmImage and one of {', '.join(HOSTED)}, not {pool}"),
+            *((group not in GROUPS, f'the variable group {group} is not known')
+              for group in groups))
         # A file with jobs only has one stage, without a name.
         self.check_names('stage', [stage['name'] for stage in self.stages if stage['name']],
-                         self.pipeline.location)
-        # {stage: all stages before it that it depends on, directly or not}
-        needed = {}
+                         pipeline.location)
         for stage in self.stages:
-            for need in stage['needs']:
-                if need not in needed:
-                    self.report(stage['location'], f"stage {stage['name']} depends on {need}, "
-                                'which is no stage before it')
-            needed[stage['name']] = set(stage['needs']).union(
-                *(needed.get(need, ()) for need in stage['needs']))
-            self.check_condition(stage['condition'], stage['location'], stage)
-            self.check_names('job', [str(stage['job']['name'])], stage['location'])
-            for hook, steps in stage['job']['hooks']:
-                if hook == 'deploy' and 'download' not in steps[0]:
-                    self.report(stage['location'], 'deploy downloads every artifact unless '
-                                'download: none comes first')
-                self.check_steps(steps, stage, needed[stage['name']])
-        return self.problems
+            self.check_stage(stage)
 
-    def check_start(self):
-        """What starts the pipeline, and where it runs."""
-        location, pool = self.pipeline.location, self.pipeline.get('pool')
-        if 'trigger' not in self.pipeline:
-            self.report(location, 'without trigger every push to every branch starts it')
-        if self.pipeline.get('pr') != 'none':
-            self.report(location, 'pr: Azure Repos ignores it; say none, a branch policy starts it')
-        if pool not in [{'vmImage': image} for image in HOSTED]:
-            self.report(location, f"pool: vmImage and one of {', '.join(HOSTED)}, not {pool}")
+    def report(self, location, *rules):
+        """Note the texts of the rules, (whether it is broken, text), that are broken."""
+        self.problems += [f'{location}: {text}' for broken, text in rules if broken]
 
     def check_names(self, kind, names, location):
         for name in names:
-            if not NAME.match(name) or (kind, name) == RESERVED or names.count(name) > 1:
-                self.report(location, f'{kind} {name}: this name is malformed, reserved or taken')
+            self.report(location, (
+                not NAME.match(name) or (kind, name) == RESERVED or names.count(name) > 1,
+                f'{kind} {name}: this name is malformed, reserved or taken'))
+
+    def check_stage(self, stage):
+        location, name, needs = stage['location'], stage['name'], stage['needs']
+        self.report(location, *(
+            (need not in self.needed,
+             f'stage {name} depends on {need}, which is no stage before it') for need in needs))
+        self.needed[name] = set(needs).union(*(self.needed.get(need, ()) for need in needs))
+        self.check_condition(stage['condition'], location, stage)
+        self.check_names('job', [str(stage['job']['name'])], location)
+        for hook, steps in stage['job']['hooks']:
+            self.report(location, (
+                hook == 'deploy' and 'download' not in steps[0],
+                'deploy downloads every artifact unless download: none comes first'))
+            self.check_steps(steps, stage)
 
     def check_condition(self, text, location, stage=None, known=()):
         """A condition of a stage, else of a step."""
         if text is None:
             return
+        paths, statuses = [], []
         try:
-            tree = pipeline_yaml.parse_expression(str(text))
+            pipeline_yaml.evaluate(str(text), paths.append, statuses.append)
         except pipeline_yaml.PipelineError as error:
-            self.report(location, error)
-            return
-        called = [call[1] for call in pipeline_yaml.find_parts(tree, 'call')]
-        if not set(called) & set(pipeline_yaml.STATUS_FUNCTIONS):
-            self.report(location, f'condition {text} drops the succeeded() that holds without one')
-        for _, words in pipeline_yaml.find_parts(tree, 'path'):
-            name = '.'.join(words[1:])
-            if stage and [words[0], words[2:3], len(words)] == ['dependencies', ['outputs'], 4]:
-                self.check_output(words[1], words[3], stage)
-            elif words[0] != 'variables' or stage or name.lower() not in known:
-                self.report(location, f"condition names {'.'.join(words)}, which is not defined")
+            raise pipeline_yaml.PipelineError(f'{location}: {error}') from None
+        self.report(location, (
+            not statuses, f'condition {text} drops the succeeded() that holds without one'))
+        for words in paths:
+            if stage:
+                known_here = [words[0], words[2:3], len(words)] == ['dependencies', ['outputs'], 4]
+            else:
+                known_here = words[0] == 'variables' and '.'.join(words[1:]).lower() in known
+            self.report(location, (
+                not known_here, f"condition names {'.'.join(words)}, which is not defined"))
 
-    def check_output(self, source, path, stage):
-        """An output variable 'job.step.variable' of stage `source`, read by another stage."""
-        if source not in stage['needs']:
-            self.report(stage['location'],
-                        f'condition reads stage {source}, which is not in dependsOn')
-        if path.rpartition('.')[0] not in [
-                f"{other['job']['name']}.{step.get('name')}" for other in self.stages
-                if other['name'] == source
-                for _, steps in other['job']['hooks'] for step in steps]:
-            self.report(stage['location'], f"outputs['{path}']: stage {source} has no such job "
-                        'and step')
-
-    def check_steps(self, steps, stage, needed):
-        """The steps of one hook, in order. needed: names of the stages that come before."""
-        known, secrets = set(self.known), {'system.accesstoken'}
+    def check_steps(self, steps, stage):
+        """The steps of one hook, in order."""
+        known, secrets = set(self.known), {TOKEN}
+        scripts = [str(step['script']).strip() for step in steps if 'script' in step]
         self.check_names('step', [str(step['name']) for step in steps if 'name' in step],
                          stage['location'])
-        scripts = [str(step['script']).strip() for step in steps if 'script' in step]
-        if scripts and scripts[0] != PREPARE:
-            self.report(stage['location'], f'the first script is not {PREPARE}')
+        self.report(stage['location'], (
+            scripts and scripts[0] != PREPARE, f'the first script is not {PREPARE}'))
         for step in steps:
             self.check_condition(step.get('condition'), step.location, known=known)
             self.check_macros(step, known, secrets)
             if 'script' in step:
                 self.check_script(step, secrets)
             if 'publish' in step:
-                self.check_publish(step, stage['name'], step is steps[-1])
+                name = str(step['artifact'])
+                self.report(
+                    step.location,
+                    (step is not steps[-1],
+                     'an artifact comes last: a failed job could not be run again'))
+                self.published[name] = stage['name']
             if 'task' in step:
-                self.check_task(step, needed | {stage['name']})
+                self.check_task(step, self.needed[stage['name']] | {stage['name']})
             for text in parts(step.get('inputs'), str):
                 for name, secret in SET_VARIABLE.findall(text):
                     (secrets if secret else known).add(name.lower())
             known |= secrets
 
     def check_macros(self, step, known, secrets):
-        for key, value in step.items():
-            for text in parts(value, str):
-                for name in pipeline_yaml.MACRO.findall(text):
-                    if name.lower() in secrets and key != 'env':
-                        self.report(step.location, f'$({name}) is secret: by env only')
-                    elif name.lower() not in known:
-                        self.report(step.location, f'$({name}) is not defined')
-                if '$[' in text:
-                    self.report(step.location, '$[ ] is not known here')
+        for key, text in ((key, text) for key in step for text in parts(step[key], str)):
+            self.report(step.location, ('$[' in text, '$[ ] is not known here'))
+            for name in pipeline_yaml.MACRO.findall(text):
+                self.report(
+                    step.location,
+                    (name.lower() not in known | secrets, f'$({name}) is not defined'),
+                    (name.lower() in secrets and key != 'env',
+                     f'$({name}) is secret: by env only'))
 
     def check_script(self, step, secrets):
         """A script step; secrets: the names of those that are set before it."""
-        text, signed_in = str(step['script']).strip(), secrets - {'system.accesstoken'}
+        text, signed_in = str(step['script']).strip(), secrets - {TOKEN}
         given = {name.lower() for value in parts(step.get('env'), str)
                  for name in pipeline_yaml.MACRO.findall(value)}
-        if text != PREPARE and not MAKE.match(text):
-            self.report(step.location, f'a script is {CONTAINER}make and one target, not: {text}')
-        elif signed_in and not ('system.accesstoken' in given and signed_in & given):
-            self.report(step.location, 'after the sign-in a script needs both secrets, by env')
-        elif 'env' in step and not signed_in:
-            self.report(step.location, 'before the sign-in a script needs nothing by env')
-
-    def check_publish(self, step, stage, last):
-        name = str(step['artifact'])
-        if name in self.published:
-            self.report(step.location, f'the artifact {name} is published twice')
-        if not last:
-            self.report(step.location,
-                        'an artifact comes last: a failed job could not be run again')
-        self.published[name] = stage
+        self.report(
+            step.location,
+            (text != PREPARE and not MAKE.match(text),
+             f'a script is {CONTAINER}make and one target, not: {text}'),
+            (signed_in and not (TOKEN in given and signed_in & given),
+             'after the sign-in a script needs both secrets, by env'),
+            ('env' in step and not signed_in,
+             'before the sign-in a script needs nothing by env'))
 
     def check_task(self, step, needed):
+        """A task; needed: the stages whose artifacts are there."""
         inputs, task = step['inputs'], step['task'].split('@')[0]
-        if task.startswith('Publish') and step.get('condition') != AFTER_FAILURE:
-            self.report(step.location, f'{task}: a failure is published too: condition: '
-                        f'{AFTER_FAILURE}')
-        for name in [name for name in pipeline_yaml.TASKS[step['task']] if name.startswith('fail')]:
-            if inputs.get(name) is not True:
-                self.report(step.location, f'{name} is not true, so a failure could pass')
-        if task == 'DownloadPipelineArtifact' and \
-                self.published.get(str(inputs['artifactName'])) not in needed:
-            self.report(step.location, f"the artifact {inputs['artifactName']} is of no stage in "
-                        'dependsOn')
+        self.report(
+            step.location,
+            (task.startswith('Publish') and step.get('condition') != AFTER_FAILURE,
+             f'{task}: a failure is published too: condition: {AFTER_FAILURE}'),
+            (task == 'DownloadPipelineArtifact'
+             and self.published.get(str(inputs.get('artifactName'))) not in needed,
+             f"the artifact {inputs.get('artifactName')} is of no stage in dependsOn"),
+            *((inputs.get(name) is not True, f'{name} is not true, so a failure could pass')
+              for name in pipeline_yaml.TASKS[step['task']] if name.startswith('fail')))
 
 
 def find_problems(path):
@@ -264,7 +228,7 @@ def find_problems(path):
                  pipeline_yaml.load_file(path).get('parameters', []) if 'values' in one]
         for values in itertools.product(*lists):
             pipeline = pipeline_yaml.read_pipeline(path, dict(values))
-            found = Checks(pipeline).find_problems() or schema_problems(pipeline)
+            found = Checks(pipeline).problems or schema_problems(pipeline)
             if found:
                 return found
     except pipeline_yaml.PipelineError as error:

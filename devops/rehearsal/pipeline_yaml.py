@@ -10,9 +10,8 @@ from pathlib import Path
 
 import yaml
 
-# Functions of expressions and how many arguments each takes.
+# Functions of expressions and how many arguments each takes; those of the status take none.
 FUNCTIONS = {'and': 2, 'eq': 2, 'ne': 2, 'succeeded': 0, 'succeededOrFailed': 0, 'canceled': 0}
-STATUS_FUNCTIONS = ('succeeded', 'succeededOrFailed', 'canceled')
 
 # The keys that are known, by what has them.
 PIPELINE = {'trigger', 'pr', 'parameters', 'variables', 'pool', 'stages', 'jobs'}
@@ -42,8 +41,9 @@ NOT_HERE = {'container': "needs the agent's Node in the image, whose C library i
                          'run docker in a step, as devops/container.py does'}
 EXPRESSION = re.compile(r'\$\{\{\s*(.*?)\s*\}\}', re.S)
 MACRO = re.compile(r'\$\(([A-Za-z_][\w.]*)\)')
-# A text, a number, a name or path such as a.b['c'], or a sign.
-TOKEN = re.compile(r"('(?:[^']|'')*'|-?\d+|[A-Za-z_]\w*(?:\.\w+|\['[^']*'\])*|[(),])")
+# Words of an expression: a text, a number, a name or path such as a.b['c'], a sign.
+WORD = re.compile(r"'(?:[^']|'')*'|[\w-]+(?:\.\w+|\['[^']*'\])*|\S")
+PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+|\['[^']*'\])+")
 
 
 class PipelineError(ValueError):
@@ -102,10 +102,8 @@ def load_file(path):
     """One YAML file as Map, list and scalars, not to be changed. Raises PipelineError."""
     try:
         return parse_yaml(Path(path).name, Path(path).read_text(encoding='utf-8'))
-    except OSError as error:
-        raise PipelineError(f'{path} cannot be read: {error.strerror}') from None
-    except UnicodeDecodeError as error:
-        raise PipelineError(f'{path} is not UTF-8: {error}') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f'{path} cannot be read: {error}') from None
 
 
 @functools.lru_cache(maxsize=None)
@@ -121,92 +119,64 @@ def parse_yaml(name, text):
     return document
 
 
-def parse_expression(text):
-    """An expression as nested tuples.
-
-    They are ('literal', text), ('call', function, arguments) and ('path', words), as in
-    dependencies.train.outputs['a.b.c']. Raises PipelineError, which says what is wrong with it.
-    """
-    between, tokens = TOKEN.split(text)[::2], TOKEN.findall(text)
-
-    def refuse(why):
-        raise PipelineError(f'expression "{text}": {why}')
-
-    def take(expected):
-        word = tokens.pop(0) if tokens else 'the end'
-        if word != expected:
-            refuse(f'{word} where {expected} is expected')
-
-    def term():
-        word = tokens.pop(0) if tokens else refuse('it ends too early')
-        if word[0] == "'":
-            return 'literal', word[1:-1].replace("''", "'")
-        if word in ('true', 'false') or re.match(r'-?\d', word):
-            return 'literal', word
-        if tokens[:1] != ['(']:
-            words = [name or quoted for name, quoted in re.findall(r"(\w+)|'([^']*)'", word)]
-            if len(words) < 2:
-                refuse(f'{word} is neither a function call nor a value')
-            return 'path', words
-        if word not in FUNCTIONS:
-            refuse(f"{word}() is no function that is known here ({', '.join(sorted(FUNCTIONS))})")
-        take('(')
-        arguments = []
-        for number in range(FUNCTIONS[word]):
-            if number:
-                take(',')
-            arguments.append(term())
-        take(')')
-        return 'call', word, arguments
-
-    if ''.join(between).strip():
-        refuse(f"{''.join(between).strip()} is not known here")
-    tree = term()
-    if tokens:
-        refuse(f'{tokens[0]} is left over')
-    return tree
-
-
-def find_parts(tree, kind):
-    """All ('call', ...) or ('path', ...) of a parsed expression."""
-    found = [tree] if tree[0] == kind else []
-    for argument in tree[2] if tree[0] == 'call' else ():
-        found += find_parts(argument, kind)
-    return found
-
-
 def is_true(value):
     return value not in (False, '', 'false', None)
 
 
-def evaluate(tree, look_up, status=None):
-    """The value of a parsed expression.
+def evaluate(text, look_up, status):
+    """The value of an expression. Raises PipelineError, which says what is wrong with it.
 
-    look_up: function from the words of a path to its value; status: function from the name of a
-    status function to its value, None where there is no status yet.
+    look_up: function from the words of a path, as in dependencies.train.outputs['a.b.c'], to its
+    value; status: function from the name of a status function to its value.
     """
-    if tree[0] == 'literal':
-        return tree[1]
-    if tree[0] == 'path':
-        return look_up(tree[1])
-    name = tree[1]
-    if name in STATUS_FUNCTIONS:
-        if status is None:
-            raise PipelineError(f'{name}() has no value in ${{{{ }}}}')
-        return status(name)
-    values = [evaluate(argument, look_up, status) for argument in tree[2]]
-    if name == 'and':
-        return all(map(is_true, values))
-    # The service compares without regard to case.
-    same = str(values[0]).lower() == str(values[1]).lower()
-    return same if name == 'eq' else not same
+    words = WORD.findall(text)
+
+    def take(expected=None):
+        word = words.pop(0) if words else 'the end'
+        if expected not in (None, word):
+            raise PipelineError(f'expression "{text}": {word} where {expected} is expected')
+        return word
+
+    def call(name):
+        take('(')
+        arguments = []
+        for number in range(FUNCTIONS[name]):
+            if number:
+                take(',')
+            arguments.append(term())
+        take(')')
+        if not arguments:
+            return status(name)
+        if name == 'and':
+            return all(map(is_true, arguments))
+        # The service compares without regard to case.
+        same = str(arguments[0]).lower() == str(arguments[1]).lower()
+        return same if name == 'eq' else not same
+
+    def term():
+        word = take()
+        if word in FUNCTIONS:
+            return call(word)
+        if re.fullmatch("'.*'", word, re.S):
+            return word[1:-1].replace("''", "'")
+        if re.fullmatch(r'-?\d+|true|false', word):
+            return word
+        if PATH.fullmatch(word):
+            return look_up([name or quoted for name, quoted in
+                            re.findall(r"(\w+)|'([^']*)'", word)])
+        raise PipelineError(f'expression "{text}": {word} is no value and no function that is '
+                            f"known here ({', '.join(sorted(FUNCTIONS))})")
+
+    value = term()
+    take('the end')
+    return value
 
 
 def condition_holds(condition, look_up, results):
     """Whether a condition, None for the default one, is met after these results."""
     status = {'succeeded': results <= {'succeeded'}, 'canceled': 'canceled' in results,
               'succeededOrFailed': results <= {'succeeded', 'failed'}}
-    return is_true(evaluate(parse_expression(condition or 'succeeded()'), look_up, status.get))
+    return is_true(evaluate(condition or 'succeeded()', look_up, status.get))
 
 
 def fill_in_macros(text, variables):
@@ -218,103 +188,100 @@ def fill_in_macros(text, variables):
 
 
 def bind_parameters(document, given, location):
-    """The values of a file's parameters: those `given`, checked, and the defaults."""
+    """The values of a pipeline's parameters: those `given`, checked, else the defaults."""
     values = {}
     for parameter in document.list_of('parameters') if 'parameters' in document else ():
         check_keys(parameter, PARAMETER, 'a parameter', location)
         name, kind = str(parameter['name']), parameter.get('type', 'string')
-        value = values[name] = given.get(name, parameter.get('default'))
+        value = values[name] = given.get(name, parameter['default'])
         problem = None
-        if value is None:
-            problem = 'has no default and is not given'
-        elif kind not in ('string', 'number'):
+        if kind not in ('string', 'number'):
             problem = f'is of type {kind}, which is not known here'
         elif 'values' in parameter and value not in parameter.list_of('values'):
             problem = f"is {value}, not one of {', '.join(map(str, parameter['values']))}"
         if problem:
             raise PipelineError(f'{location}: parameter {name} {problem}')
-    unknown = sorted(set(given) - set(values))
-    if unknown:
-        raise PipelineError(f'{location}: parameter {unknown[0]} is not declared (there is '
-                            f"{', '.join(values) or 'none'})")
     return values
 
 
 class Expansion:
-    """One file and what its ${{ }} may refer to. location: of what is being expanded."""
+    """One file whose ${{ }} may refer to these parameters. location: of what is being expanded."""
 
-    def __init__(self, path, parameters, variables):
-        self.path, self.location = path, path.name
-        self.known = {'parameters': parameters, 'variables': variables}
+    def __init__(self, path, parameters):
+        self.path, self.parameters, self.location = path, parameters, path.name
 
     def look_up(self, words):
         root, name = words[0], '.'.join(words[1:])
-        if name not in self.known.get(root, ()):
+        if root != 'parameters' or name not in self.parameters:
             raise PipelineError(f'{root} has no {name} when templates are read')
-        return self.known[root][name]
+        return self.parameters[name]
+
+    def refuse_status(self, name):
+        raise PipelineError(f'{name}() has no value in ${{{{ }}}}')
 
     def value(self, expression):
         try:
-            return evaluate(parse_expression(expression), self.look_up)
+            return evaluate(expression, self.look_up, self.refuse_status)
         except PipelineError as error:
             raise PipelineError(f'{self.location}: {error}') from None
-
-    def text(self, text):
-        whole = EXPRESSION.fullmatch(text)
-        if whole:
-            return self.value(whole.group(1))
-        return EXPRESSION.sub(lambda match: str(self.value(match.group(1))), text)
-
-    def branch(self, key, before):
-        """What a key ${{ if ... }} or ${{ else }} decides: None for any other key.
-
-        before: the decision of the branch before it, None when there is none.
-        """
-        match = EXPRESSION.fullmatch(str(key))
-        if not match:
-            return None
-        word, _, condition = match.group(1).partition(' ')
-        if word == 'if':
-            return is_true(self.value(condition))
-        if word != 'else' or condition or before is None:
-            raise PipelineError(f'{self.location}: {key}: only if and, after it, else are known '
-                                'here as keys')
-        return not before
 
     def expand(self, value):
         if isinstance(value, Map):
             return self.expand_map(value)
         if isinstance(value, list):
             return self.expand_list(value)
-        return self.text(value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        whole = EXPRESSION.fullmatch(value)
+        if whole:
+            return self.value(whole.group(1))
+        return EXPRESSION.sub(lambda match: str(self.value(match.group(1))), value)
+
+    def decide(self, entries):
+        """Those of the (location, key, value) that ${{ if }} and ${{ else }} leave.
+
+        As (branch, key, value); branch: whether the key is such an `if` or `else`, so that only
+        what it holds counts.
+        """
+        decision = None
+        for self.location, key, value in entries:
+            match = EXPRESSION.fullmatch(str(key))
+            word, _, condition = match.group(1).partition(' ') if match else ('', '', '')
+            if word == 'if':
+                decision = is_true(self.value(condition))
+            elif word == 'else' and not condition and decision is not None:
+                decision = not decision
+            elif match:
+                raise PipelineError(f'{self.location}: {key}: only if and, after it, else are '
+                                    'known here as keys')
+            else:
+                decision = None
+            if decision is not False:
+                yield bool(decision), key, value
 
     def expand_map(self, source):
-        result, decision = Map(source.location), None
-        for key, value in source.items():
-            self.location = source.location
-            decision = self.branch(key, decision)
-            if decision is False:
-                continue
+        result = Map(source.location)
+        for branch, key, value in self.decide(
+                (source.location, key, value) for key, value in source.items()):
             added = self.expand(value)
-            if decision and not isinstance(added, Map):
+            if branch and not isinstance(added, Map):
                 raise PipelineError(f'{source.location}: {key} holds no mapping')
-            for name, item in (added.items() if decision else [(key, added)]):
+            for name, item in (added.items() if branch else [(key, added)]):
                 if name in result:
                     raise PipelineError(f'{source.location}: duplicate key {name}')
                 result[name] = item
         return result
 
     def expand_list(self, source):
-        result, decision = [], None
-        for item in source:
-            self.location = getattr(item, 'location', self.location)
-            key = next(iter(item)) if isinstance(item, Map) and len(item) == 1 else ''
-            decision = self.branch(key, decision)
-            if decision:
+        result = []
+        for branch, key, item in self.decide(
+                (item.location, next(iter(item)) if len(item) == 1 else '', item)
+                if isinstance(item, Map) else (self.location, '', item) for item in source):
+            if branch:
                 result += self.expand(item.list_of(key))
-            elif decision is None and isinstance(item, Map) and 'template' in item:
-                result += self.template(check_keys(item, {'template', 'parameters'}, 'a template'))
-            elif decision is None:
+            elif isinstance(item, Map) and 'template' in item:
+                result += self.template(check_keys(item, {'template'}, 'a template'))
+            else:
                 result.append(self.expand(item))
         return result
 
@@ -324,13 +291,10 @@ class Expansion:
         if not path.is_file():
             raise PipelineError(f"{item.location}: the template {item['template']} does not exist")
         document = load_file(path)
-        lists = [key for key in document if key != 'parameters']
-        if len(lists) != 1:
+        if len(document) != 1:
             raise PipelineError(f'{path.name}: a template holds one list, of variables, jobs or '
-                                f'steps, and parameters; not {lists}')
-        given = self.expand(item.get('parameters', Map(item.location)))
-        values = bind_parameters(document, given, item.location)
-        return Expansion(path, values, self.known['variables']).expand(document.list_of(lists[0]))
+                                f'steps; not {list(document)}')
+        return Expansion(path, {}).expand(document.list_of(next(iter(document))))
 
 
 def read_pipeline(path, parameters=None):
@@ -340,17 +304,11 @@ def read_pipeline(path, parameters=None):
     """
     path = Path(path)
     document = load_file(path)
-    values = bind_parameters(document, parameters or {}, path.name)
-    expansion = Expansion(path, values, {})
-    expanded = Map(path.name)
-    if 'variables' in document:
-        expanded['variables'] = expansion.expand(document['variables'])
-        for item in expanded.list_of('variables'):
-            check_keys(item, VARIABLE, 'a variable', path.name)
-        expansion.known['variables'] = variables(expanded)
-    for key, value in document.items():
-        if key not in ('variables', 'parameters'):
-            expanded[key] = expansion.expand(value)
+    expansion = Expansion(path, bind_parameters(document, parameters or {}, path.name))
+    expanded = Map(path.name, {key: expansion.expand(value) for key, value in document.items()
+                               if key != 'parameters'})
+    for item in expanded.list_of('variables') if 'variables' in expanded else ():
+        check_keys(item, VARIABLE, 'a variable', path.name)
     return expanded
 
 
@@ -431,15 +389,14 @@ def read_hooks(item):
 
 
 def step_kind(step):
-    return next(kind for kind in STEPS if kind in step)
+    return next((kind for kind in STEPS if kind in step), None)
 
 
 def check_step(item, location):
     """Raise PipelineError for what is not known here of a step."""
-    check_keys(item, set().union(STEPS, *STEPS.values()), 'a step', location)
-    if not set(STEPS) & set(item):
-        raise PipelineError(f"{item.location}: a step is one of {', '.join(sorted(STEPS))}")
-    kind = step_kind(item)
+    kind = step_kind(item) if isinstance(item, Map) else None
+    if not kind:
+        raise PipelineError(f"{location}: a step is one of {', '.join(STEPS)}, not {item!r}")
     check_keys(item, STEPS[kind] | {kind}, kind)
     if str(item[kind]) not in STEP_VALUES.get(kind, [str(item[kind])]):
         raise PipelineError(f'{item.location}: {kind}: {item[kind]} is not known here')

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / 'devops'))
 MARK = 'THIS-IS-A-REHEARSAL'
-NEEDED_FIRST = {'ci.yml': 'workspace.yml'}
+NEEDED_FIRST = {'ci.yml': ['workspace.yml']}
 
 # What a step gets of this machine's environment; a hosted agent has none of the rest.
 KEPT = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE',
@@ -68,6 +68,7 @@ SET_UPS = {
     # Contributor on the group is enough: this one is green.
     'group-only': lambda azure: azure.set_role(None, azure.subscription),
     'provider': lambda azure: azure.unregister('Microsoft.KeyVault'),
+    'keys': lambda azure: setattr(azure, 'shared_keys', False),
 }
 FAULTS = tuple(COMMITS) + tuple(STRIKES) + tuple(SET_UPS)
 # They need a model that is registered already to compare with, a service to roll back.
@@ -100,30 +101,27 @@ def snapshot(root, origin, out):
     Returns the files that the project has not committed. They are part of the rehearsal, so that it
     answers for what one sees. The project's own repository stays untouched.
     """
-    git('init', '--quiet', '--bare', str(origin))
-    git('--git-dir', str(origin), 'symbolic-ref', 'HEAD', 'refs/heads/master')
-    options = ['--git-dir', str(origin), '--work-tree', str(root)]
-    if root in out.resolve().parents:
-        top = out.resolve().relative_to(root).parts[0]
-        (origin / 'info').mkdir(exist_ok=True)
-        (origin / 'info' / 'exclude').write_text(f'/{top}/\n')
-    git(*(options + ['add', '--all']), folder=root)
-    git(*(options + ['commit', '--quiet', '--no-verify', '-m', 'Rehearsal']), folder=root)
+    git('init', '--quiet', str(origin))
+    git('symbolic-ref', 'HEAD', 'refs/heads/master', folder=origin)
+    options = ['--git-dir', str(origin / '.git'), '--work-tree', str(root)]
+    if root in out.parents:
+        (origin / '.git' / 'info').mkdir(exist_ok=True)
+        (origin / '.git' / 'info' / 'exclude').write_text(f'/{out.relative_to(root).parts[0]}/\n')
+    git(*options, 'add', '--all', folder=root)
+    git(*options, 'commit', '--quiet', '--no-verify', '-m', 'Rehearsal', folder=root)
+    git('reset', '--quiet', '--hard', folder=origin)
     if not (root / '.git').exists():
         return []
     return [line[3:] for line in git('status', '--porcelain', folder=root).splitlines()]
 
 
-def commit(origin, files, scratch):
-    """Put files, as in COMMITS, into the repository `origin`, as a push to master would."""
-    git('clone', '--quiet', str(origin), str(scratch))
+def commit(origin, files):
+    """Commit files, as in COMMITS, to the repository `origin`, as a push to master would."""
     for name, text in files.items():
-        path = scratch / name
+        path = origin / name
         path.write_text(text if isinstance(text, str) else text(path.read_text()))
-    git('add', '--all', folder=scratch)
-    git('commit', '--quiet', '--no-verify', '-m', 'Fault', folder=scratch)
-    git('push', '--quiet', 'origin', 'HEAD:refs/heads/master', folder=scratch)
-    shutil.rmtree(str(scratch))
+    git('add', '--all', folder=origin)
+    git('commit', '--quiet', '--no-verify', '-m', 'Fault', folder=origin)
 
 
 def result_of(results):
@@ -134,27 +132,29 @@ def result_of(results):
 def condition_holds(stage, done, outputs):
     """Whether the condition of a stage is met, after the stages `done`, {name: result}.
 
-    Azure Pipelines takes an output variable that no step has set for empty text; here that is an
-    error, since a stage would be skipped, and green, for ever.
+    Azure Pipelines takes an output variable for empty text that no step has set, or none of a stage
+    in dependsOn; here that is an error, since a stage would be skipped, and green, for ever.
     """
     import pipeline_yaml
 
     def output(words):
         _, source, _, name = words
-        if done[source] == 'succeeded' and name not in outputs[source]:
-            raise RehearsalError(f"the condition of stage {stage['name']} reads "
-                                 f"outputs['{name}'] of stage {source}, which set no such variable")
+        if source not in stage['needs'] or \
+                done[source] == 'succeeded' and name not in outputs[source]:
+            raise RehearsalError(f"the condition of stage {stage['name']} reads outputs['{name}'] "
+                                 f'of stage {source}, which set no such variable or is not in '
+                                 'dependsOn')
         return outputs[source].get(name, '')
 
     return pipeline_yaml.condition_holds(
         stage['condition'], output, {done[name] for name in stage['needs']})
 
 
-def run_job(run, folder, job, before_failure):
+def run_job(run, folder, job):
     """Run a job, or a deployment's hooks in order.
 
-    Returns (result, {'job.step.variable': value}, list of what it produced). `before_failure` is
-    called before the failure hook, which changes no result.
+    Returns (result, {'job.step.variable': value}, list of what it produced). The failure hook
+    changes no result; faults of Azure end before it.
     """
     import job_runner
     result, outputs, produced = 'succeeded', {}, []
@@ -162,8 +162,8 @@ def run_job(run, folder, job, before_failure):
         if (hook == 'failure') == (result == 'succeeded'):
             continue
         if hook == 'failure':
-            before_failure()
-        run.say(f"  {job['title']}{': ' + hook if hook else ''}")
+            run.azure.faults.clear()
+        run.screen.say(f"  {job['title']}{': ' + hook if hook else ''}")
         machine = job_runner.Job(run, folder / hook, job['minutes'], steps)
         status = machine.run_steps()
         found = {f"{job['name']}.{name}": value for name, value in machine.outputs.items()}
@@ -181,7 +181,7 @@ def run_job(run, folder, job, before_failure):
     return result, outputs, produced
 
 
-def run_stages(run, stages, before_failure):
+def run_stages(run, stages):
     """Run the stages in order; returns rows (stage, result, seconds, list of what it produced)."""
     rows, done, outputs = [], {}, {}
     for number, stage in enumerate(stages, 1):
@@ -189,8 +189,7 @@ def run_stages(run, stages, before_failure):
         done[name], outputs[name] = 'skipped', {}
         if condition_holds(stage, done, outputs):
             folder = run.folder / f"{number}-{name or stage['job']['name']}"
-            done[name], outputs[name], produced = run_job(
-                run, folder, stage['job'], before_failure)
+            done[name], outputs[name], produced = run_job(run, folder, stage['job'])
         rows.append((stage['title'], done[name], time.monotonic() - began, produced))
     return rows
 
@@ -270,73 +269,78 @@ class Screen:
             print('\033[K', end='', flush=True)
 
 
+def put_docker(folder):
+    """Put a `docker` that is the stand-in below the folder; the folder that it is in."""
+    docker = folder / 'programs' / 'docker'
+    docker.parent.mkdir()
+    words = [sys.executable, str(Path(__file__).with_name('docker_stand_in.py'))]
+    docker.write_text(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, words))} "$@"\n')
+    docker.chmod(0o755)
+    return docker.parent
+
+
 class Rehearsal:
-    """The folder, the stand-in and the rows of one rehearsal. connection: its kind."""
+    """What the runs of a rehearsal share, and the rows of their table.
+
+    connection: the kind of the service connection. Of the run that is under way: folder, where its
+    logs and results go, and variables, {name: value}, those of groups included.
+    """
 
     def __init__(self, out, azure, screen, environ, connection):
-        self.out, self.azure, self.screen, self.environ = out, azure, screen, environ
-        self.connection = connection
-        self.programs = out / 'programs'
-        self.programs.mkdir()
-        docker = self.programs / 'docker'
-        words = [sys.executable, str(Path(__file__).with_name('docker_stand_in.py'))]
-        docker.write_text(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, words))} "$@"\n')
-        docker.chmod(0o755)
+        self.out, self.azure, self.screen, self.connection = out, azure, screen, connection
+        self.origin, self.cache = out / 'origin', out / 'cache'
+        self.environ = agent_environ(environ)
+        self.environ['PATH'] = f"{put_docker(out)}:{self.environ['PATH']}"
         self.rows, self.builds = [], 0
+        # What an empty cache begins with.
         own = ROOT / '.venv'
-        self.seed = own if own.is_dir() and Path(sys.prefix).resolve() == own.resolve() else None
+        self.seed = own if Path(sys.prefix).resolve() == own.resolve() else None
+
+    def of_connection(self):
+        """The variables of a task that names the service connection."""
+        return {name: self.azure.connection[name] for name in CONNECTIONS[self.connection]}
 
     def run(self, name, label, fault=None, parameters=None, without=()):
         """Run one pipeline file of the repository as it is now; its result.
 
         label: what the folder and the table call it; without: stages left out by hand at the start.
         """
-        import job_runner
         import pipeline_yaml
         self.builds += 1
-        origin, clone = self.out / 'origin.git', self.out / 'pipeline-files'
-        git('clone', '--quiet', str(origin), str(clone))
-        pipeline = pipeline_yaml.read_pipeline(clone / 'devops' / name, parameters)
-        shutil.rmtree(str(clone))
+        pipeline = pipeline_yaml.read_pipeline(self.origin / 'devops' / name, parameters)
         stages = [stage for stage in pipeline_yaml.stages(pipeline) if stage['name'] not in without]
         for stage in stages:
             stage['needs'] = [need for need in stage['needs'] if need not in without]
-        values = pipeline_yaml.variables(pipeline)
+        self.folder, self.variables = self.out / label, pipeline_yaml.variables(pipeline)
         if pipeline_yaml.groups(pipeline):
-            values.update(GROUP, SUBSCRIPTION_ID=self.azure.env['SUBSCRIPTION_ID'])
-        values.update({
+            self.variables.update(GROUP, SUBSCRIPTION_ID=self.azure.env['SUBSCRIPTION_ID'])
+        self.variables.update({
             'TF_BUILD': 'True', 'Build.BuildId': self.builds,
             'Build.SourceBranch': 'refs/heads/master', 'Build.Repository.Name': 'rehearsal',
-            'Build.SourceVersion': git('--git-dir', str(origin), 'rev-parse', 'HEAD').strip(),
+            'Build.SourceVersion': git('rev-parse', 'HEAD', folder=self.origin).strip(),
             'System.CollectionUri': 'https://dev.azure.com/rehearsal/',
             'System.TeamProject': 'rehearsal'})
-        run = job_runner.Run(
-            folder=self.out / label, cache=self.out / 'cache', seed=self.seed, origin=origin,
-            environ=agent_environ(self.environ), programs=self.programs, variables=values,
-            connection={key: self.azure.connection[key] for key in CONNECTIONS[self.connection]},
-            new_job=self.azure.new_job, minute=60, proxy_environ=self.azure.proxy_environment(),
-            say=self.screen.say, show_progress=self.screen.show_progress)
         if fault:
             self.azure.faults.add(**fault)
         self.screen.say(f'\n{label}, build {self.builds}')
-        rows = run_stages(run, stages, self.azure.faults.clear)
+        rows = run_stages(self, stages)
         self.azure.faults.clear()
         self.rows += [(label,) + row for row in rows]
         return result_of([row[1] for row in rows])
 
     def run_with_prerequisites(self, name, fault):
         """Run a pipeline file and what has to be run before it; the result of the last."""
-        first, label = NEEDED_FIRST.get(name), name[:-len('.yml')]
-        later = fault in AFTER_A_GOOD_RUN
+        label, later = Path(name).stem, fault in AFTER_A_GOOD_RUN
+        before = [(first, Path(first).stem, ()) for first in NEEDED_FIRST.get(name, ())]
+        if later:
+            before.append((name, label + '-before', ('code_quality',)))
         if fault in COMMITS and not later:
-            commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
-        if first and self.run(first, first[:-len('.yml')]) != 'succeeded':
-            return 'failed'
-        if later and \
-                self.run(name, label + '-before', without=('code_quality',)) != 'succeeded':
-            return 'failed'
+            commit(self.origin, COMMITS[fault])
+        for first, called, without in before:
+            if self.run(first, called, without=without) != 'succeeded':
+                return 'failed'
         if fault in COMMITS and later:
-            commit(self.out / 'origin.git', COMMITS[fault], self.out / 'commit')
+            commit(self.origin, COMMITS[fault])
         return self.run(name, label, STRIKES.get(fault))
 
 
@@ -346,7 +350,7 @@ def rehearse(name, fault, out, environ, connection='federated'):
     screen = Screen(out / 'rehearsal.log')
     screen.say(f"REHEARSAL of devops/{name}{' with FAULT=' + fault if fault else ''} on this "
                'machine. Docker, Azure ML and Azure DevOps are stand-ins.')
-    changed = snapshot(ROOT, out / 'origin.git', out)
+    changed = snapshot(ROOT, out / 'origin', out)
     if changed:
         screen.say(f'note: files that are not committed take part, {len(changed)} of them '
                    f"({', '.join(changed[:3])}{', ...' if changed[3:] else ''}); Azure DevOps "
@@ -388,8 +392,7 @@ def main(argv=None):
         parser.error(f'FAULT={args.fault} is for PIPELINE=devops/ci.yml')
     import pipeline_checks
     import pipeline_yaml
-    names = [name for name in (NEEDED_FIRST.get(path.name), path.name) if name]
-    found = [problem for name in names
+    found = [problem for name in NEEDED_FIRST.get(path.name, []) + [path.name]
              for problem in pipeline_checks.find_problems(path.with_name(name))]
     if found:
         listed = '\n  '.join(found)

@@ -21,6 +21,7 @@ from conftest import ROOT
 requests = pytest.importorskip('requests')
 pytest.importorskip('trustme')
 pytestmark = pytest.mark.no_cover
+from loopback import resource_manager  # noqa: needs trustme
 
 LOGIN = 'https://login.microsoftonline.com/'
 ARM = 'https://management.azure.com'
@@ -113,14 +114,19 @@ class Client:
         config = settings.read({
             'SUBSCRIPTION_ID': self.env['SUBSCRIPTION_ID'], 'RESOURCE_GROUP': GROUP,
             'WORKSPACE_NAME': WORKSPACE, 'LOCATION': 'westeurope'})
-        ids = {}
-        for _, kind, name, version, body in workspace.resources(config, 'tenant'):
-            text = json.dumps(body)
-            for mark, path in ids.items():
-                text = text.replace(mark, path)
-            ids[f'{{{kind}}}'] = path = f'{self.base}/providers/{kind}/{name}'
-            self.arm('PUT', path, json.loads(text), version).raise_for_status()
+        for _, path, version, body in workspace.resources(config, 'tenant'):
+            self.arm('PUT', path, body, version).raise_for_status()
         self.arm('PUT', self.space + '/computes/cpu', compute()).raise_for_status()
+
+    def store(self):
+        return self.good('GET', 'datastore/v1.0', '/default')['azureStorageSection']
+
+    def blob(self, method, path, data=None, **headers):
+        """A request to the default datastore's container, signed with its key."""
+        name = self.store()['accountName']
+        return self.session.request(
+            method, f'https://{name}.blob.core.windows.net/azureml-blobstore{path}', data=data,
+            headers=dict({'Authorization': f'SharedKey {name}:x'}, **headers))
 
     def upload(self, files):
         """Upload {name: content} as artifacts; the container's name."""
@@ -147,7 +153,7 @@ class Client:
         assert answer.status_code == status
         return snapshot
 
-    def module(self, name, script, arguments, inputs=(), outputs=()):
+    def module(self, name, script, arguments, inputs=(), outputs=(), environment='e'):
         snapshot = self.snapshot()
         shape = {'Inputs': [{'Name': port, 'DataTypeIdsList': []} for port in inputs],
                  'Outputs': [{'Name': port, 'DataTypeId': 'AnyFile'} for port in outputs],
@@ -161,8 +167,8 @@ class Client:
             {'ValueType': kind, 'Name': key, 'Value': value} for kind, key, value in values],
             'ModuleOutputSettings': [{'Name': port, 'DataStoreName': 'workspaceblobstore',
                                       'DataStoreMode': 'mount'} for port in outputs],
-            'Runconfig': json.dumps({'environment': {'environmentVariables': {}},
-                                     'environmentVariables': {'COLOUR': 'blue'}})}
+            'Runconfig': json.dumps({'environmentVariables': {'COLOUR': 'blue'}, 'environment': {
+                'name': environment, 'version': '1', 'environmentVariables': {}}})}
 
     def publish(self, nodes, edges=()):
         return self.good('POST', 'pipelines/v1.0', '/Pipelines/Create', {
@@ -272,6 +278,29 @@ def client(signed_in, azure):
     azure.faults.clear()
 
 
+def test_the_template_of_the_sdk_needs_the_subscription_and_ends_with_its_vault(client, azure):
+    version, path = '2019-10-01', '/providers/Microsoft.Resources/deployments/d'
+    body = {'properties': {'template': {'resources': [
+        {'type': 'Microsoft.KeyVault/vaults', 'apiVersion': '2015-06-01'},
+        {'type': 'Microsoft.Resources/deployments', 'apiVersion': version,
+         'subscriptionId': azure.env['SUBSCRIPTION_ID']}]}}}
+    refused = client.arm('PUT', client.base + path, body, version)
+    assert code(refused) == (403, 'AuthorizationFailed')
+    assert "scope '/subscriptions/{SUBSCRIPTION_ID}'".format(**azure.env) in refused.text
+    azure.set_role('Owner', azure.subscription)
+    refused = client.arm('PUT', client.base + path, body, version)
+    azure.set_role('Reader', azure.subscription)
+    assert code(refused) == (400, 'NoRegisteredProviderFound') and "'2015-06-01'" in refused.text
+
+
+def test_an_environment_comes_back_as_the_sdk_reads_it(client):
+    sent = {'Name': 'e', 'Docker': {'baseImage': 'image'}, 'EnvironmentVariables': {'A_B': 'c'}}
+    client.good('PUT', 'environment/v1.0', '/environments/e', sent)
+    found = client.good('GET', 'environment/v1.0', '/environments/e')
+    assert found == {'name': 'e', 'version': '1', 'docker': {'baseImage': 'image'},
+                     'environmentVariables': {'A_B': 'c'}}
+
+
 def test_sign_in_is_refused_in_the_words_of_entra(client):
     for wrong, status, number in (({'secret': 'wrong'}, 401, 7000215),
                                   ({'client': str(uuid.uuid4())}, 400, 700016),
@@ -314,14 +343,8 @@ def test_a_compute_of_an_unknown_size_or_with_a_bad_name_is_refused(client):
 
 
 def test_blobs(client, azure):
-    store = client.good('GET', 'datastore/v1.0', '/default')['azureStorageSection']['accountName']
-    url = f'https://{store}.blob.core.windows.net/azureml-blobstore'
-    signed = {'Authorization': f'SharedKey {store}:x'}
-
-    def blob(method, path, data=None, **headers):
-        return client.session.request(method, url + path, data=data,
-                                      headers=dict(signed, **headers))
-    assert client.session.get(url + '/data/a.csv').status_code == 403
+    blob = client.blob
+    assert client.session.get(blob('GET', '/data/a.csv').url).status_code == 403
     assert blob('GET', '/data/a.csv').headers['x-ms-error-code'] == 'BlobNotFound'
     for block in ('b1', 'b2'):
         assert blob('PUT', '/data/a.csv?comp=block&blockid=' + block, block).status_code == 201
@@ -337,6 +360,16 @@ def test_blobs(client, azure):
     assert listed.index('<Name>data/a.csv<') < listed.index('<Name>data/b/c.csv<')
     assert blob('PUT', '/%2e%2e/%2e%2e/%2e%2e/escaped', 'x').status_code == 404
     assert not list(Path(azure.folder).rglob('escaped'))
+
+
+def test_neither_keys_nor_links_are_taken_where_a_policy_forbids_keys(client, azure):
+    path = f"/artifacts/contentinfo/LocalUpload/{client.upload({'a.txt': 'x'})}/a.txt"
+    link = client.good('GET', 'artifact/v2.0', path)['contentUri']
+    azure.shared_keys = False
+    answers = [client.session.get(link), client.blob('GET', '/a.csv')]
+    azure.shared_keys = True
+    assert {(answer.status_code, answer.headers['x-ms-error-code']) for answer in answers} == {
+        (403, 'KeyBasedAuthenticationNotPermitted')}
 
 
 def test_the_name_of_an_artifact_is_taken_once_and_its_link_is_good_for_nothing_else(client):
@@ -367,6 +400,16 @@ def test_steps_run_from_the_snapshot_and_hand_on_their_data(client):
     assert kept == ['outputs/kept.txt', 'user_logs/std_log.txt']
     assert client.api('POST', 'pipelines/v1.0', '/PipelineRuns/PipelineSubmit/' + pipeline, {
         'ExperimentName': 'tests', 'ParameterAssignments': {'colour': 'red'}}).status_code == 400
+
+
+def test_a_step_waits_for_its_image_once(client, azure):
+    pipeline = client.publish([client.module('only', 'leave.py', [], environment='late')])
+    azure.faults.add('late-image', seconds=0.3, count=None)
+    begin = time.monotonic()
+    assert client.ended(client.submit(pipeline)) == 'Completed'
+    assert time.monotonic() - begin >= 0.3
+    assert client.ended(client.submit(pipeline)) == 'Completed'
+    assert azure.faults.struck.count('late-image') == 1
 
 
 def test_cancel_really_kills_the_step(client):
@@ -452,6 +495,16 @@ def test_an_unknown_fault_is_refused(azure):
         azure.faults.add('earthquake')
 
 
+def test_a_first_deployment_that_is_refused_leaves_a_failed_service(client, azure, tmp_path):
+    space, = azure.journal.table('workspaces').values()
+    identity, group = space['identity']['principalId'], azure.group(GROUP)
+    resource_manager.assign(azure, identity, 'Azure AI Administrator', group)
+    failed = client.operation(client.deploy('refused', [], tmp_path))
+    resource_manager.assign(azure, identity, 'Contributor', group)
+    assert failed['state'] == client.service('refused')['state'] == 'Failed'
+    assert 'containerGroups/write' in client.service('refused')['error']['message']
+
+
 @pytest.mark.end_to_end
 def test_a_service_restarts_after_a_crash_and_an_update_replaces_it(client, azure, tmp_path):
     pytest.importorskip('azureml_inference_server_http')
@@ -484,8 +537,7 @@ def test_a_service_restarts_after_a_crash_and_an_update_replaces_it(client, azur
 def test_no_secret_is_written_and_files_are_private(client, azure):
     run = client.one_step('leave.py')
     client.ended(run)
-    store = client.good('GET', 'datastore/v1.0', '/default')['azureStorageSection']
-    secrets = [client.env['servicePrincipalKey'], client.token, store['accountKey'],
+    secrets = [client.env['servicePrincipalKey'], client.token, client.store()['accountKey'],
                client.history(run, '/token')['token']]
     folder = Path(azure.folder)
     texts = [path.read_text(errors='replace') for path in folder.rglob('*') if path.is_file()]

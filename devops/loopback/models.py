@@ -15,9 +15,9 @@ from .workspaces import now
 
 MANAGEMENT = '/modelmanagement/v1.0' + WORKSPACE
 MODELS = MANAGEMENT + '/models'
-FIELDS = ('name', 'description', 'framework', 'frameworkVersion', 'parentModelId', 'runId',
-          'experimentName', 'derivedModelIds', 'sampleInputData', 'sampleOutputData',
-          'resourceRequirements', 'url')
+# What the SDK reads of every model, given or not.
+DEFAULTS = {'description': None, 'framework': None, 'frameworkVersion': None, 'runId': None,
+            'experimentName': None, 'kvTags': {}, 'properties': {}, 'datasets': []}
 
 
 def refused(status, code, message):
@@ -58,12 +58,10 @@ def register_model(call):
         table = call.table('models')
         version = 1 + max([model['version'] for model in table.values()
                            if model['name'] == asked['name']], default=0)
-        document = dict(
-            {field: asked.get(field) for field in FIELDS}, version=version,
-            id=f"{asked['name']}:{version}", unpack=bool(asked.get('unpack')),
-            mimeType=asked.get('mimeType') or 'application/json', kvTags=asked.get('kvTags') or {},
-            properties=asked.get('properties') or {}, datasets=asked.get('datasets') or [],
-            createdTime=now(), modifiedTime=now(), createdBy={
+        document = dict(DEFAULTS, **asked)
+        document.update(
+            id=f"{asked['name']}:{version}", version=version, createdTime=now(),
+            modifiedTime=now(), createdBy={
                 'userObjectId': CLIENT, 'userTenantId': TENANT, 'userName': 'loopback'})
         table[document['id']] = document
     return document

@@ -1,10 +1,10 @@
 """A small registered model and the service that scores with it, for the tests of scoring."""
+import contextlib
 import functools
 import http.client
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -84,12 +84,11 @@ class Service:
         raise AssertionError('the service did not start:\n' + self.log.read_text())
 
     def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
         try:
             self.process.wait(START_SECONDS)
-        except subprocess.TimeoutExpired:
+        finally:
             self.process.kill()
-            self.process.wait()
 
     def ask(self, method, path, body=None, headers=None):
         """(status, headers, body text) of one request."""
@@ -110,19 +109,13 @@ class Service:
 
     def raw(self, data, end=True):
         """The whole answer (bytes) to raw bytes; the sending side is closed if `end`."""
+        pieces = []
         with socket.create_connection(('127.0.0.1', self.port), 60) as connection:
-            try:
+            with contextlib.suppress(OSError):
                 connection.sendall(data)
                 if end:
                     connection.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
-            pieces = []
-            try:
-                while True:
-                    pieces.append(connection.recv(1 << 16))
-                    if not pieces[-1]:
-                        break
-            except OSError:
-                pass
+            with contextlib.suppress(OSError):
+                for piece in iter(lambda: connection.recv(1 << 16), b''):
+                    pieces.append(piece)
         return b''.join(pieces)

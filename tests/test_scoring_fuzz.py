@@ -3,18 +3,18 @@
     SCORING_REQUESTS=200000 python -m pytest tests/test_scoring_fuzz.py -m end_to_end -s
 """
 import collections
+import contextlib
 import gzip
 import json
 import math
 import os
 import random
 import signal
-import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bench_scoring import exchange, family, megabytes
+from bench_scoring import exchange, http_request, is_right, megabytes
 from served import COLUMNS, Service, make_rows, register, scores
 
 pytestmark = pytest.mark.end_to_end
@@ -139,11 +139,11 @@ def damaged(rng):
 
 def encoded(rng):
     body = structured(rng)
+    text = body.decode()
     return rng.choice([
-        lambda: body.decode().encode('utf-16'), lambda: body.decode().encode('utf-16-le'),
-        lambda: body.decode().encode('utf-32'), lambda: b'\xef\xbb\xbf' + body,
-        lambda: gzip.compress(body), lambda: body.replace(b'ps_', b'p\xc3\x28s_', 1),
-        lambda: body.replace(b'ps_', 'ps\u0301_'.encode(), 1)])()
+        text.encode('utf-16'), text.encode('utf-16-le'), text.encode('utf-32'),
+        b'\xef\xbb\xbf' + body, gzip.compress(body), body.replace(b'ps_', b'p\xc3\x28s_', 1),
+        body.replace(b'ps_', 'ps\u0301_'.encode(), 1)])
 
 
 def junk(rng):
@@ -158,42 +158,47 @@ def nested(rng):
     return rng.choice([text, f'{{"data":{text}}}', f'{{"data":[{text}]}}']).encode()
 
 
+# What is odd in a request, and how. A length is what is added to that of the body.
+ODD_HTTP = {
+    'length': (1, 100, 10 ** 6, 10 ** 9, -1, -20),
+    'method': (b'GET', b'HEAD', b'PUT', b'DELETE', b'PATCH', b'OPTIONS', b'BREW'),
+    'path': (b'/score?a=b', b'/score?\xff', b'/score?%ff', b'/score?' + b'a' * 9000, b'/score/',
+             b'/score%00'),
+    'type': (b'text/plain', b'', b'application/x-www-form-urlencoded', b'\xff\xfe', b'a' * 9000,
+             b'multipart/form-data; boundary=x', b'application/json; charset=utf-8'),
+    'header': tuple(b'X-Request-Id: ' + value for value in (
+        b'', b'a' * 100, b'a' * 101, b'\xff', b'"{}', b'a' * 70000)) + (
+        b'Traceparent: ' + b'x' * 4000, b'Content-Length: 1', b': x', b'X', b'Host: y',
+        b'Expect: 100-continue', b'Content-Encoding: gzip'),
+}
+
+
+def odd_http(rng):
+    """(bytes to send, the body that the server may see)."""
+    body = structured(rng)
+    what = rng.choice(sorted(ODD_HTTP) + ['chunks', 'junk'])
+    if what == 'chunks':
+        size = rng.choice([b'%x' % len(body), b'%x' % (len(body) + 9), b'zz', b'-1', b''])
+        return (b'POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n' + size +
+                b'\r\n' + body + b'\r\n0\r\n\r\n'), body
+    if what == 'junk':
+        return junk(rng) + b'\r\n\r\n', b''
+    value = rng.choice(ODD_HTTP[what])
+    return post(body, **{what: value}), body[:value] if what == 'length' and value < 0 else body
+
+
+def post(body, method=b'POST', path=b'/score', type=b'application/json', header=b'X: y', length=0):
+    return (b'%s %s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\n%s\r\nContent-Length: %d\r\n\r\n'
+            % (method, path, type, header, len(body) + length)) + body
+
+
 def request(rng):
     """(kind, bytes to send, the body that the server may see)."""
-    kind = rng.choice(['structured'] * 6 + ['damaged'] * 3 + ['encoded', 'junk', 'nested', 'http'])
-    body = {'structured': structured, 'damaged': damaged, 'encoded': encoded, 'junk': junk,
-            'nested': nested, 'http': structured}[kind](rng)
-    method, path, content_type, headers = b'POST', b'/score', b'application/json', b''
-    length, seen, odd = len(body), body, rng.randrange(9) if kind == 'http' else None
-    if odd == 0:
-        length += rng.choice([1, 100, 10 ** 6, 10 ** 9])
-    elif odd == 1:
-        length = rng.randrange(length)
-        seen = body[:length]
-    elif odd == 2:
-        method = rng.choice([b'GET', b'HEAD', b'PUT', b'DELETE', b'PATCH', b'OPTIONS', b'BREW'])
-    elif odd == 3:
-        content_type = rng.choice([b'text/plain', b'', b'application/x-www-form-urlencoded',
-                                   b'multipart/form-data; boundary=x', b'\xff\xfe', b'a' * 9000,
-                                   b'application/json; charset=utf-8'])
-    elif odd == 4:
-        path += rng.choice([b'?a=b', b'?\xff', b'?%ff', b'?' + b'a' * 9000, b'/', b'%00'])
-    elif odd == 5:
-        size = rng.choice([b'%x' % len(body), b'%x' % (len(body) + 9), b'zz', b'-1', b''])
-        return kind, (b'POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n' +
-                      size + b'\r\n' + body + b'\r\n0\r\n\r\n'), body
-    elif odd == 6:
-        headers = b'X-Request-Id: %s\r\n' % rng.choice([
-            b'', b'a' * 100, b'a' * 101, b'\xff', b'"{}', b'a' * 70000])
-    elif odd == 7:
-        headers = rng.choice([
-            b'Traceparent: ' + b'x' * 4000, b'Content-Length: 1', b': x', b'X', b'Host: y',
-            b'Expect: 100-continue', b'Content-Encoding: gzip']) + b'\r\n'
-    elif odd == 8:
-        return kind, junk(rng) + b'\r\n\r\n', b''
-    head = (b'%s %s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\n%sContent-Length: %d\r\n\r\n'
-            % (method, path, content_type, headers, length))
-    return kind, head + body, seen
+    kind = rng.choice([structured] * 6 + [damaged] * 3 + [encoded, junk, nested, odd_http])
+    if kind is odd_http:
+        return ('http',) + odd_http(rng)
+    body = kind(rng)
+    return kind.__name__, post(body), body
 
 
 def status_and_body(answer):
@@ -204,36 +209,21 @@ def status_and_body(answer):
     return (int(head.split(b' ')[1]) if head.startswith(b'HTTP/') else None), body
 
 
-def in_threads(work, count):
-    """work(number) in `count` threads; the problems that they yielded or raised, in one list."""
-    problems = []
-
-    def run(number):
-        try:
-            problems.extend(work(number))
-        except Exception as error:
-            problems.append(f'client {number}: {error!r}')
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return problems
+def in_threads(work):
+    """What work(number) yields in each of CLIENTS threads, in one list."""
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return sum(pool.map(lambda number: list(work(number)), range(CLIENTS)), [])
 
 
 def test_no_request_is_answered_with_a_fault_or_a_wrong_score(model, tmp_path):
-    counts = [collections.Counter() for _ in range(CLIENTS)]
-
     def client(number):
+        """((kind, status), what is wrong or None) of each request."""
         rng = random.Random(number)
         for _ in range(REQUESTS // CLIENTS):
             kind, data, seen = request(rng)
             status, body = status_and_body(service.raw(data))
-            counts[number][kind, status] += 1
             problem = wrong(kind, status, body, strict(seen), data.startswith(b'OPTIONS'))
-            if problem:
-                yield f'{kind}: {problem} for {data[:3000]!r}'
+            yield (kind, status), problem and f'{kind}: {problem} for {data[:3000]!r}'
 
     def wrong(kind, status, body, rows, options):
         if status is None or status not in ANSWERS:
@@ -245,24 +235,17 @@ def test_no_request_is_answered_with_a_fault_or_a_wrong_score(model, tmp_path):
         return None
 
     with Service(model.registry, tmp_path / 'log.txt', SCORING_TIMEOUT_MS='5000') as service:
-        problems = in_threads(client, CLIENTS)
+        answers = in_threads(client)
         assert service.score({'data': make_rows(1, 0)})[0] == 200
-    total = sum(counts, collections.Counter())
-    assert sum(total.values()) == REQUESTS // CLIENTS * CLIENTS or problems
-    print(f'\n{sum(total.values())} requests, by kind and status:')
+    total = collections.Counter(key for key, _ in answers)
+    print(f'\n{len(answers)} requests, by kind and status:')
     for (kind, status), count in sorted(total.items(), key=str):
-        print(f"  {kind:12} {status or 'none':5} {int(count):7}")
-    assert problems == []
+        print(f"  {kind:12} {status or 'none':5} {count:7}")
+    assert [problem for _, problem in answers if problem] == []
     log = service.log.read_text(errors='replace')
     assert log.count('Booting worker') == 1 and 'Traceback' not in log
     assert all(total[kind, 400] for kind in ('structured', 'damaged', 'encoded', 'junk', 'nested'))
     assert total['structured', 200] > REQUESTS / 20
-
-
-def post(row):
-    body = json.dumps({'data': [row]}).encode()
-    return (b'POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n'
-            b'Content-Length: %d\r\n\r\n' % len(body)) + body
 
 
 def test_different_rows_from_many_clients_and_a_stop_under_load(model, tmp_path):
@@ -273,44 +256,34 @@ def test_different_rows_from_many_clients_and_a_stop_under_load(model, tmp_path)
     def client(first, last):
         def work(number):
             for index in range(first + number, last, CLIENTS):
-                status, body = exchange(service.port, post(rows[index]), 60)
-                if status != 200 or json.loads(body)['result'] != [expected[index]]:
+                status, body = exchange(service.port, http_request({'data': [rows[index]]}))
+                if not is_right(status, body, [expected[index]]):
                     yield f'row {index}: {status} {body[:200]}'
         return work
 
     def until_stopped(number):
         """Whole answers until the service is gone; what came of an answer that broke off is cut."""
-        answered = 0
+        answered, came = 0, b''
         for index in range(number, 10 ** 6, CLIENTS):
-            came = b''
-            try:
-                with socket.create_connection(('127.0.0.1', service.port), 60) as connection:
-                    connection.sendall(post(rows[index % REQUESTS]))
-                    while True:
-                        piece = connection.recv(1 << 16)
-                        if not piece:
-                            break
-                        came += piece
-            except OSError:
-                piece = None
-            right = b'{"result":%s}' % json.dumps([expected[index % REQUESTS]]).encode()
-            if came.endswith(b'\r\n\r\n' + right):
-                answered += 1
-                if answered == 20 and number == 0:
-                    service.process.send_signal(signal.SIGTERM)
-            else:
-                if came:
-                    cut.append(came)
+            with contextlib.suppress(OSError):
+                came = service.raw(http_request({'data': [rows[index % REQUESTS]]}), end=False)
+            if not came.endswith(b'\r\n\r\n{"result":[%r]}' % expected[index % REQUESTS]):
                 break
+            came = b''
+            answered += 1
+            if answered == 20 and number == 0:
+                service.process.send_signal(signal.SIGTERM)
+        if came:
+            cut.append(came)
         return [answered]
 
     with Service(model.registry, tmp_path / 'log.txt') as service:
         warm = REQUESTS // 4
-        problems = in_threads(client(0, warm), CLIENTS)
-        before = megabytes(family(service.process.pid), 'Rss')
-        problems += in_threads(client(warm, REQUESTS), CLIENTS)
-        after = megabytes(family(service.process.pid), 'Rss')
-        answered = in_threads(until_stopped, CLIENTS)
+        problems = in_threads(client(0, warm))
+        before = megabytes(service.process.pid, 'Rss')
+        problems += in_threads(client(warm, REQUESTS))
+        after = megabytes(service.process.pid, 'Rss')
+        answered = in_threads(until_stopped)
         assert service.process.wait(60) == 0
     print(f'\n{REQUESTS} different rows from {CLIENTS} clients, {len(problems)} wrong or lost; '
           f'memory {before:.1f} MB after the first quarter, {after:.1f} MB at the end; '

@@ -1,6 +1,8 @@
 """The AUC to be expected of a model and after every five trees, and its calibration, as JSON.
 
-    PYTHONPATH=training python judge_model.py TRUTH.npz MODEL
+    PYTHONPATH=training python judge_model.py TABLE MODEL
+
+TABLE is a sample table: its generator knows the probabilities that its targets were drawn from.
 """
 import json
 import sys
@@ -9,9 +11,11 @@ import lightgbm
 import numpy
 
 import metrics
+import sample
+import table
 
-with numpy.load(sys.argv[1]) as truth:
-    features, probability = truth['features'], truth['probability']
+frame = table.read_table(sys.argv[1])
+features, probability = frame[table.FEATURES], sample.claim_probabilities(frame)
 model, raw, curve = lightgbm.Booster(model_file=sys.argv[2]), 0, []
 for done in range(0, model.num_trees(), 5):
     trees = min(5, model.num_trees() - done)

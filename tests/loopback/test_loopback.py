@@ -1,10 +1,8 @@
 """Loopback Azure ML by plain HTTP: what it answers, what it runs, and each fault."""
-import contextlib
 import json
 import stat
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import types
@@ -48,18 +46,6 @@ SCRIPTS = {
                   'child = subprocess.Popen(["sleep", "1000000"])\n'
                   'print(os.getpid(), child.pid, flush=True)\ntime.sleep(1e6)\n',
 }
-SCORE = '''
-import json, os
-def init():
-    global text
-    with open(os.path.join(os.environ['AZUREML_MODEL_DIR'], 'model', 'model.txt')) as file:
-        text = file.read()
-    print('init with', text)
-def run(data):
-    if json.loads(data) == 'die':
-        os.kill(os.getppid(), 9)
-    return {'model': text, 'given': json.loads(data)}
-'''
 
 
 def until(condition, seconds=SECONDS):
@@ -208,46 +194,15 @@ class Client:
         said = until(lambda: (self.step(run) or '\0')[-1].endswith('\n') and self.step(run)[-1])
         return [int(pid) for pid in said.split()]
 
-    def register(self, name, text='1'):
-        """Register a folder `model` with one file."""
-        container = self.upload({'model/model.txt': text})
-        asset = self.good('POST', 'modelmanagement/v1.0', '/assets', {
-            'name': name, 'artifacts': [{'prefix': f'LocalUpload/{container}/model'}]})
+    def register(self, name):
         return self.api('POST', 'modelmanagement/v1.0', '/models', {
-            'name': name, 'url': 'aml://asset/' + asset['id']})
+            'name': name, 'url': 'aml://asset/x'})
 
-    def deploy(self, name, models, folder, cores=1):
-        """Create or update a service with SCORE; the address of its operation."""
-        archive = str(folder / (uuid.uuid4().hex + '.tar.gz'))
-        (folder / 'score.py').write_text(SCORE)
-        with tarfile.open(archive, 'w:gz') as tar:
-            tar.add(str(folder / 'score.py'), 'source/score.py')
-        with open(archive, 'rb') as file:
-            container = self.upload({'main.py': b'', 'source.tar.gz': file.read()})
-        url = f'aml://artifact/LocalUpload/{container}/'
-        answer = self.api('POST', 'modelmanagement/v1.0', '/services', {
-            'name': name, 'computeType': 'ACI', 'authEnabled': True, 'overwrite': True,
-            'containerResourceRequirements': {'cpu': cores, 'memoryInGB': 1},
-            'environmentImageRequest': {'modelIds': models, 'driverProgram': 'main.py', 'assets': [
-                {'url': url + 'main.py'}, {'url': url + 'source.tar.gz', 'unpack': True}],
-                'environment': {'environmentVariables': {
-                    'AZUREML_ENTRY_SCRIPT': 'source/score.py'}}}})
-        assert answer.status_code == 202, answer.text
-        return answer.headers['Operation-Location']
-
-    def operation(self, url):
-        """The operation when it has ended."""
-        until(lambda: self.ask('GET', url).json()['state'] in ('Succeeded', 'Failed'))
-        return self.ask('GET', url).json()
-
-    def service(self, name):
-        return self.good('GET', 'modelmanagement/v1.0', '/services/' + name)
-
-    def score(self, name, key='primaryKey', data='[1]'):
-        """The answer of the service to data, with one of its keys, or with none."""
-        keys = self.good('POST', 'modelmanagement/v1.0', f'/services/{name}/listkeys')
-        headers = {'Authorization': 'Bearer ' + keys[key]} if key else {}
-        return self.session.post(self.service(name)['scoringUri'], data=data, headers=headers)
+    def deploy(self, name):
+        """The answer to a request to create or update a service."""
+        return self.api('POST', 'modelmanagement/v1.0', '/services', {
+            'name': name, 'computeType': 'ACI', 'overwrite': True,
+            'environmentImageRequest': {'modelIds': []}})
 
 
 def compute(size='STANDARD_D2DS_V5'):
@@ -495,43 +450,39 @@ def test_an_unknown_fault_is_refused(azure):
         azure.faults.add('earthquake')
 
 
-def test_a_first_deployment_that_is_refused_leaves_a_failed_service(client, azure, tmp_path):
+def test_a_first_deployment_that_is_refused_leaves_a_failed_service(client, azure):
     space, = azure.journal.table('workspaces').values()
     identity, group = space['identity']['principalId'], azure.group(GROUP)
     resource_manager.assign(azure, identity, 'Azure AI Administrator', group)
-    failed = client.operation(client.deploy('refused', [], tmp_path))
+    answer = client.deploy('refused')
+    failed = client.ask('GET', answer.headers['Operation-Location']).json()
+    service = client.good('GET', 'modelmanagement/v1.0', '/services/refused')
     resource_manager.assign(azure, identity, 'Contributor', group)
-    assert failed['state'] == client.service('refused')['state'] == 'Failed'
-    assert 'containerGroups/write' in client.service('refused')['error']['message']
+    assert (answer.status_code, failed['state'], service['state']) == (202, 'Failed', 'Failed')
+    assert 'containerGroups/write' in service['error']['message']
 
 
-@pytest.mark.end_to_end
-def test_a_service_restarts_after_a_crash_and_an_update_replaces_it(client, azure, tmp_path):
-    pytest.importorskip('azureml_inference_server_http')
-    for text in ('one', 'two'):
-        client.register('served', text).raise_for_status()
-    url = client.deploy('served', ['served:1'], tmp_path)
-    assert client.api('POST', 'modelmanagement/v1.0', '/services', {
-        'name': 'served', 'computeType': 'ACI', 'overwrite': True}).status_code == 409
-    assert client.operation(url)['state'] == 'Succeeded'
-    address = client.service('served')['scoringUri']
-    assert client.score('served').json() == {'model': 'one', 'given': [1]}
-    assert client.score('served', None).status_code == 401
-    failed = client.operation(client.deploy('served', ['served:1'], tmp_path, cores=2))
-    assert failed['state'] == 'Failed' and 'must delete it first' in failed['error']['message']
-    answer = client.api('DELETE', 'modelmanagement/v1.0', '/models/served:1')
-    assert answer.status_code == 400 and 'is used by served' in answer.text
-    azure.faults.add('late', seconds=0.5)
-    url = client.deploy('served', ['served:2'], tmp_path)
-    assert client.service('served')['state'] == 'Transitioning'
-    assert client.operation(url)['state'] == 'Succeeded'
-    assert client.score('served').json()['model'] == 'two'
-    assert client.service('served')['scoringUri'] == address
-    with contextlib.suppress(requests.ConnectionError):
-        client.score('served', data='"die"')
-    for state in ('Unhealthy', 'Healthy'):
-        until(lambda: client.service('served')['state'] == state)
-    assert client.score('served').json()['model'] == 'two'
+def test_a_service_under_way_and_its_model_are_kept(client, azure):
+    client.register('used').raise_for_status()
+    space, = azure.journal.table('workspaces').values()
+    services = azure.table(space, 'services')
+    services['under-way'] = {'name': 'under-way', 'state': 'Transitioning',
+                             'environmentImageRequest': {'modelIds': ['used:1']}}
+    assert client.deploy('under-way').status_code == 409
+    answer = client.api('DELETE', 'modelmanagement/v1.0', '/models/used:1')
+    assert answer.status_code == 400 and 'is used by under-way' in answer.text
+    del services['under-way']
+
+
+def test_a_service_wants_its_key(client, azure, monkeypatch):
+    service = {'authEnabled': True, 'keys': {'primaryKey': 'k'}}
+    monkeypatch.setattr(azure.containers, 'container_behind', lambda host: (service, 9))
+    url = 'http://x.westeurope.azurecontainer.io/score'
+    for headers in ({}, {'Authorization': 'Bearer other'}):
+        assert client.session.post(url, headers=headers).status_code == 401
+    # With the key it goes on to the container, which nobody has started here.
+    with pytest.raises(requests.ConnectionError):
+        client.session.post(url, headers={'Authorization': 'Bearer k'})
 
 
 def test_no_secret_is_written_and_files_are_private(client, azure):

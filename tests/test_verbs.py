@@ -417,7 +417,7 @@ def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_bac
     model, = verbs.rows('models')
     service, = verbs.rows('services')
     experiment, = {row['experiment'] for row in verbs.rows('runs')}
-    environment, = {row['versions'][0]['name'].split('-')[0] for row in verbs.rows('environments')}
+    environment, = {row['name'].split('-')[0] for row in verbs.rows('environments')}
     arrived = {
         'SUBSCRIPTION_ID': verbs.workspace['id'].split('/')[2],
         'RESOURCE_GROUP': re.search('--name (.*) --location', empty).group(1),

@@ -2,8 +2,8 @@
 
 Sources: artifact.json and content.json of Azure/azure-rest-api-specs, in
 specification/machinelearningservices/data-plane; the calls of azureml-sdk 1.55 and 1.62. An
-artifact is the blob azureml/ORIGIN/CONTAINER/PATH, so there is no second list of them, and its
-name is taken once it is written.
+artifact is the blob ORIGIN/CONTAINER/PATH, so there is no second list of them, and its name is
+taken once it is written.
 """
 import os
 import urllib.parse
@@ -18,62 +18,62 @@ SNAPSHOTS = '/content/v2.0' + WORKSPACE + '/snapshots'
 STORE = 'azureml'
 
 
-def artifact_path(cloud, workspace, origin, container, path):
+def artifact_path(cloud, workspace, artifact):
     """Where the artifact is, or would be, on this machine."""
-    return cloud.blobs.path(account(workspace), STORE, '/'.join((origin, container, path)))
+    return cloud.blobs.path(account(workspace), STORE, artifact)
 
 
-def artifact_names(cloud, workspace, origin, container, prefix=''):
+def artifacts_below(cloud, workspace, prefix):
     """The artifacts that are `prefix` or lie in the folder `prefix`."""
-    start = f'{origin}/{container}/'
-    names = [name[len(start):] for name in cloud.blobs.names(account(workspace), STORE, start)]
-    return [name for name in names
-            if not prefix or name == prefix or name.startswith(prefix.rstrip('/') + '/')]
+    return [name for name in cloud.blobs.names(account(workspace), STORE, prefix)
+            if name == prefix or name.startswith(prefix + '/')]
 
 
-def artifact_link(call, origin, container, path):
-    return shared_link(call, STORE, '/'.join((origin, container, path)))
+def artifact_link(call, artifact):
+    return shared_link(call, STORE, artifact)
 
 
-def _artifact(origin, container, path):
-    return {'artifactId': '/'.join((origin, container, path)), 'origin': origin, 'etag': 'e',
-            'container': container, 'path': path, 'createdTime': now()}
+def _parts(artifact):
+    return dict(zip(('origin', 'container', 'path'), artifact.split('/', 2)))
 
 
-def _content(call, origin, container, path):
-    return {'contentUri': artifact_link(call, origin, container, path), 'origin': origin,
-            'container': container, 'path': path}
+def _entity(artifact):
+    return dict(_parts(artifact), artifactId=artifact, etag='e', createdTime=now())
+
+
+def _content(call, artifact):
+    return dict(_parts(artifact), contentUri=artifact_link(call, artifact))
 
 
 @route('POST', API, ARTIFACTS + '/batch/metadata/{origin}/{container}')
 def create_artifacts(call, origin, container):
-    paths = [one['path'] for one in call.json['paths']]
-    for path in paths:
-        if os.path.exists(artifact_path(call.cloud, call.workspace, origin, container, path)):
-            raise problem(409, 'UserError', 'Resource Conflict: ArtifactId '
-                          f'{origin}/{container}/{path} already exists.')
-    return {'artifacts': {path: _artifact(origin, container, path) for path in paths},
+    wanted = {one['path']: f"{origin}/{container}/{one['path']}" for one in call.json['paths']}
+    for artifact in wanted.values():
+        if os.path.exists(artifact_path(call.cloud, call.workspace, artifact)):
+            raise problem(409, 'UserError',
+                          f'Resource Conflict: ArtifactId {artifact} already exists.')
+    return {'artifacts': {path: _entity(artifact) for path, artifact in wanted.items()},
             'artifactContentInformation': {
-                path: _content(call, origin, container, path) for path in paths}, 'errors': {}}
+                path: _content(call, artifact) for path, artifact in wanted.items()}, 'errors': {}}
 
 
-@route('GET', API, ARTIFACTS + '/contentinfo/{origin}/{container}/{path*}')
-def get_content(call, origin, container, path):
-    if not os.path.isfile(artifact_path(call.cloud, call.workspace, origin, container, path)):
-        raise problem(404, 'UserError', f'There is no artifact {origin}/{container}/{path}.')
-    return _content(call, origin, container, path)
+@route('GET', API, ARTIFACTS + '/contentinfo/{artifact*}')
+def get_content(call, artifact):
+    if not os.path.isfile(artifact_path(call.cloud, call.workspace, artifact)):
+        raise problem(404, 'UserError', f'There is no artifact {artifact}.')
+    return _content(call, artifact)
 
 
-@route('GET', API, ARTIFACTS + '/prefix/contentinfo/{origin}/{container}/{path*}')
-def list_contents(call, origin, container, path):
-    names = artifact_names(call.cloud, call.workspace, origin, container, path)
-    return {'value': [_content(call, origin, container, name) for name in names]}
+@route('GET', API, ARTIFACTS + '/prefix/contentinfo/{prefix*}')
+def list_contents(call, prefix):
+    return {'value': [_content(call, artifact) for artifact in artifacts_below(
+        call.cloud, call.workspace, prefix)]}
 
 
 @route('GET', API, ARTIFACTS + '/{origin}/{container}')
 def list_artifacts(call, origin, container):
-    names = artifact_names(call.cloud, call.workspace, origin, container)
-    return {'value': [_artifact(origin, container, name) for name in names]}
+    return {'value': [_entity(artifact) for artifact in artifacts_below(
+        call.cloud, call.workspace, f'{origin}/{container}')]}
 
 
 @route('GET', API, '/content/v1.0' + WORKSPACE + '/snapshots/latest/metadata')

@@ -50,18 +50,18 @@ class BlobMount:
         path = os.path.join(os.path.realpath(parent), name)
         return path if path.startswith(self.folder + os.sep) else None
 
-    def rename(self, src, dst, *, src_dir_fd=None, dst_dir_fd=None):
+    def rename(self, src, dst):
         import shutil
-        source, goal = self._blob(src, src_dir_fd), self._blob(dst, dst_dir_fd)
+        source, goal = self._blob(src), self._blob(dst)
         if not source and not goal:
-            self._rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
-            return
-        if not source or not goal:
-            raise _error(errno.EXDEV, src, dst)
-        if os.path.isdir(source):
-            raise _error(errno.EIO, src, dst)
-        shutil.copyfile(source, goal)
-        self.unlink(source)
+            self._rename(src, dst)
+        elif not source or not goal:
+            raise _error(errno.EXDEV, src, None, dst)
+        elif os.path.isdir(source):
+            raise _error(errno.EIO, src, None, dst)
+        else:
+            shutil.copyfile(source, goal)
+            self.unlink(source)
 
     def unlink(self, path, *, dir_fd=None):
         blob = self._blob(path, dir_fd)
@@ -71,15 +71,15 @@ class BlobMount:
             os.rmdir(folder)
             folder = os.path.dirname(folder)
 
-    def link(self, src, dst, *, src_dir_fd=None, dst_dir_fd=None, **options):
-        if self._blob(src, src_dir_fd) or self._blob(dst, dst_dir_fd):
-            raise _error(errno.ENOSYS, src, dst)
-        self._link(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **options)
+    def link(self, src, dst, **options):
+        if self._blob(src) or self._blob(dst):
+            raise _error(errno.ENOSYS, src, None, dst)
+        self._link(src, dst, **options)
 
-    def symlink(self, src, dst, target_is_directory=False, *, dir_fd=None):
-        if self._blob(dst, dir_fd):
-            raise _error(errno.ENOSYS, src, dst)
-        self._symlink(src, dst, target_is_directory, dir_fd=dir_fd)
+    def symlink(self, src, dst, *options, **named):
+        if self._blob(dst):
+            raise _error(errno.ENOSYS, src, None, dst)
+        self._symlink(src, dst, *options, **named)
 
     def fsync(self, fd):
         number = fd if isinstance(fd, int) else fd.fileno()
@@ -88,9 +88,8 @@ class BlobMount:
         self._fsync(number)
 
 
-def _error(number, *paths):
-    """The OSError of that number; of a pair of paths both are named."""
-    return OSError(number, os.strerror(number), *(paths and (paths[0], None, paths[1])))
+def _error(number, *names):
+    return OSError(number, os.strerror(number), *names)
 
 
 def main(argv=None):

@@ -46,6 +46,11 @@ def _refused(status, code, message):
                   {'x-ms-error-code': code, 'Content-Type': 'application/xml'})
 
 
+def _unknown(call):
+    call.cloud.report(f'{call}, comp={call.query.get("comp")}')
+    return _refused(400, 'InvalidQueryParameterValue', 'Loopback does not know this comp.')
+
+
 def _facts(path):
     """The headers that describe a blob."""
     facts = os.stat(path)
@@ -68,7 +73,7 @@ def _entry(blob, path):
 def list_blobs(call, container):
     name = _account(call)
     if call.query.get('comp') != 'list':
-        return Answer(b'', 200, {'ETag': '"0x1"', 'Last-Modified': email.utils.formatdate()})
+        raise _unknown(call)
     prefix = call.query.get('prefix', '')
     found = ''.join(_entry(blob, call.cloud.blobs.path(name, container, blob))
                     for blob in call.cloud.blobs.names(name, container, prefix))
@@ -89,20 +94,18 @@ def get_blob(call, container, name):
         'x-ms-blob-type': 'BlockBlob', 'x-ms-lease-status': 'unlocked',
         'x-ms-lease-state': 'available', 'x-ms-server-encrypted': 'true', 'Accept-Ranges': 'bytes'})
     headers['x-ms-creation-time'] = headers['Last-Modified']
-    if call.method == 'HEAD':
-        return Answer(b'', 200, dict(headers, **{'Content-Length': str(size)}))
-    first, last, status = 0, size - 1, 200
-    wanted = re.match(r'bytes=(\d+)-(\d*)$',
+    wanted = re.match(r'bytes=(\d+)-(\d+)$',
                       call.headers.get('x-ms-range') or call.headers.get('Range') or '')
-    if wanted:
-        first, last = int(wanted.group(1)), min(int(wanted.group(2) or last), last)
-        if first >= size:
-            raise _refused(416, 'InvalidRange', 'The range is invalid for this blob\'s size.')
-        headers['Content-Range'] = f'bytes {first}-{last}/{size}'
-        status = 206
+    first, last = map(int, wanted.groups()) if wanted else (0, size)
     with open(path, 'rb') as file:
         file.seek(first)
-        return Answer(file.read(last - first + 1), status, headers)
+        content = file.read(last - first + 1)
+    if not wanted:
+        return Answer(content, 200, headers)
+    if not content:
+        raise _refused(416, 'InvalidRange', 'The range is invalid for this blob\'s size.')
+    headers['Content-Range'] = f'bytes {first}-{first + len(content) - 1}/{size}'
+    return Answer(content, 206, headers)
 
 
 @route('PUT', BLOB, '/{container}/{name*}', signed_in=False)
@@ -110,14 +113,14 @@ def put_blob(call, container, name):
     blobs = call.cloud.blobs
     path = blobs.path(_account(call), container, name)
     part = call.query.get('comp')
+    content = call.body
     if part == 'block':
-        blobs.stage_block(path, call.query['blockid'], call.body)
-        return Answer(b'', 201)
+        blobs.blocks[path, call.query['blockid']] = content
+        return Answer(status=201)
     if part == 'blocklist':
-        blobs.join_blocks(path, re.findall(r'<(?:Latest|Uncommitted)>([^<]+)<', call.body.decode()))
-    elif part is None:
-        blobs.write(path, call.body)
-    else:
-        call.cloud.report(f'{call}?comp={part}')
-        raise _refused(400, 'InvalidQueryParameterValue', 'Loopback does not know this comp.')
-    return Answer(b'', 201, dict(_facts(path), **{'x-ms-request-server-encrypted': 'true'}))
+        names = re.findall('<(?:Latest|Uncommitted)>([^<]+)<', content.decode())
+        content = b''.join(blobs.blocks.pop((path, name)) for name in names)
+    elif part:
+        raise _unknown(call)
+    blobs.write(path, content)
+    return Answer(None, 201, dict(_facts(path), **{'x-ms-request-server-encrypted': 'true'}))

@@ -143,13 +143,13 @@ class _Container:
         shutil.rmtree(self._folder, ignore_errors=True)
         os.makedirs(models, mode=0o700)
         for asset in request['assets']:
-            origin, container, path = asset['url'][len('aml://artifact/'):].split('/', 2)
-            blob = artifact_path(self._cloud, self._workspace, origin, container, path)
+            blob = artifact_path(self._cloud, self._workspace,
+                                 asset['url'][len('aml://artifact/'):])
             if asset.get('unpack'):
                 with tarfile.open(blob) as archive:
                     archive.extractall(app)
             else:
-                shutil.copyfile(blob, os.path.join(app, os.path.basename(path)))
+                shutil.copyfile(blob, os.path.join(app, os.path.basename(blob)))
         for model in document['models']:
             model_folder = os.path.join(models, model['name'], str(model['version']))
             unpack_model(self._cloud, self._workspace, model, model_folder)

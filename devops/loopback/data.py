@@ -10,11 +10,13 @@ import uuid
 
 from .resource_manager import SUBSCRIPTION
 from .routing import API, WORKSPACE, Answer, problem, route
+from .state import Missing
 from .workspaces import account, need_registry, now
 
 DATASTORES = '/datastore/v1.0' + WORKSPACE
 DATASETS = '/dataset/v1.0' + WORKSPACE
 ENVIRONMENTS = '/environment/v1.0' + WORKSPACE + '/environments'
+IMAGES = '/environment/v2.0' + WORKSPACE + '/environments/{name}/versions/{version}/image'
 DEFAULT = 'workspaceblobstore'
 CONTAINERS = {DEFAULT: 'azureml-blobstore', 'workspaceartifactstore': 'azureml'}
 
@@ -53,12 +55,6 @@ def register_dataset(call):
         document = dict(asked, datasetId=row['id'], latest=latest, createdTime=now(),
                         modifiedTime=now(), etag='e', isVisible=True,
                         datasetState={'state': 'active', 'deprecatedBy': None})
-        saved = latest['savedDatasetId']
-        if saved not in call.table('saved-datasets'):
-            call.table('saved-datasets')[saved] = {
-                'id': saved, 'datasetType': asked.get('datasetType'),
-                'properties': latest.get('properties') or {},
-                'dataflowJson': latest.get('dataflow')}
         versions.append(document)
         call.table('datasets')[asked['name']] = row
     return document
@@ -78,62 +74,55 @@ def get_dataset(call, name):
     return row['versions'][int(version) - 1]
 
 
+def _saved_as(call, saved):
+    return [document for row in call.table('datasets').values() for document in row['versions']
+            if document['latest']['savedDatasetId'] == saved]
+
+
 @route('GET', API, DATASETS + '/datasets/query/savedDatasetId={saved}')
 def list_datasets_by_saved_id(call, saved):
-    return {'value': [document for row in call.table('datasets').values()
-                      for document in row['versions']
-                      if document['latest']['savedDatasetId'] == saved]}
+    return {'value': _saved_as(call, saved)}
 
 
 @route('GET', API, '/data/v1.0' + WORKSPACE + '/dataversion/{name}/versions/{version}')
 def get_data_version(call, name, version):
     """What the Rust reader asks for before it reads a dataset that is saved but not registered."""
-    saved = call.table('saved-datasets')[name[len('unregistered-'):]]
-    dataflow = json.loads(saved['dataflowJson'] or '{}').get('meta', {}).get('RsDataflow')
-    return {'legacyDataflow': dataflow, 'legacyDataflowType': 'rslex',
-            'dataVersion': {'dataType': saved.get('datasetType')}}
+    for document in _saved_as(call, name[len('unregistered-'):]):
+        dataflow = json.loads(document['latest']['dataflow'])['meta']['RsDataflow']
+        return {'legacyDataflow': dataflow, 'legacyDataflowType': 'rslex',
+                'dataVersion': {'dataType': document['datasetType']}}
+    raise Missing(f'dataset {name}')
 
 
 @route('PUT', API, ENVIRONMENTS + '/{name}')
 @route('PUT', API, ENVIRONMENTS + '/{name}/versions/{version}')
 def put_environment(call, name, version=None):
-    """The same definition again is the same version."""
+    """Another definition is the next version, the same again the same; only the last is kept."""
     with call.cloud.journal.lock:
-        row = call.table('environments').get(name) or {'versions': []}
+        known = call.table('environments').get(name, {'version': '0'})
         # The SDK sends "Docker" and reads "docker".
         asked = {key[:1].lower() + key[1:]: value for key, value in call.json.items()}
-        document = dict(asked, name=name, version=version or str(len(row['versions']) + 1))
-        for known in row['versions']:
-            same = dict(known, version=None) == dict(document, version=None)
-            if same or known['version'] == version:
-                return known
-        row['versions'].append(document)
-        call.table('environments')[name] = row
+        document = dict(asked, name=name, version=known['version'])
+        if document == known or version == known['version']:
+            return known
+        document['version'] = str(int(known['version']) + 1)
+        call.table('environments')[name] = document
     return document
 
 
 @route('GET', API, ENVIRONMENTS + '/{name}')
-@route('GET', API, ENVIRONMENTS + '/{name}/versions/{version}')
-def get_environment(call, name, version=None):
-    row = call.table('environments').get(name) or {'versions': []}
-    for document in reversed(row['versions']):
-        if version in (None, document['version']):
-            return document
-    raise problem(404, 'UserError', f"No environment {name}, version {version or 'any'}, in "
-                  f"workspace {call.workspace['name']}.")
-
-
-IMAGES = '/environment/v2.0' + WORKSPACE + '/environments/{name}/versions/{version}/image'
+def get_environment(call, name):
+    return call.table('environments')[name]
 
 
 @route('POST', API, IMAGES)
 def build_image(call, name, version):
     """Start the build, which takes `seconds` of the fault `late-image`, else none."""
-    get_environment(call, name, version)
+    environment = get_environment(call, name)
+    if environment['version'] != version:
+        raise Missing(f'version {version} of environment {name}')
     need_registry(call.cloud, call.workspace)
-    fault = call.cloud.faults.take('late-image')
-    call.table('images')[f'{name}:{version}'] = {
-        'ready': time.time() + (fault or {}).get('seconds', 0)}
+    seconds_to_image(call.cloud, call.workspace, environment)
     url = f'https://{call.host}{call.path}/operations/{uuid.uuid4()}'
     return Answer({'location': url}, 202)
 
@@ -143,20 +132,22 @@ def seconds_to_image(cloud, workspace, environment):
     images = cloud.table(workspace, 'images')
     key = f"{environment.get('name')}:{environment.get('version')}"
     if key not in images:
-        fault = cloud.faults.take('late-image') or {}
-        images[key] = {'ready': time.time() + fault.get('seconds', 0)}
-    return max(0, images[key]['ready'] - time.time())
+        fault = cloud.faults.take('late-image') or {'seconds': 0}
+        images[key] = time.time() + fault['seconds']
+    return max(0, images[key] - time.time())
+
+
+def _is_built(call, name, version):
+    return call.table('images').get(f'{name}:{version}', float('inf')) <= time.time()
 
 
 @route('GET', API, IMAGES + '/operations/{operation}')
 def get_image_build(call, name, version, operation):
-    built = call.table('images')[f'{name}:{version}']['ready'] <= time.time()
-    return {'status': 'Succeeded' if built else 'Running', 'logUrl': None}
+    return {'status': 'Succeeded' if _is_built(call, name, version) else 'Running', 'logUrl': None}
 
 
 @route('GET', API, ENVIRONMENTS + '/{name}/versions/{version}/image')
 def get_environment_image(call, name, version):
     """Nothing is really built here, it only takes its time."""
-    row = call.table('images').get(f'{name}:{version}')
-    return {'imageExistsInRegistry': bool(row) and row['ready'] <= time.time(),
+    return {'imageExistsInRegistry': _is_built(call, name, version),
             'dockerImage': {'name': 'azureml/' + name, 'registry': None}}

@@ -7,21 +7,20 @@ the RunDto, the experiment's name and the error, and for a step its outputs.
 import re
 import uuid
 
-from .artifacts import artifact_link, artifact_names
+from .artifacts import artifact_link, artifacts_below
 from .routing import API, WORKSPACE, problem, route
 from .sign_in import CLIENT, LIFETIME, TENANT
 from .workspaces import now
 
 HISTORY = '/history/v1.0' + WORKSPACE
-PREFIXES = ('', '/experiments/{experiment}', '/experimentids/{experiment}')
+PREFIXES = ('/experiments/{experiment}', '/experimentids/{experiment}')
 METRICS = '/metric/v2.0' + WORKSPACE + '/runs/{run}'
 ENDED = ('Completed', 'Failed', 'Canceled')
 ORIGIN = 'ExperimentRun'
-LOGS = ('user_logs/', 'azureml-logs/', 'system_logs/', 'logs/azureml/')
 
 
 def runs_route(method, path):
-    """A route that the SDK reaches with the experiment's name, with its id, or without."""
+    """A route that the SDK reaches with the experiment's name or with its id."""
     def register(handler):
         for prefix in PREFIXES:
             route(method, API, HISTORY + prefix + path)(handler)
@@ -29,9 +28,9 @@ def runs_route(method, path):
     return register
 
 
-def new_run(table, experiment, run=None, **facts):
+def new_run(table, experiment, **facts):
     """Add a run to the table `runs` and return its row. The facts are fields of RunDto."""
-    run = run or str(uuid.uuid4())
+    run = str(uuid.uuid4())
     dto = dict({
         'runId': run, 'runUuid': str(uuid.uuid4()), 'rootRunId': run, 'parentRunId': None,
         'runNumber': len(table) + 1, 'experimentId': experiment['experimentId'],
@@ -45,13 +44,14 @@ def new_run(table, experiment, run=None, **facts):
 
 
 def set_status(table, run, status, error=None):
-    """Move a run on. One that has ended stays as it is, one that is canceled never runs again."""
+    """Move a run on. One that has ended stays as it is, one that is being canceled ends so."""
     with table.change(run) as row:
         dto = row['dto']
-        if dto['status'] in ENDED or (dto['status'], status) == ('CancelRequested', 'Running'):
+        canceled = dto['status'] == 'CancelRequested'
+        if dto['status'] in ENDED or canceled and status not in ENDED:
             return
-        dto['status'] = status
-        row['error'] = error
+        dto['status'] = 'Canceled' if canceled else status
+        row['error'] = None if canceled else error
         if status == 'Running':
             dto['startTimeUtc'] = now()
         if status in ENDED:
@@ -65,14 +65,6 @@ def get_or_create_experiment(table, name):
         table[name] = {'experimentId': str(uuid.uuid4()), 'name': name, 'description': None,
                        'createdUtc': now(), 'archivedTime': None, 'tags': {}}
     return table[name]
-
-
-def _experiment(call, name):
-    """The experiment of that name or id, made if there is none."""
-    for row in call.table('experiments').values():
-        if name in (row['name'], row['experimentId']):
-            return row
-    return get_or_create_experiment(call.table('experiments'), name)
 
 
 @route('GET', API, HISTORY + '/experiments/{name}')
@@ -92,19 +84,11 @@ def get_run(call, run, experiment=None):
 
 @runs_route('PATCH', '/runs/{run}')
 def patch_run(call, run, experiment=None):
-    """Tags and properties are added, other fields replaced; a run that does not exist is made."""
-    table = call.table('runs')
-    if run not in table:
-        new_run(table, _experiment(call, experiment), run)
-    with table.change(run) as row:
+    """Replace fields. RunDto has none for the datasets that a run reads and writes."""
+    with call.table('runs').change(run) as row:
         for key, value in call.json.items():
-            if key in ('tags', 'properties'):
-                row['dto'][key].update({
-                    name: text for name, text in (value or {}).items() if text is not None})
-            elif key in ('inputDatasets', 'outputDatasets'):
-                row[key] = value
-            elif value is not None:
-                row['dto'][key] = value
+            fields = row['dto'] if key in row['dto'] else row
+            fields[key] = value
     return row['dto']
 
 
@@ -112,14 +96,12 @@ def patch_run(call, run, experiment=None):
 def get_details(call, run, experiment=None):
     row = call.table('runs')[run]
     dto = row['dto']
-    names = artifact_names(call.cloud, call.workspace, ORIGIN, dto['dataContainerId'])
-    logs = {name: artifact_link(call, ORIGIN, dto['dataContainerId'], name)
-            for name in names if name.startswith(LOGS)}
-    return dict({key: dto[key] for key in (
-        'runId', 'target', 'status', 'startTimeUtc', 'endTimeUtc', 'properties')},
-        error=row['error'], warnings=None, inputDatasets=row.get('inputDatasets') or [],
-        outputDatasets=row.get('outputDatasets') or [], runDefinition=None, services={},
-        logFiles=logs)
+    folder = f"{ORIGIN}/{dto['dataContainerId']}"
+    logs = {artifact[len(folder) + 1:]: artifact_link(call, artifact) for artifact in
+            artifacts_below(call.cloud, call.workspace, folder + '/user_logs')}
+    fields = ('runId', 'target', 'status', 'startTimeUtc', 'endTimeUtc', 'properties')
+    return dict({key: dto[key] for key in fields}, error=row['error'], logFiles=logs,
+                inputDatasets=row.get('inputDatasets'), outputDatasets=row.get('outputDatasets'))
 
 
 @runs_route('GET', '/runs/{run}/children')
@@ -128,33 +110,25 @@ def list_children(call, run, experiment=None):
         row['dto'] for row in call.table('runs').values() if row['dto']['parentRunId'] == run]}
 
 
-@runs_route('POST', '/runs:query')
-def query_runs(call, experiment=None):
+@route('POST', API, HISTORY + '/experiments/{experiment}/runs:query')
+def query_runs(call, experiment):
     """The newest first."""
-    wanted = call.json.get('filter') or ''
-    names = [_experiment(call, experiment)['name']] if experiment else None
     found = [row['dto'] for row in call.table('runs').values()
-             if (names is None or row['experiment'] in names) and _matches(row['dto'], wanted)]
-    return {'value': found[::-1][:call.json.get('top')], 'continuationToken': None}
+             if row['experiment'] == experiment and _matches(row['dto'], call.json['filter'])]
+    return {'value': found[::-1][:call.json['top']], 'continuationToken': None}
 
 
 def _matches(dto, expression):
-    """Whether a run meets `(Tags/BuildId eq 5) and (RunType eq a or Properties/b eq a)` or so."""
-    clauses = filter(None, re.split(r'\)?\s+and\s+\(?', expression.strip()))
-    return all(any(_matches_term(dto, term.strip('() ')) for term in clause.split(' or '))
-               for clause in clauses)
-
-
-def _matches_term(dto, term):
-    match = re.match(r'(\w+)(?:/(\S+))?\s+(eq|ne)\s+(.*)$', term)
-    if not match:
-        raise problem(501, 'LoopbackUnknownFilter', f'Loopback cannot read the filter {term!r}.')
-    field, key, operator, wanted = match.groups()
-    value = dto.get(field[0].lower() + field[1:])
-    if key:
-        value = (value or {}).get(key)
-    wanted = None if wanted == 'null' else wanted.strip('\'"')
-    return (value == wanted) == (operator == 'eq')
+    """Whether a run meets a filter like `((Tags/BuildId eq "5") and (ParentRunId eq null))`."""
+    for clause in expression.strip('()').split(') and ('):
+        match = re.match(r'(\w)(\w+)(?:/(\w+))? eq (?:"(.*)"|null)$', clause)
+        if not match:
+            raise problem(501, 'LoopbackUnknownFilter', f'Loopback cannot read {expression}.')
+        initial, rest, key, wanted = match.groups()
+        value = dto[initial.lower() + rest]
+        if (value.get(key) if key else value) != wanted:
+            return False
+    return True
 
 
 @runs_route('GET', '/runs/{run}/token')
@@ -169,13 +143,13 @@ def wait_for_metrics(call, run, experiment=None):
 
 
 def _metrics(call, run):
-    return (call.table('metrics').get(run) or {'values': []})['values']
+    return call.table('metrics').get(run, [])
 
 
 @route('POST', API, METRICS + '/batch')
-def post_metrics(call, run, experiment=None):
+def post_metrics(call, run):
     with call.cloud.journal.lock:
-        call.table('metrics')[run] = {'values': _metrics(call, run) + call.json['values']}
+        call.table('metrics')[run] = _metrics(call, run) + call.json['values']
     return {'errors': []}
 
 
@@ -190,11 +164,7 @@ def list_metrics(call, run):
 def get_metric(call, run):
     name = call.json['metricName']
     values = [value for value in _metrics(call, run) if value['name'] == name]
-    if not values:
-        raise problem(404, 'NotFound', f'Run {run} has no metric {name}.')
-    cells = [dict(cell, metricId=cell.get('metricId') or str(uuid.uuid4()),
-                  createdUtc=cell.get('createdUtc') or now())
-             for value in values for cell in value['value']]
+    cells = [cell for value in values for cell in value['value']]
     for step, cell in enumerate(cells):
         cell['step'] = step
     return dict(values[-1], continuationToken=None, value=cells)

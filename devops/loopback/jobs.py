@@ -30,10 +30,12 @@ class Jobs:
         """Ask the pipeline run to end. The process of its step is killed at once."""
         runs = self._cloud.table(workspace, 'runs')
         with self._changed:
-            for step in family(runs, run):
-                set_status(runs, step, 'CancelRequested')
-                if step in self._processes:
-                    processes.kill(self._processes[step][0])
+            for row in runs.values():
+                step = row['dto']['runId']
+                if run in (step, row['dto']['parentRunId']):
+                    set_status(runs, step, 'CancelRequested')
+                    if step in self._processes:
+                        processes.kill(self._processes[step][0])
             self._changed.notify_all()
 
     def nodes(self, compute):
@@ -53,8 +55,6 @@ class Jobs:
         runs = self._cloud.table(workspace, 'runs')
         try:
             self._run_pipeline(workspace, runs, run)
-        except StepFailed as reason:
-            set_status(runs, run, 'Failed', error('ServiceError', str(reason)))
         except Exception:
             self._cloud.report(f'pipeline run {run}: {traceback.format_exc()}')
             set_status(runs, run, 'Failed', error('ServiceError', traceback.format_exc()))
@@ -62,48 +62,41 @@ class Jobs:
     def _run_pipeline(self, workspace, runs, run):
         facts = self._cloud.table(workspace, 'pipeline-runs')[run]
         kept = self._cloud.table(workspace, 'graphs')[facts['GraphId']]
-        values = {one['Name']: one.get('DefaultValue')
-                  for one in kept['interface'].get('Parameters') or []}
-        values.update(facts['ParameterAssignments'] or {})
-        failed = []
-        for node in in_order(kept['graph']):
-            if canceled(runs, run) or failed:
-                break
-            set_status(runs, run, 'Running')
-            step = Step(self._cloud, workspace, run, kept['graph'], node, values)
-            if not self._run_step(runs, run, step):
-                failed.append(step.name)
-        if canceled(runs, run):
-            for one in family(runs, run):
-                set_status(runs, one, 'Canceled')
-        elif failed:
-            nodes = ', /'.join(failed)
-            set_status(runs, run, 'Failed', error(
-                'UserError', f'Pipeline has failed child jobs. Failed nodes: /{nodes}. For more '
-                'details and logs, please go to the job detail page and check the child jobs.'))
-        else:
-            set_status(runs, run, 'Completed')
+        values = {one['Name']: one['DefaultValue'] for one in kept['interface']['Parameters']}
+        values.update(facts['ParameterAssignments'])
+        edges, steps = kept['graph']['Edges'], {}
+        for node in in_order(kept['graph']['ModuleNodes'], edges):
+            with self._changed:
+                if canceled(runs, run):
+                    break
+                set_status(runs, run, 'Running')
+                step = Step(self._cloud, workspace, run, node, edges, values, steps)
+            steps[node['Id']] = step
+            if not self._run_step(runs, step):
+                set_status(runs, run, 'Failed', error(
+                    'UserError', f'Pipeline has failed child jobs. Failed nodes: /{step.name}. For '
+                    'more details and logs, please go to the job detail page and check the child '
+                    'jobs.'))
+                return
+        set_status(runs, run, 'Completed')
 
-    def _run_step(self, runs, run, step):
-        """Whether the step is completed."""
-        status, reason = 'Completed', None
+    def _run_step(self, runs, step):
+        """Run it to its end; whether it is completed."""
         try:
-            self._execute(runs, run, step)
+            self._execute(runs, step)
         except StepFailed as failure:
-            status, reason = 'Failed', error('UserError', str(failure))
-        if canceled(runs, run):
-            status, reason = 'Canceled', None
-        set_status(runs, step.run, status, reason)
-        return status == 'Completed'
+            set_status(runs, step.run, 'Failed', error('UserError', str(failure)))
+        set_status(runs, step.run, 'Completed')
+        return runs[step.run]['dto']['status'] == 'Completed'
 
-    def _execute(self, runs, run, step):
+    def _execute(self, runs, step):
         with self._changed:
             # Queued while the fault no-capacity lasts.
-            while self._cloud.faults.capacity_errors() and not canceled(runs, run):
+            while self._cloud.faults.capacity_errors() and not canceled(runs, step.run):
                 self._changed.wait(0.2)
         command, folder, environ, log = step.prepare()
         with self._changed:
-            if canceled(runs, run):
+            if canceled(runs, step.run):
                 return
             process = processes.start(command, folder, environ, log)
             self._processes[step.run] = process, step.target
@@ -116,32 +109,19 @@ class Jobs:
             step.upload()
 
 
-def family(runs, run):
-    """The pipeline run and those of its steps."""
-    return [row['dto']['runId'] for row in runs.values()
-            if run in (row['dto']['runId'], row['dto']['parentRunId'])]
-
-
 def canceled(runs, run):
-    return runs[run]['dto']['status'] in ('Canceled', 'CancelRequested')
+    return runs[run]['dto']['status'] == 'CancelRequested'
 
 
-def in_order(graph):
-    """The nodes of the graph, each after those that it depends on."""
-    nodes = {node['Id']: node for node in graph.get('ModuleNodes') or []}
-    needs = {node: set() for node in nodes}
-    for edge in graph.get('Edges') or []:
-        source = edge['SourceOutputPort'].get('NodeId')
-        goal = edge['DestinationInputPort'].get('NodeId')
-        if source in nodes and goal in nodes:
-            needs[goal].add(source)
-    done = []
-    while len(done) < len(nodes):
-        ready = [node for node in nodes if node not in done and needs[node] <= set(done)]
-        if not ready:
-            raise StepFailed('The graph has a cycle.')
-        done += ready
-    return [nodes[node] for node in done]
+def in_order(nodes, edges):
+    """The nodes of a graph, each after those whose outputs it takes."""
+    left, done = {node['Id']: node for node in nodes}, []
+    while left:
+        waiting = {edge['DestinationInputPort']['NodeId'] for edge in edges
+                   if edge['SourceOutputPort'].get('NodeId') in left}
+        ready = next(node for node in left if node not in waiting)
+        done.append(left.pop(ready))
+    return done
 
 
 def error(code, message):

@@ -8,16 +8,16 @@ import os
 import shutil
 import uuid
 
-from .artifacts import artifact_names, artifact_path
+from .artifacts import artifact_path, artifacts_below
 from .routing import API, WORKSPACE, Answer, route
 from .sign_in import CLIENT, TENANT
 from .workspaces import now
 
 MANAGEMENT = '/modelmanagement/v1.0' + WORKSPACE
 MODELS = MANAGEMENT + '/models'
-FIELDS = ('name', 'description', 'framework', 'frameworkVersion', 'parentModelId', 'runId',
-          'experimentName', 'derivedModelIds', 'sampleInputData', 'sampleOutputData',
-          'resourceRequirements', 'url')
+# What the SDK reads of every model, given or not.
+DEFAULTS = {'description': None, 'framework': None, 'frameworkVersion': None, 'runId': None,
+            'experimentName': None, 'kvTags': {}, 'properties': {}, 'datasets': []}
 
 
 def refused(status, code, message):
@@ -58,12 +58,10 @@ def register_model(call):
         table = call.table('models')
         version = 1 + max([model['version'] for model in table.values()
                            if model['name'] == asked['name']], default=0)
-        document = dict(
-            {field: asked.get(field) for field in FIELDS}, version=version,
-            id=f"{asked['name']}:{version}", unpack=bool(asked.get('unpack')),
-            mimeType=asked.get('mimeType') or 'application/json', kvTags=asked.get('kvTags') or {},
-            properties=asked.get('properties') or {}, datasets=asked.get('datasets') or [],
-            createdTime=now(), modifiedTime=now(), createdBy={
+        document = dict(DEFAULTS, **asked)
+        document.update(
+            id=f"{asked['name']}:{version}", version=version, createdTime=now(),
+            modifiedTime=now(), createdBy={
                 'userObjectId': CLIENT, 'userTenantId': TENANT, 'userName': 'loopback'})
         table[document['id']] = document
     return document
@@ -91,8 +89,8 @@ def unpack_model(cloud, workspace, model, folder):
     """Lay a model's files out in `folder`; what was registered, file or folder, keeps its name."""
     asset = cloud.table(workspace, 'assets')[model['url'][len('aml://asset/'):]]
     for artifact in asset['artifacts']:
-        origin, container, path = (artifact.get('prefix') or artifact['id']).split('/', 2)
-        for name in artifact_names(cloud, workspace, origin, container, path):
-            goal = os.path.join(folder, os.path.relpath(name, os.path.dirname(path.rstrip('/'))))
+        prefix = artifact['prefix']
+        for name in artifacts_below(cloud, workspace, prefix):
+            goal = os.path.join(folder, os.path.relpath(name, os.path.dirname(prefix)))
             os.makedirs(os.path.dirname(goal), exist_ok=True)
-            shutil.copyfile(artifact_path(cloud, workspace, origin, container, name), goal)
+            shutil.copyfile(artifact_path(cloud, workspace, name), goal)

@@ -13,7 +13,6 @@ from .workspaces import api_root, need_registry, now
 
 PIPELINES = '/pipelines/v1.0' + WORKSPACE
 RUNS = PIPELINES + '/PipelineRuns/'
-NODES = RUNS + '{run}/Graph/'
 DATA_TYPES = ('AnyFile', 'AnyDirectory', 'AzureBlobReference', 'AzureFilesReference',
               'AzureDataLakeReference', 'AzureDataLakeGen2Reference', 'AzureSqlDatabaseReference',
               'AzurePostgresDatabaseReference', 'AzureMySqlDatabaseReference', 'DBFSReference',
@@ -57,26 +56,22 @@ def get_module(call, module):
     for key in ('StorageId', 'IsInterfaceOnly'):
         document.pop(key, None)
     shape = document['StructuredInterface']
-    inputs = [{'Name': port['Name'], 'DataTypesIds': port.get('DataTypeIdsList') or [],
-               'IsOptional': False} for port in shape.get('Inputs') or []]
-    outputs = [{'Name': port['Name'], 'DataTypeId': port.get('DataTypeId')}
-               for port in shape.get('Outputs') or []]
-    return {'Data': document, 'Interface': {
-        'Parameters': _parameters(shape.get('Parameters')),
-        'MetadataParameters': _parameters(shape.get('MetadataParameters')),
-        'DataPathParameters': [], 'Ports': {'Inputs': inputs, 'Outputs': outputs}}}
-
-
-def _parameters(listed):
-    return [{'Name': one['Name'], 'Documentation': None, 'DefaultValue': one.get('DefaultValue'),
-             'IsOptional': one.get('IsOptional', False), 'Type': '0'} for one in listed or []]
+    parameters = {
+        kind: [{'Name': one['Name'], 'DefaultValue': one.get('DefaultValue'), 'Type': '0',
+                'IsOptional': one['IsOptional']} for one in shape[kind]]
+        for kind in ('Parameters', 'MetadataParameters')}
+    inputs = [{'Name': port['Name'], 'DataTypesIds': port['DataTypeIdsList'], 'IsOptional': False}
+              for port in shape['Inputs']]
+    outputs = [{'Name': port['Name'], 'DataTypeId': port['DataTypeId']}
+               for port in shape['Outputs']]
+    return {'Data': document, 'Interface': dict(
+        parameters, DataPathParameters=[], Ports={'Inputs': inputs, 'Outputs': outputs})}
 
 
 @route('POST', API, PIPELINES + '/Pipelines/Create')
 def publish_pipeline(call):
     asked, graph = call.json, str(uuid.uuid4())
-    call.table('graphs')[graph] = {
-        'graph': asked['Graph'], 'interface': asked.get('GraphInterface') or {}}
+    call.table('graphs')[graph] = {'graph': asked['Graph'], 'interface': asked['GraphInterface']}
     fields = {key: value for key, value in asked.items() if not key.startswith('Graph')}
     document = _entity(dict(fields, GraphId=graph,
                             TotalRunSteps=len(asked['Graph']['ModuleNodes'])))
@@ -108,33 +103,24 @@ def submit_published(call, pipeline):
     published = call.table('pipelines')[pipeline]
     if published['EntityStatus'] != ACTIVE:
         raise problem(400, 'UserError', f'Pipeline {pipeline} is not active.')
-    # The SDK writes some fields with a capital, users of the REST interface do not.
-    asked = {key.lower(): value for key, value in call.json.items()}
-    experiment, values = asked.get('experimentname'), asked.get('parameterassignments') or {}
-    if not experiment:
-        raise problem(400, 'UserError', 'ExperimentName is missing.')
-    kept = call.table('graphs')[published['GraphId']]
-    known = [one['Name'] for one in kept['interface'].get('Parameters') or []]
-    strange = sorted(set(values) - set(known))
+    asked = call.json
+    values = asked['ParameterAssignments']
+    known = call.table('graphs')[published['GraphId']]['interface']['Parameters']
+    strange = sorted(set(values) - {one['Name'] for one in known})
     if strange:
         raise problem(400, 'UserError', f"The pipeline has no parameter {', '.join(strange)}.")
     need_registry(call.cloud, call.workspace)
-    properties = dict(asked.get('properties') or {}, **{
-        'azureml.runsource': 'azureml.PipelineRun', 'azureml.pipelineid': pipeline,
-        'runSource': asked.get('runsource') or 'Unavailable', 'runType': 'HTTP',
-        'azureml.parameters': json.dumps(values)})
+    experiment = get_or_create_experiment(
+        call.table('experiments'), asked.get('ExperimentName', ''))
     row = new_run(
-        call.table('runs'), get_or_create_experiment(call.table('experiments'), experiment),
-        status='Queued', runType='azureml.PipelineRun', tags=asked.get('tags') or {},
-        description=asked.get('description'), properties=properties)
+        call.table('runs'), experiment, status='Queued', runType='azureml.PipelineRun',
+        tags=asked.get('tags', {}), properties={
+            'azureml.runsource': 'azureml.PipelineRun', 'azureml.pipelineid': pipeline,
+            'azureml.parameters': json.dumps(values)})
     run = row['dto']['runId']
     call.table('pipeline-runs')[run] = _entity({
-        'Description': asked.get('description'), 'GraphId': published['GraphId'],
-        'IsSubmitted': True, 'HasErrors': False, 'HasWarnings': False,
-        'ParameterAssignments': values,
-        'RunHistoryExperimentName': experiment, 'PipelineId': pipeline,
-        'RunSource': asked.get('runsource'), 'RunType': asked.get('runtype'),
-        'TotalRunSteps': len(kept['graph']['ModuleNodes'])}, run)
+        'GraphId': published['GraphId'], 'ParameterAssignments': values, 'PipelineId': pipeline,
+        'RunHistoryExperimentName': experiment['name']}, run)
     call.cloud.jobs.start(call.workspace, run)
     return get_pipeline_run(call, run)
 
@@ -155,17 +141,12 @@ def cancel_pipeline_run(call, run):
     call.cloud.jobs.cancel(call.workspace, run)
 
 
-def _step(call, run):
-    """The run of the node that the request names, or None when it has not started."""
-    node = call.query['nodeId'] if 'nodeId' in call.query else call.json[-1]
+@route('POST', API, RUNS + '{run}/Graph/Node/StatusCode')
+def get_node_code(call, run):
+    """The state of the node that the request names; it has no run until it starts."""
+    node, = call.json
     for row in call.table('runs').values():
         dto = row['dto']
-        if dto['parentRunId'] == run and dto['properties'].get('azureml.nodeid') == node:
-            return row
-    return None
-
-
-@route('POST', API, NODES + 'Node/StatusCode')
-def get_node_code(call, run):
-    row = _step(call, run)
-    return CODES[row['dto']['status'] if row else 'NotStarted'][1]
+        if dto['parentRunId'] == run and dto['properties']['azureml.nodeid'] == node:
+            return CODES[dto['status']][1]
+    return CODES['NotStarted'][1]

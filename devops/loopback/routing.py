@@ -16,7 +16,7 @@ GROUP = '/subscriptions/{subscription}/resourceGroups/{group}'
 WORKSPACE = GROUP + '/providers/Microsoft.MachineLearningServices/workspaces/{workspace}'
 
 ROUTES = []
-Route = collections.namedtuple('Route', 'method pattern handler open')
+Route = collections.namedtuple('Route', 'method pattern handler signed_in')
 
 
 class Answer(Exception):
@@ -45,10 +45,10 @@ def route(method, host, path, signed_in=True):
     """
     expression = re.sub(r'\\\{(\w+)\\\*\\\}', r'(?P<\1>.+)', re.escape(path))
     expression = re.sub(r'\\\{(\w+)\\\}', r'(?P<\1>[^/]+)', expression)
-    pattern = re.compile(f'(?P<host>{host}){expression}/?$', re.IGNORECASE)
+    pattern = re.compile(f'{host}{expression}/?$', re.IGNORECASE)
 
     def register(handler):
-        ROUTES.append(Route(method, pattern, handler, not signed_in))
+        ROUTES.append(Route(method, pattern, handler, signed_in))
         return handler
     return register
 

@@ -1,4 +1,5 @@
 """All that the stand-in remembers while it runs: tables of JSON documents, and blobs as files."""
+import collections
 import contextlib
 import json
 import os
@@ -20,41 +21,29 @@ class Journal:
         return self._tables.setdefault(name, Table(name, self.lock))
 
 
-class Table:
+class Table(collections.UserDict):
     """Documents by key, in the order in which the keys first came.
 
     What is read is a copy; what is put back is kept.
     """
 
     def __init__(self, name, lock):
-        self._name, self._lock, self._texts = name, lock, {}
+        super().__init__()
+        self._name, self._lock = name, lock
+
+    def __missing__(self, key):
+        raise Missing(f"{self._name.rsplit('/', 1)[-1].rstrip('s')} {key}")
 
     def __getitem__(self, key):
-        try:
-            return json.loads(self._texts[key])
-        except KeyError:
-            raise Missing(f"{self._name.rsplit('/', 1)[-1].rstrip('s')} {key}")
+        return json.loads(super().__getitem__(key))
 
     def __setitem__(self, key, document):
         with self._lock:
-            self._texts[key] = json.dumps(document)
-
-    def __delitem__(self, key):
-        with self._lock:
-            self._texts.pop(key, None)
-
-    def __contains__(self, key):
-        return key in self._texts
-
-    def __len__(self):
-        return len(self._texts)
-
-    def get(self, key):
-        return self[key] if key in self else None
+            self.data[key] = json.dumps(document)
 
     def values(self):
         with self._lock:
-            return [json.loads(text) for text in self._texts.values()]
+            return [json.loads(text) for text in self.data.values()]
 
     @contextlib.contextmanager
     def change(self, key):
@@ -69,8 +58,9 @@ class Blobs:
     """Blobs as files, FOLDER/ACCOUNT/CONTAINER/NAME, so a mounted container is its folder."""
 
     def __init__(self, folder):
-        self.folder = os.path.abspath(folder)
-        self._blocks = {}
+        self.folder = folder
+        # {(path, block): bytes} of the blocks that no list has joined yet.
+        self.blocks = {}
 
     def path(self, account, container, name=''):
         root = os.path.join(self.folder, account, container)
@@ -87,23 +77,13 @@ class Blobs:
             file.write(content)
         os.replace(temporary, path)
 
-    def stage_block(self, path, block, content):
-        self._blocks[path, block] = content
-
-    def join_blocks(self, path, blocks):
-        """Make the blob of its staged blocks, as Put Block List does."""
-        self.write(path, b''.join(self._blocks.pop((path, block)) for block in blocks))
-
     def names(self, account, container, prefix=''):
         """The names of the container's blobs that begin with `prefix`, in order."""
         root = self.path(account, container)
-        found = []
-        for folder, _, files in os.walk(self.path(account, container, os.path.dirname(prefix))):
-            for file in files:
-                name = os.path.relpath(os.path.join(folder, file), root)
-                if name.startswith(prefix):
-                    found.append(name)
-        return sorted(found)
+        start = self.path(account, container, os.path.dirname(prefix))
+        found = [os.path.relpath(os.path.join(folder, file), root)
+                 for folder, _, files in os.walk(start) for file in files]
+        return sorted(name for name in found if name.startswith(prefix))
 
 
 def open_private(path):

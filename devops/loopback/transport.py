@@ -9,6 +9,7 @@ import json
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 import traceback
@@ -35,16 +36,15 @@ def dispatch(call):
         call.cloud.report(f'{call}: no such route')
         return problem(501, 'LoopbackUnknownRoute', f'Loopback Azure ML does not know {call}')
     values = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items()}
-    values.pop('host')
     try:
-        fault = call.cloud.faults.take_for_request(call, not candidate.open)
+        fault = call.cloud.faults.take_for_request(call, candidate.signed_in)
         if fault and not fault['after']:
             raise_fault(fault)
-        if not candidate.open:
+        if candidate.signed_in:
             call.cloud.tokens.check(call.headers.get('Authorization'))
         if 'subscription' in values:
             check_subscription(values.pop('subscription'))
-        if call.host == 'management.azure.com' and not candidate.open:
+        if call.host == 'management.azure.com' and candidate.signed_in:
             resource_manager.check(call)
         if 'workspace' in values:
             call.workspace = find_workspace(
@@ -80,7 +80,7 @@ class Proxy(ThreadingHTTPServer):
             return self._contexts[host]
 
     def handle_error(self, request, client_address):
-        pass
+        self.cloud.log(f'a connection failed: {sys.exc_info()[1]!r}')
 
     def start(self):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -88,16 +88,6 @@ class Proxy(ThreadingHTTPServer):
     def stop(self):
         self.shutdown()
         self.server_close()
-
-
-def cut_connection(connection):
-    """Close with a reset, whatever waits to be sent."""
-    try:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
-    connection.close()
 
 
 class _Connection(BaseHTTPRequestHandler):
@@ -117,16 +107,8 @@ class _Connection(BaseHTTPRequestHandler):
         host = self.path.rsplit(':', 1)[0].lower()
         self.send_response_only(200)
         self.end_headers()
-        try:
-            self.connection = self.server.context(host).wrap_socket(
-                self.connection, server_side=True)
-        except OSError as error:
-            self.server.cloud.log(f'TLS with a client for {host} failed: {error}')
-            self.close_connection = True
-            return
-        self.request = self.connection
-        self.rfile = self.connection.makefile('rb', -1)
-        self.wfile = self.connection.makefile('wb', 0)
+        self.request = self.server.context(host).wrap_socket(self.request, server_side=True)
+        self.setup()
         self.tunnel = host
         self.close_connection = False
 
@@ -140,8 +122,9 @@ class _Connection(BaseHTTPRequestHandler):
             answer = dispatch(call)
         except Dropped:
             cloud.log(f'cut {call}')
+            # finish() then closes it with a reset.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
             self.close_connection = True
-            cut_connection(self.connection)
             return
         except Exception:
             cloud.report(f'{call}: {traceback.format_exc()}')
@@ -159,15 +142,9 @@ class _Connection(BaseHTTPRequestHandler):
         # which the kernel puts off by 40 ms unless told otherwise.
         if hasattr(socket, 'TCP_QUICKACK'):
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        if 'chunked' not in self.headers.get('Transfer-Encoding', '').lower():
-            return self.rfile.read(int(self.headers.get('Content-Length') or 0))
-        parts = []
-        while True:
-            size = int(self.rfile.readline().split(b';')[0], 16)
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-            if not size:
-                return b''.join(parts)
+        if 'Transfer-Encoding' in self.headers:
+            raise ValueError('loopback takes no chunks')
+        return self.rfile.read(int(self.headers.get('Content-Length') or 0))
 
     def send(self, answer):
         if answer.body is None or isinstance(answer.body, bytes):

@@ -1,19 +1,19 @@
 """Loopback Azure ML by plain HTTP: what it answers, what it runs, and each fault."""
-import contextlib
 import json
-import os
 import stat
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import types
 import uuid
+from pathlib import Path
 
 import pytest
 
 import loopback
+import settings
+import workspace
 from conftest import ROOT
 
 requests = pytest.importorskip('requests')
@@ -25,22 +25,6 @@ LOGIN = 'https://login.microsoftonline.com/'
 ARM = 'https://management.azure.com'
 API = 'https://westeurope.api.azureml.ms'
 GROUP, WORKSPACE = 'group', 'space'
-# Type, name, api-version, body.
-RESOURCES = (
-    ('Storage/storageAccounts', 'loopstore', '2024-01-01',
-     {'kind': 'StorageV2', 'sku': {'name': 'Standard_LRS'}}),
-    ('KeyVault/vaults', 'loopvault', '2026-02-01', {'properties': {
-        'tenantId': 't', 'sku': {'family': 'A', 'name': 'standard'}, 'accessPolicies': []}}),
-    ('OperationalInsights/workspaces', 'looplogs', '2025-02-01', {}),
-    ('Insights/components', 'loopinsights', '2020-02-02', {'kind': 'web', 'properties': {
-        'Application_Type': 'web', 'WorkspaceResourceId':
-            'GROUP/providers/Microsoft.OperationalInsights/workspaces/looplogs'}}),
-    ('MachineLearningServices/workspaces', WORKSPACE, '2024-10-01', {
-        'identity': {'type': 'SystemAssigned'}, 'properties': {
-            'storageAccount': 'GROUP/providers/Microsoft.Storage/storageAccounts/loopstore',
-            'keyVault': 'GROUP/providers/Microsoft.KeyVault/vaults/loopvault',
-            'applicationInsights': 'GROUP/providers/Microsoft.Insights/components/loopinsights'}}),
-)
 SECONDS = 60
 SCRIPTS = {
     'write.py': 'import os, sys\n'
@@ -51,8 +35,7 @@ SCRIPTS = {
     'read.py': 'import os, sys\n'
                'print("read", open(os.path.join(sys.argv[1], "text")).read())\n'
                'print("secrets", [name for name in os.environ if "PASSWORD" in name.upper()\n'
-               '      or "servicePrincipal" in name])\n'
-               'print("run", os.environ["AZUREML_RUN_ID"])\n',
+               '      or "servicePrincipal" in name])\n',
     'rename.py': 'import os, sys\n'
                  'os.makedirs(os.path.join(sys.argv[1], "new"))\n'
                  'open(os.path.join(sys.argv[1], "new", "text"), "w").write("text")\n'
@@ -63,18 +46,6 @@ SCRIPTS = {
                   'child = subprocess.Popen(["sleep", "1000000"])\n'
                   'print(os.getpid(), child.pid, flush=True)\ntime.sleep(1e6)\n',
 }
-SCORE = '''
-import json, os
-def init():
-    global text
-    with open(os.path.join(os.environ['AZUREML_MODEL_DIR'], 'model', 'model.txt')) as file:
-        text = file.read()
-    print('init with', text)
-def run(data):
-    if json.loads(data) == 'die':
-        os.kill(os.getppid(), 9)
-    return {'model': text, 'given': json.loads(data)}
-'''
 
 
 def until(condition, seconds=SECONDS):
@@ -126,11 +97,22 @@ class Client:
     def set_up(self):
         """A workspace with what belongs to it, and a cluster."""
         self.azure.add_group(GROUP)
-        for kind, name, version, body in RESOURCES:
-            path = f'{self.base}/providers/Microsoft.{kind}/{name}'
-            body = json.loads(json.dumps(body).replace('GROUP', self.base))
-            self.arm('PUT', path, dict(body, location='westeurope'), version).raise_for_status()
+        config = settings.read({
+            'SUBSCRIPTION_ID': self.env['SUBSCRIPTION_ID'], 'RESOURCE_GROUP': GROUP,
+            'WORKSPACE_NAME': WORKSPACE, 'LOCATION': 'westeurope'})
+        for _, path, version, body in workspace.resources(config, 'tenant'):
+            self.arm('PUT', path, body, version).raise_for_status()
         self.arm('PUT', self.space + '/computes/cpu', compute()).raise_for_status()
+
+    def store(self):
+        return self.good('GET', 'datastore/v1.0', '/default')['azureStorageSection']
+
+    def blob(self, method, path, data=None, **headers):
+        """A request to the default datastore's container, signed with its key."""
+        name = self.store()['accountName']
+        return self.session.request(
+            method, f'https://{name}.blob.core.windows.net/azureml-blobstore{path}', data=data,
+            headers=dict({'Authorization': f'SharedKey {name}:x'}, **headers))
 
     def upload(self, files):
         """Upload {name: content} as artifacts; the container's name."""
@@ -157,18 +139,22 @@ class Client:
         assert answer.status_code == status
         return snapshot
 
-    def module(self, name, script, arguments, inputs=(), outputs=()):
+    def module(self, name, script, arguments, inputs=(), outputs=(), environment='e'):
         snapshot = self.snapshot()
-        shape = {'Inputs': [{'Name': port} for port in inputs], 'Parameters': [],
-                 'Outputs': [{'Name': port, 'DataStoreMode': 'mount'} for port in outputs],
-                 'Arguments': [{'ValueType': kind, 'Value': value} for kind, value in arguments]}
+        shape = {'Inputs': [{'Name': port, 'DataTypeIdsList': []} for port in inputs],
+                 'Outputs': [{'Name': port, 'DataTypeId': 'AnyFile'} for port in outputs],
+                 'Arguments': [{'ValueType': kind, 'Value': value} for kind, value in arguments],
+                 'Parameters': [], 'MetadataParameters': []}
         module = self.good('POST', 'pipelines/v1.0', '/Modules', {
             'Name': name, 'IsDeterministic': False, 'StructuredInterface': shape,
-            'StorageId': snapshot})
+            'StorageId': snapshot, 'StepType': 'PythonScriptStep'})
         values = [('0', 'Target', 'cpu'), ('0', 'Script', script), ('1', 'text', 'text')]
         return {'Id': name, 'ModuleId': module['Id'], 'ModuleParameters': [
             {'ValueType': kind, 'Name': key, 'Value': value} for kind, key, value in values],
-            'Runconfig': json.dumps({'environmentVariables': {'COLOUR': 'blue'}})}
+            'ModuleOutputSettings': [{'Name': port, 'DataStoreName': 'workspaceblobstore',
+                                      'DataStoreMode': 'mount'} for port in outputs],
+            'Runconfig': json.dumps({'environmentVariables': {'COLOUR': 'blue'}, 'environment': {
+                'name': environment, 'version': '1', 'environmentVariables': {}}})}
 
     def publish(self, nodes, edges=()):
         return self.good('POST', 'pipelines/v1.0', '/Pipelines/Create', {
@@ -186,63 +172,37 @@ class Client:
         """Submit a pipeline of one step; its run."""
         return self.submit(self.publish([self.module('only', script, [])]))
 
-    def run(self, run):
-        return self.good('GET', 'history/v1.0', '/runs/' + run)
+    def history(self, run, part=''):
+        return self.good('GET', 'history/v1.0', f'/experiments/tests/runs/{run}{part}')
 
     def ended(self, run):
-        return until(lambda: self.run(run)['status'] in ('Completed', 'Failed', 'Canceled')
-                     and self.run(run)['status'])
+        """The state of the run when it has ended."""
+        return until(lambda: self.history(run)['status'] in ('Completed', 'Failed', 'Canceled')
+                     and self.history(run)['status'])
 
-    def steps(self, run):
-        """{name: details} of the steps that have started."""
-        rows = self.good('GET', 'history/v1.0', f'/runs/{run}/children')['value']
-        return {row['name']: self.good('GET', 'history/v1.0', f"/runs/{row['runId']}/details")
-                for row in rows}
+    def step(self, run, name='only'):
+        """(id, state, log) of a step, or None before it has started."""
+        for row in self.history(run, '/children')['value']:
+            if row['name'] == name:
+                links = self.history(row['runId'], '/details')['logFiles']
+                return row['runId'], row['status'], self.session.get(
+                    links['user_logs/std_log.txt']).text if links else ''
+        return None
 
-    def log(self, details):
-        links = details['logFiles']
-        return self.session.get(links['user_logs/std_log.txt']).text if links else ''
+    def pids(self, run):
+        """What the step of forever.py, which is under way now, has said."""
+        said = until(lambda: (self.step(run) or '\0')[-1].endswith('\n') and self.step(run)[-1])
+        return [int(pid) for pid in said.split()]
 
-    def register(self, name, text='1'):
-        """Register a folder `model` with one file."""
-        container = self.upload({'model/model.txt': text})
-        asset = self.good('POST', 'modelmanagement/v1.0', '/assets', {
-            'name': name, 'artifacts': [{'prefix': f'LocalUpload/{container}/model'}]})
+    def register(self, name):
         return self.api('POST', 'modelmanagement/v1.0', '/models', {
-            'name': name, 'url': 'aml://asset/' + asset['id']})
+            'name': name, 'url': 'aml://asset/x'})
 
-    def deploy(self, name, models, folder, cores=1):
-        """Create or update a service with SCORE; the address of its operation."""
-        archive = str(folder / (uuid.uuid4().hex + '.tar.gz'))
-        (folder / 'score.py').write_text(SCORE)
-        with tarfile.open(archive, 'w:gz') as tar:
-            tar.add(str(folder / 'score.py'), 'source/score.py')
-        with open(archive, 'rb') as file:
-            container = self.upload({'main.py': b'', 'source.tar.gz': file.read()})
-        url = f'aml://artifact/LocalUpload/{container}/'
-        answer = self.api('POST', 'modelmanagement/v1.0', '/services', {
-            'name': name, 'computeType': 'ACI', 'authEnabled': True, 'overwrite': True,
-            'containerResourceRequirements': {'cpu': cores, 'memoryInGB': 1},
-            'environmentImageRequest': {'modelIds': models, 'driverProgram': 'main.py', 'assets': [
-                {'url': url + 'main.py'}, {'url': url + 'source.tar.gz', 'unpack': True}],
-                'environment': {'environmentVariables': {
-                    'AZUREML_ENTRY_SCRIPT': 'source/score.py'}}}})
-        assert answer.status_code == 202, answer.text
-        return answer.headers['Operation-Location']
-
-    def operation(self, url):
-        """The operation when it has ended."""
-        until(lambda: self.ask('GET', url).json()['state'] in ('Succeeded', 'Failed'))
-        return self.ask('GET', url).json()
-
-    def service(self, name):
-        return self.good('GET', 'modelmanagement/v1.0', '/services/' + name)
-
-    def score(self, name, key='primaryKey', data='[1]'):
-        """The answer of the service to data, with one of its keys, or with none."""
-        keys = self.good('POST', 'modelmanagement/v1.0', f'/services/{name}/listkeys')
-        headers = {'Authorization': 'Bearer ' + keys[key]} if key else {}
-        return self.session.post(self.service(name)['scoringUri'], data=data, headers=headers)
+    def deploy(self, name):
+        """The answer to a request to create or update a service."""
+        return self.api('POST', 'modelmanagement/v1.0', '/services', {
+            'name': name, 'computeType': 'ACI', 'overwrite': True,
+            'environmentImageRequest': {'modelIds': []}})
 
 
 def compute(size='STANDARD_D2DS_V5'):
@@ -262,9 +222,14 @@ def azure(tmp_path_factory):
         assert azure.unknown == []
 
 
+@pytest.fixture(scope='module')
+def signed_in(azure):
+    return Client(azure)
+
+
 @pytest.fixture
-def client(azure):
-    yield Client(azure)
+def client(signed_in, azure):
+    yield signed_in
     azure.faults.clear()
 
 
@@ -300,12 +265,12 @@ def test_sign_in_is_refused_in_the_words_of_entra(client):
         assert answer.json()['error_description'].startswith(f'AADSTS{number}: ')
 
 
-def test_requests_without_a_good_token_get_401(client):
-    assert client.arm('GET', client.space).status_code == 200
-    for url in (ARM + client.space, API + '/history/v1.0' + client.space + '/runs/x'):
-        assert code(client.session.get(url)) == (401, 'AuthenticationFailed')
-        client.token = 'eyJ.eyJ.x'
-        assert code(client.ask('GET', url)) == (401, 'InvalidAuthenticationToken')
+@pytest.mark.parametrize('url', [ARM, API + '/history/v1.0'])
+def test_requests_without_a_good_token_get_401(client, url):
+    url += client.space + ('' if url == ARM else '/experiments/x/runs/x')
+    assert code(client.session.get(url)) == (401, 'AuthenticationFailed')
+    assert code(client.ask('GET', url, headers={'Authorization': 'Bearer eyJ.eyJ.x'})) == (
+        401, 'InvalidAuthenticationToken')
 
 
 def test_what_is_missing_has_the_codes_of_azure(client):
@@ -329,18 +294,12 @@ def test_a_compute_of_an_unknown_size_or_with_a_bad_name_is_refused(client):
     assert code(client.arm('PUT', path + 'x2x', compute(size='Giant'))) == (
         400, 'InvalidPropertyValue')
     assert code(client.arm('PUT', path + 'under_score', compute())) == (400, 'BadRequest')
-    names = [one['name'] for one in client.arm('GET', path).json()['value']]
-    assert names == ['cpu']
+    assert [one['name'] for one in client.arm('GET', path).json()['value']] == ['cpu']
 
 
 def test_blobs(client, azure):
-    url = 'https://loopstore.blob.core.windows.net/azureml-blobstore'
-    signed = {'Authorization': 'SharedKey loopstore:x'}
-
-    def blob(method, path, data=None, **headers):
-        return client.session.request(method, url + path, data=data,
-                                      headers=dict(signed, **headers))
-    assert client.session.get(url + '/data/a.csv').status_code == 403
+    blob = client.blob
+    assert client.session.get(blob('GET', '/data/a.csv').url).status_code == 403
     assert blob('GET', '/data/a.csv').headers['x-ms-error-code'] == 'BlobNotFound'
     for block in ('b1', 'b2'):
         assert blob('PUT', '/data/a.csv?comp=block&blockid=' + block, block).status_code == 201
@@ -355,16 +314,14 @@ def test_blobs(client, azure):
     listed = blob('GET', '?restype=container&comp=list&prefix=data/').text
     assert listed.index('<Name>data/a.csv<') < listed.index('<Name>data/b/c.csv<')
     assert blob('PUT', '/%2e%2e/%2e%2e/%2e%2e/escaped', 'x').status_code == 404
-    assert not os.path.exists(os.path.join(azure.folder, 'escaped'))
+    assert not list(Path(azure.folder).rglob('escaped'))
 
 
 def test_neither_keys_nor_links_are_taken_where_a_policy_forbids_keys(client, azure):
     path = f"/artifacts/contentinfo/LocalUpload/{client.upload({'a.txt': 'x'})}/a.txt"
     link = client.good('GET', 'artifact/v2.0', path)['contentUri']
     azure.shared_keys = False
-    answers = [client.session.get(link), client.session.get(
-        'https://loopstore.blob.core.windows.net/azureml-blobstore/a.csv',
-        headers={'Authorization': 'SharedKey loopstore:x'})]
+    answers = [client.session.get(link), client.blob('GET', '/a.csv')]
     azure.shared_keys = True
     assert {(answer.status_code, answer.headers['x-ms-error-code']) for answer in answers} == {
         (403, 'KeyBasedAuthenticationNotPermitted')}
@@ -389,12 +346,11 @@ def test_steps_run_from_the_snapshot_and_hand_on_their_data(client):
     run = client.submit(pipeline, text='hello')
     other = client.submit(pipeline)
     assert (client.ended(run), client.ended(other)) == ('Completed', 'Completed')
-    steps = client.steps(run)
-    assert client.log(steps['first']) == 'parameter hello variable blue\n'
-    number = steps['second']['runId']
-    assert client.log(steps['second']) == f'read hello\nsecrets []\nrun {number}\n'
-    assert 'parameter default' in client.log(client.steps(other)['first'])
-    path = '/artifacts/ExperimentRun/dcid.' + steps['first']['runId']
+    number, _, said = client.step(run, 'first')
+    assert said == 'parameter hello variable blue\n'
+    assert client.step(run, 'second')[-1] == 'read hello\nsecrets []\n'
+    assert 'parameter default' in client.step(other, 'first')[-1]
+    path = '/artifacts/ExperimentRun/dcid.' + number
     kept = [one['path'] for one in client.good('GET', 'artifact/v2.0', path)['value']]
     assert kept == ['outputs/kept.txt', 'user_logs/std_log.txt']
     assert client.api('POST', 'pipelines/v1.0', '/PipelineRuns/PipelineSubmit/' + pipeline, {
@@ -402,12 +358,8 @@ def test_steps_run_from_the_snapshot_and_hand_on_their_data(client):
 
 
 def test_a_step_waits_for_its_image_once(client, azure):
-    module = client.module('only', 'write.py', [('Parameter', 'text'), ('Output', 'data')],
-                           outputs=['data'])
-    module['Runconfig'] = json.dumps({'environment': {
-        'name': 'late', 'version': '1', 'environmentVariables': {'COLOUR': 'blue'}}})
-    pipeline = client.publish([module])
-    azure.faults.add('late-image', seconds=1, count=None)
+    pipeline = client.publish([client.module('only', 'leave.py', [], environment='late')])
+    azure.faults.add('late-image', seconds=0.3, count=None)
     for _ in range(2):
         assert client.ended(client.submit(pipeline)) == 'Completed'
     assert azure.faults.struck.count('late-image') == 1
@@ -415,12 +367,10 @@ def test_a_step_waits_for_its_image_once(client, azure):
 
 def test_cancel_really_kills_the_step(client):
     run = client.one_step('forever.py')
-    until(lambda: client.steps(run) and client.log(client.steps(run)['only']).endswith('\n'))
-    pids = [int(pid) for pid in client.log(client.steps(run)['only']).split()]
+    pids = client.pids(run)
     assert all(alive(pid) for pid in pids)
     client.good('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{run}/Execution')
-    assert client.ended(run) == 'Canceled'
-    assert client.steps(run)['only']['status'] == 'Canceled'
+    assert client.ended(run) == client.step(run)[1] == 'Canceled'
     until(lambda: not any(alive(pid) for pid in pids))
     again = client.api('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{run}/Execution')
     assert again.status_code == 400
@@ -429,7 +379,7 @@ def test_cancel_really_kills_the_step(client):
 def test_what_a_step_leaves_running_ends_with_it(client):
     run = client.one_step('leave.py')
     assert client.ended(run) == 'Completed'
-    pid = int(client.log(client.steps(run)['only']))
+    pid, = client.pids(run)
     until(lambda: not alive(pid))
 
 
@@ -451,10 +401,8 @@ def test_pipeline_data_is_flat_blob_storage_while_the_fault_lasts(client, azure)
     pipeline = client.publish([client.module('only', 'rename.py', [('Output', 'data')],
                                              outputs=['data'])])
     azure.faults.add('blob-mount', count=None)
-    for _ in range(2):
-        run = client.submit(pipeline)
-        assert client.ended(run) == 'Failed'
-        assert 'OSError: [Errno 5]' in client.log(client.steps(run)['only'])
+    run = client.submit(pipeline)
+    assert client.ended(run) == 'Failed' and 'OSError: [Errno 5]' in client.step(run)[-1]
     azure.faults.clear()
     assert client.ended(client.submit(pipeline)) == 'Completed'
 
@@ -500,61 +448,51 @@ def test_an_unknown_fault_is_refused(azure):
         azure.faults.add('earthquake')
 
 
-def test_a_first_deployment_that_is_refused_leaves_a_failed_service(client, azure, tmp_path):
+def test_a_first_deployment_that_is_refused_leaves_a_failed_service(client, azure):
     space, = azure.journal.table('workspaces').values()
     identity, group = space['identity']['principalId'], azure.group(GROUP)
     resource_manager.assign(azure, identity, 'Azure AI Administrator', group)
-    failed = client.operation(client.deploy('refused', [], tmp_path))
+    answer = client.deploy('refused')
+    failed = client.ask('GET', answer.headers['Operation-Location']).json()
+    service = client.good('GET', 'modelmanagement/v1.0', '/services/refused')
     resource_manager.assign(azure, identity, 'Contributor', group)
-    assert failed['state'] == client.service('refused')['state'] == 'Failed'
-    assert 'containerGroups/write' in client.service('refused')['error']['message']
+    assert (answer.status_code, failed['state'], service['state']) == (202, 'Failed', 'Failed')
+    assert 'containerGroups/write' in service['error']['message']
 
 
-@pytest.mark.end_to_end
-def test_a_service_restarts_after_a_crash_and_an_update_replaces_it(client, azure, tmp_path):
-    pytest.importorskip('azureml_inference_server_http')
-    for text in ('one', 'two'):
-        client.register('served', text).raise_for_status()
-    url = client.deploy('served', ['served:1'], tmp_path)
-    assert client.api('POST', 'modelmanagement/v1.0', '/services', {
-        'name': 'served', 'computeType': 'ACI', 'overwrite': True}).status_code == 409
-    assert client.operation(url)['state'] == 'Succeeded'
-    address = client.service('served')['scoringUri']
-    assert client.score('served').json() == {'model': 'one', 'given': [1]}
-    assert client.score('served', None).status_code == 401
-    failed = client.operation(client.deploy('served', ['served:1'], tmp_path, cores=2))
-    assert failed['state'] == 'Failed' and 'must delete it first' in failed['error']['message']
-    answer = client.api('DELETE', 'modelmanagement/v1.0', '/models/served:1')
-    assert answer.status_code == 400 and 'is used by served' in answer.text
-    azure.faults.add('late', seconds=0.5)
-    url = client.deploy('served', ['served:2'], tmp_path)
-    assert client.service('served')['state'] == 'Transitioning'
-    assert client.operation(url)['state'] == 'Succeeded'
-    assert client.score('served').json()['model'] == 'two'
-    assert client.service('served')['scoringUri'] == address
-    with contextlib.suppress(requests.ConnectionError):
-        client.score('served', data='"die"')
-    for state in ('Unhealthy', 'Healthy'):
-        until(lambda: client.service('served')['state'] == state)
-    assert client.score('served').json()['model'] == 'two'
+def test_a_service_under_way_and_its_model_are_kept(client, azure):
+    client.register('used').raise_for_status()
+    space, = azure.journal.table('workspaces').values()
+    services = azure.table(space, 'services')
+    services['under-way'] = {'name': 'under-way', 'state': 'Transitioning',
+                             'environmentImageRequest': {'modelIds': ['used:1']}}
+    assert client.deploy('under-way').status_code == 409
+    answer = client.api('DELETE', 'modelmanagement/v1.0', '/models/used:1')
+    assert answer.status_code == 400 and 'is used by under-way' in answer.text
+    del services['under-way']
 
 
-def test_no_secret_is_written_and_files_are_private(tmp_path):
-    with loopback.start(str(tmp_path)) as azure:
-        client = Client(azure)
-        client.set_up()
-        run = client.one_step('read.py')
-        client.ended(run)
-        token = client.good('GET', 'history/v1.0', f'/runs/{run}/token')['token']
-        secrets = [client.env['servicePrincipalKey'], client.token, token,
-                   client.good('GET', 'datastore/v1.0', '/default')['azureStorageSection'][
-                       'accountKey']]
-    for path in tmp_path.rglob('*'):
-        if path.is_file():
-            text = path.read_text(errors='replace')
-            assert not any(secret in text for secret in secrets), path
-    assert stat.S_IMODE((tmp_path / 'ca.pem').stat().st_mode) == 0o600
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+def test_a_service_wants_its_key(client, azure, monkeypatch):
+    service = {'authEnabled': True, 'keys': {'primaryKey': 'k'}}
+    monkeypatch.setattr(azure.containers, 'container_behind', lambda host: (service, 9))
+    url = 'http://x.westeurope.azurecontainer.io/score'
+    for headers in ({}, {'Authorization': 'Bearer other'}):
+        assert client.session.post(url, headers=headers).status_code == 401
+    # With the key it goes on to the container, which nobody has started here.
+    with pytest.raises(requests.ConnectionError):
+        client.session.post(url, headers={'Authorization': 'Bearer k'})
+
+
+def test_no_secret_is_written_and_files_are_private(client, azure):
+    run = client.one_step('leave.py')
+    client.ended(run)
+    secrets = [client.env['servicePrincipalKey'], client.token, client.store()['accountKey'],
+               client.history(run, '/token')['token']]
+    folder = Path(azure.folder)
+    texts = [path.read_text(errors='replace') for path in folder.rglob('*') if path.is_file()]
+    assert not [secret for secret in secrets for text in texts if secret in text]
+    assert stat.S_IMODE((folder / 'ca.pem').stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 DRIVER = '''
@@ -577,9 +515,7 @@ def test_processes_end_with_the_stand_in_however_it_ends(tmp_path, killed):
         env = json.loads(process.stdout.readline().decode())
         client = Client(types.SimpleNamespace(env=env, add_group=lambda name: None))
         client.set_up()
-        run = client.one_step('forever.py')
-        until(lambda: client.steps(run) and client.log(client.steps(run)['only']).endswith('\n'))
-        pid = int(client.log(client.steps(run)['only']).split()[0])
+        pid = client.pids(client.one_step('forever.py'))[0]
         if killed:
             process.kill()
         process.communicate(timeout=SECONDS)

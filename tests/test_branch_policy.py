@@ -177,14 +177,6 @@ def test_a_setting_that_the_service_drops_is_an_error(ready):
     assert 'did not keep it all: blockLastPusherVote: false -> true' in text
 
 
-def test_what_failed_for_a_permission_names_it_and_is_finished_by_the_next_run(ready):
-    ready.misbehave('no permission', 'POST', times=1)
-    code, text = run(branch_policy, ready.env)
-    assert (code, "Ask for: 'Edit policies' on the repository" in text) == (1, True)
-    code, text = run(branch_policy, ready.env)
-    assert (code, len(ready.policies)) == (0, 3)
-
-
 @pytest.mark.parametrize('changes, code, words', [
     ({'AZURE_DEVOPS_ORG_URL': '/nobody'}, 1, 'There is no organisation at '),
     ({'AZURE_DEVOPS_PROJECT': 'X'}, 1, "There is no project 'X'"),

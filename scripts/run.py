@@ -102,10 +102,7 @@ def submit_pipeline(space, config, published, build_id):
 
 
 def watch_run(run, config, cluster):
-    """Print a line per change until the run ends; (its last state, []).
-
-    At the deadline: (None, [what is unfinished, ...]).
-    """
+    """Print a line per change until the run ends; its last state. Raises AzureError when late."""
     end = time.monotonic() + 60 * config.run_timeout_minutes
     shown, pause, troubled = {}, FIRST_PAUSE_SECONDS, False
     while True:
@@ -131,10 +128,12 @@ def watch_run(run, config, cluster):
                 print(f'{clock()} {name}: {state}', flush=True)
                 shown[name], pause = state, FIRST_PAUSE_SECONDS
         if status and status not in UNDER_WAY:
-            return status, []
+            return status
         if time.monotonic() > end:
-            return None, [f'{name}: {state}' for name, state in shown.items()
-                          if state not in DONE]
+            unfinished = '; '.join(f'{name}: {state}' for name, state in shown.items()
+                                   if state not in DONE)
+            raise azure_ml.AzureError(f'the run {run.id} took longer than '
+                                      f'{config.run_timeout_minutes:g} minutes; {unfinished}')
         time.sleep(min(pause, max(0, end - time.monotonic()) + 0.1))
         pause = min(1.5 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -199,13 +198,9 @@ def run_pipeline(config, out, build_id):
         cluster = space.compute_targets.get(config.aml_compute_cluster_name)
     print(link, flush=True)
     try:
-        status, unfinished = watch_run(run, config, cluster)
+        status = watch_run(run, config, cluster)
     except azure_ml.AzureError as error:
         raise azure_ml.AzureError(f'{error}\n{how_to_go_on(build_id)}', error.status)
-    if status is None:
-        raise azure_ml.AzureError(
-            f'the run {run.id} took longer than {config.run_timeout_minutes:g} minutes; '
-            f"{'; '.join(unfinished)}\n{how_to_go_on(build_id)}")
     if status not in DONE:
         with azure_ml.asking('fetch the log of the failed step', config.call_timeout_seconds):
             lines = list(failure_of(run, config.call_timeout_seconds / 3))

@@ -149,17 +149,13 @@ def test_a_pipeline_made_anew_takes_the_old_policys_place(done):
     assert done.policies[number]['settings']['buildDefinitionId'] == again['id']
 
 
-def test_a_second_pipeline_of_the_same_file_changes_nothing(ready):
+def test_of_two_pipelines_of_the_file_any_will_do_unless_it_is_switched_off(ready):
     other = ready.add_pipeline('second', 'devops/pr.yml')
-    run(branch_policy, ready.env)
+    ready.pipeline['queueStatus'] = 'disabled'
+    assert 'safe-driver-pr, is disabled' in run(branch_policy, ready.env)[1]
     assert policies(ready)[BUILD]['settings']['buildDefinitionId'] == ready.pipeline['id']
     policies(ready)[BUILD]['settings']['buildDefinitionId'] = other['id']
     assert 'Nothing' in run(branch_policy, ready.env)[1]
-
-
-def test_a_pipeline_that_is_switched_off_is_said(ready):
-    ready.pipeline['queueStatus'] = 'disabled'
-    assert 'safe-driver-pr, is disabled' in run(branch_policy, ready.env)[1]
 
 
 def test_another_branch(ready):

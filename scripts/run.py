@@ -90,11 +90,11 @@ def submit_pipeline(space, config, published, build_id):
             published.endpoint, json=body, timeout=config.call_timeout_seconds / 3,
             headers=sign_in.authentication(os.environ).get_authentication_header())
         answer.raise_for_status()
-        found = answer.json()
-        if not isinstance(found, dict) or not found.get('Id'):
+        identity = azure_ml.json_object(answer).get('Id')
+        if not identity:
             raise azure_ml.AzureError(
                 f'could not {what}: the answer names no run\n{azure_ml.ODD}')
-        return PipelineRun.get(space, found['Id'])
+        return PipelineRun.get(space, identity)
 
     what = f'submit the pipeline {published.name}'
     with azure_ml.asking(what, config.call_timeout_seconds):
@@ -114,8 +114,9 @@ def watch_run(run, config, cluster):
                 waiting = any(state in ('Queued', 'NotStarted') for _, state in states)
                 errors = cluster.get_status().errors if waiting and cluster else None
             if errors:
-                states.append((f'compute cluster {cluster.name}',
-                               azure_ml.clean(first_error(errors))))
+                error = errors[0].get('error', errors[0])
+                states.append((f'compute cluster {cluster.name}', azure_ml.clean(
+                    f"{error.get('code')}: {error.get('message')}")))
             troubled = False
         except azure_ml.AzureError as error:
             if error.status in (401, 403, 404):
@@ -140,12 +141,6 @@ def watch_run(run, config, cluster):
 
 def clock():
     return time.strftime('%H:%M:%S')
-
-
-def first_error(errors):
-    """The text of the first error that a cluster reports."""
-    error = errors[0].get('error', errors[0])
-    return f"{error.get('code')}: {error.get('message')}"
 
 
 def failure_of(run, seconds):

@@ -21,9 +21,8 @@ def write_json(path, value):
 def read_json(path):
     """The JSON object of a file, or None if there is none. Raises ValueError with its path."""
     try:
-        value = json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         raise ValueError(f'{path} is no JSON: remove it and run this again')
-    return value

@@ -10,6 +10,8 @@ import sys
 import time
 import urllib.parse
 
+import azure_ml
+from azure_ml import AzureError
 from settings import UNDEFINED_VARIABLE, SettingsError
 
 VERSION = '7.1'
@@ -37,14 +39,6 @@ SETTINGS = (
 ON, OFF = ('1', 'true'), ('', '0', 'false')
 Settings = collections.namedtuple('Settings', 'organisation project repository token personal '
                                   'branch dry_run')
-
-
-class AzureDevOpsError(Exception):
-    """What was wrong and what to do, for a person. status: of HTTP, or None."""
-
-    def __init__(self, text, status=None):
-        super().__init__(text)
-        self.status = status
 
 
 def read_value(environ, name):
@@ -96,28 +90,17 @@ def portal_page(settings, *parts):
     return '/'.join([settings.organisation, urllib.parse.quote(settings.project)] + list(parts))
 
 
-def decode_json(response):
-    """The JSON of an answer, None without a body. Raises ValueError when it is something else."""
-    if not response.content.strip():
-        return None
-    # Some answers of the service begin with a byte order mark.
-    return json.loads(response.content.decode('utf-8-sig'))
-
-
 def error_words(response):
     """(message, typeKey) of an error answer, each '' when the service says none.
 
     Form, of recorded answers: {"$id", "innerException", "message", "typeName", "typeKey", ...}.
     """
-    try:
-        answer = decode_json(response)
-        return str(answer['message'] or '').strip(), str(answer.get('typeKey', ''))
-    except (ValueError, TypeError, KeyError):
-        return '', ''
+    answer = azure_ml.json_object(response)
+    return str(answer.get('message') or '').strip(), str(answer.get('typeKey', ''))
 
 
 def check_answer(answer, fields, doing, path=''):
-    """Raise AzureDevOpsError unless an answer has what the caller counts on.
+    """Raise AzureError unless an answer has what the caller counts on.
 
     fields: a type, [fields of each item] or {name: fields}; 'name?' may be missing or null, and '*'
     stands for all names. doing: what was asked for. Returns the answer.
@@ -125,8 +108,8 @@ def check_answer(answer, fields, doing, path=''):
     kind = fields if isinstance(fields, type) else type(fields)
     if not isinstance(answer, kind):
         what = 'is missing' if answer is None else f'is {json.dumps(answer)[:60]}'
-        raise AzureDevOpsError(f'Azure DevOps was asked to {doing}, and its answer cannot be used: '
-                               f"{path or 'all of it'} {what} and must be {JSON_NAMES[kind]}.")
+        raise AzureError(f'Azure DevOps was asked to {doing}, and its answer cannot be used: '
+                         f"{path or 'all of it'} {what} and must be {JSON_NAMES[kind]}.")
     if isinstance(fields, list):
         for number, item in enumerate(answer):
             check_answer(item, fields[0], doing, f'{path}[{number}]')
@@ -178,7 +161,7 @@ class Client:
 
         doing: finishes 'no permission to ...'; fields: what the answer must have, see check_answer,
         or None when it does not matter; needs: the permission to ask for; version: the api-version;
-        base: another service's address. Returns the JSON of the answer. Raises AzureDevOpsError.
+        base: another service's address. Returns the JSON of the answer. Raises AzureError.
         """
         answer, _ = self._call(method, path, doing, body, query, **more)
         return answer if fields is None else check_answer(answer, fields, doing)
@@ -260,9 +243,10 @@ class Client:
         if response.status_code not in (200, 201, 204):
             raise self._refused(response, doing, needs)
         try:
-            return decode_json(response), response.headers.get('x-ms-continuationtoken')
+            answer = azure_ml.decode_json(response) if response.content.strip() else None
+            return answer, response.headers.get('x-ms-continuationtoken')
         except ValueError:
-            raise AzureDevOpsError(
+            raise AzureError(
                 f'The answer to the attempt to {doing} is not JSON but '
                 f"{response.headers.get('Content-Type', 'of no type')}, {len(response.content)} "
                 f'bytes: is there a proxy before {self.settings.organisation}?')
@@ -280,20 +264,20 @@ class Client:
         else:
             text = (f'SYSTEM_ACCESSTOKEN is not accepted ({how}). It ends with its job, and the '
                     'step must ask for it: env: SYSTEM_ACCESSTOKEN: $(System.AccessToken).')
-        return AzureDevOpsError(text, response.status_code)
+        return AzureError(text, response.status_code)
 
     def _unreachable(self, error, doing):
         import requests
         host = urllib.parse.urlsplit(self.settings.organisation).netloc
         if isinstance(error, requests.exceptions.SSLError):
-            return AzureDevOpsError(f'The certificate of {host} is not trusted. Behind a proxy '
-                                    'that reads TLS, put its authority in REQUESTS_CA_BUNDLE.')
+            return AzureError(f'The certificate of {host} is not trusted. Behind a proxy '
+                              'that reads TLS, put its authority in REQUESTS_CA_BUNDLE.')
         if isinstance(error, requests.ReadTimeout):
-            return AzureDevOpsError(f'No answer from {host} within {READ_SECONDS:g} s to the '
-                                    f'attempt to {doing}.')
+            return AzureError(f'No answer from {host} within {READ_SECONDS:g} s to the '
+                              f'attempt to {doing}.')
         cause = error.args[0] if error.args else error
         cause = str(getattr(cause, 'reason', cause)).rsplit(': ', 1)[-1].strip('()\'"')
-        return AzureDevOpsError(f'Cannot reach {host} to {doing}: {cause}.')
+        return AzureError(f'Cannot reach {host} to {doing}: {cause}.')
 
     def _refused(self, response, doing, needs):
         """The sentence for an error status, with the service's own words where it has any."""
@@ -317,4 +301,4 @@ class Client:
             text += ': ' + words if words else '.'
         if status in TRANSIENT:
             text += ' Run this again later; nothing is done twice.'
-        return AzureDevOpsError(text, status)
+        return AzureError(text, status)

@@ -6,6 +6,7 @@
 import contextlib
 import functools
 import io
+import json
 import logging
 import os
 import re
@@ -253,10 +254,16 @@ def request(what, seconds, method, url, **more):
         return repeat(send, seconds / 2)
 
 
+def decode_json(response):
+    """The JSON of an answer. Raises ValueError when it is something else."""
+    # Some answers of Azure DevOps begin with a byte order mark.
+    return json.loads(response.content.decode('utf-8-sig'))
+
+
 def json_object(response):
     """The JSON object that an answer is, or {}."""
     try:
-        found = response.json()
+        found = decode_json(response)
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {}

@@ -14,8 +14,8 @@ import os
 import sys
 
 import azure_devops
-from azure_devops import AzureDevOpsError
-from settings import SettingsError
+import azure_ml
+from azure_ml import AzureError
 
 PULL_REQUEST_YAML = 'devops/pr.yml'
 BUILD_POLICY = 'Lint and unit tests'
@@ -119,7 +119,7 @@ def describe_policy(policy):
 
 
 def find_repository(client):
-    """The repository of the settings. Raises AzureDevOpsError with the names that there are."""
+    """The repository of the settings. Raises AzureError with the names that there are."""
     settings = client.settings
     known = client.pages('{project}/_apis/git/repositories', 'list the repositories', REPOSITORY,
                          needs=READ)
@@ -127,9 +127,9 @@ def find_repository(client):
         if settings.repository.lower() in (repository['name'].lower(), repository['id']):
             return repository
     names = ', '.join(sorted(one['name'] for one in known)) or 'none'
-    raise AzureDevOpsError(f'There is no repository {settings.repository!r} in project '
-                           f'{settings.project!r}, or the owner of the token may not read it. '
-                           f'There is: {names}.')
+    raise AzureError(f'There is no repository {settings.repository!r} in project '
+                     f'{settings.project!r}, or the owner of the token may not read it. '
+                     f'There is: {names}.')
 
 
 def absent_branch(client, repository):
@@ -163,8 +163,8 @@ def apply_policies(client, repository, pipelines):
     """
     definitions = pipelines.get(PULL_REQUEST_YAML, [])
     if not definitions:
-        raise AzureDevOpsError(f"No pipeline of repository {repository['name']!r} runs "
-                               f'{PULL_REQUEST_YAML} yet: `make devops-project` creates it.')
+        raise AzureError(f"No pipeline of repository {repository['name']!r} runs "
+                         f'{PULL_REQUEST_YAML} yet: `make devops-project` creates it.')
     ids = [definition['id'] for definition in definitions]
     # Exactly this branch of this repository.
     scope = [{'repositoryId': repository['id'], 'refName': f'refs/heads/{client.settings.branch}',
@@ -196,7 +196,7 @@ def apply_policies(client, repository, pipelines):
 
 
 def put_policy_right(client, name, existing, body):
-    """Create or update one policy. Raises AzureDevOpsError also when the service keeps less."""
+    """Create or update one policy. Raises AzureError also when the service keeps less."""
     there, wanted = (existing or {}).get('settings') or {}, body['settings']
     if 'minimumApproverCount' in wanted:
         # More reviewers than asked stay.
@@ -207,24 +207,21 @@ def put_policy_right(client, name, existing, body):
                             fields=POLICY, needs=EDIT_POLICIES)
     lost = kept and differences(kept, body)
     if lost:
-        raise AzureDevOpsError(f"Azure DevOps took the {name} but did not keep it all: "
-                               f"{'; '.join(lost)}")
+        raise AzureError(f"Azure DevOps took the {name} but did not keep it all: "
+                         f"{'; '.join(lost)}")
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=(
         argparse.RawDescriptionHelpFormatter))
     parser.parse_args(argv)
-    try:
-        client = azure_devops.Client(azure_devops.read_settings(os.environ))
-        repository = find_repository(client)
-        absent = absent_branch(client, repository)
-        if absent:
-            raise AzureDevOpsError(absent)
-        apply_policies(client, repository, find_pipelines(client, repository))
-    except (SettingsError, AzureDevOpsError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
+    client = azure_devops.Client(azure_devops.read_settings(os.environ))
+    repository = find_repository(client)
+    absent = absent_branch(client, repository)
+    if absent:
+        raise AzureError(absent)
+    apply_policies(client, repository, find_pipelines(client, repository))
     print(client.summary())
     return 0
 

@@ -14,17 +14,7 @@ import settings
 import workspace
 
 CHECKER = Path(__file__).resolve().parent.parent / 'training' / 'table.py'
-BLOCK_BYTES = 1 << 20
 SLOWEST_BYTES_PER_SECOND = 100000
-
-
-def sha256(path):
-    """The hash of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(BLOCK_BYTES), b''):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def find(space, name, version='latest'):
@@ -40,7 +30,8 @@ def find(space, name, version='latest'):
 
 def register_table(space, config, path):
     """(registered dataset, whether its version is new)."""
-    digest, name = sha256(path), config.dataset_name
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    name = config.dataset_name
     with azure_ml.asking(f'look for the dataset {name}', config.call_timeout_seconds):
         found = find(space, name)
     if found is not None and (found.tags or {}).get('sha256') == digest:
@@ -60,18 +51,15 @@ def register_table(space, config, path):
                               create_new_version=True), True
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', required=True, help='the table, a CSV file')
     args = parser.parse_args(argv)
-    try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE)
-        if subprocess.call([sys.executable, str(CHECKER), '--data', args.data]):
-            raise azure_ml.AzureError(f'{args.data} was not uploaded')
-        found, new = register_table(workspace.connect(config), config, args.data)
-    except (settings.SettingsError, azure_ml.AzureError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
+    config = settings.read(os.environ, needs=settings.WORKSPACE)
+    if subprocess.call([sys.executable, str(CHECKER), '--data', args.data]):
+        raise azure_ml.AzureError(f'{args.data} was not uploaded')
+    found, new = register_table(workspace.connect(config), config, args.data)
     done = 'registered' if new else 'holds this table already'
     print(f'dataset {found.name}, version {found.version}: {done}')
     return 0

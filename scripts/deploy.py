@@ -85,25 +85,20 @@ def parts_of(service):
     return {name: (service.tags or {}).get(name) for name in PARTS}
 
 
-def resources(service, wanted, config):
-    """(cpu cores, memory in GB, whether the service must be replaced). Raises AzureError.
-
-    ACI cannot change them on a running service.
-    """
+def must_replace(service, wanted, config):
+    """Whether cores or memory differ, which ACI cannot change. Raises AzureError."""
     if service is None:
-        return wanted['cpu_cores'], wanted['memory_gb'], False
+        return False
     has = service.container_resource_requirements
-    if (float(has.cpu), float(has.memory_in_gb)) == (
-            float(wanted['cpu_cores']), float(wanted['memory_gb'])):
-        return has.cpu, has.memory_in_gb, False
-    if not config.aci_replace:
+    differ = (has.cpu, has.memory_in_gb) != (wanted['cpu_cores'], wanted['memory_gb'])
+    if differ and not config.aci_replace:
         raise azure_ml.AzureError(
             f'the service {service.name} has cpu_cores {has.cpu:g} and memory_gb '
             f"{has.memory_in_gb:g}, scoring/{SETTINGS} wants {wanted['cpu_cores']:g} and "
             f"{wanted['memory_gb']:g}: an update cannot change them\n"
             'set ACI_REPLACE=true to delete and create it (it does not answer meanwhile, and gets '
             'a new address and new keys), or put the old values back')
-    return wanted['cpu_cores'], wanted['memory_gb'], True
+    return differ
 
 
 def create_or_update(space, config, service, source, environment, parts, tags, size):
@@ -225,7 +220,8 @@ def deploy_model(config, name, version):
     service = find_service(space, config)
     if service:
         wait_until_idle(service, config)
-    cores, memory, replace = resources(service, atomic.read_json(SOURCE / SETTINGS), config)
+    wanted = atomic.read_json(SOURCE / SETTINGS)
+    replace = must_replace(service, wanted, config)
     # A stage that is run again deploys again, so that its failure hook may roll back.
     again = service and attempt_of(service, config) not in (None, str(config.system_stageattempt))
     if service and runs_parts(service, parts) and not replace and not again:
@@ -249,7 +245,8 @@ def deploy_model(config, name, version):
                                            for path in source.rglob('*') if path.is_file()])
         try:
             return service_facts(create_or_update(
-                space, config, service, source, environment, parts, tags, (cores, memory)))
+                space, config, service, source, environment, parts, tags,
+                (wanted['cpu_cores'], wanted['memory_gb'])))
         except azure_ml.AzureError:
             show_logs(space, config)
             if tags.get('previous_version'):

@@ -14,10 +14,10 @@ import os
 import sys
 
 import azure_devops
+import azure_ml
 import branch_policy
 import settings
-from azure_devops import AzureDevOpsError
-from settings import SettingsError
+from azure_ml import AzureError
 
 GROUP = 'devopsforai-aml-vg'
 ENVIRONMENT = 'safe-driver'
@@ -86,15 +86,15 @@ def find_approver(client, wanted):
         one = client.call('GET', '_apis/connectionData', 'find out whose token this is',
                           fields=TOKEN_OWNER, version=PREVIEW)['authenticatedUser']
         if 'ServiceIdentity' in one['descriptor']:
-            raise AzureDevOpsError("The token is a build identity's, which cannot approve: set "
-                                   'APPROVER to the mail address of a person or the name of a '
-                                   f'group, such as [{client.settings.project}]\\Contributors.')
+            raise AzureError("The token is a build identity's, which cannot approve: set "
+                             'APPROVER to the mail address of a person or the name of a '
+                             f'group, such as [{client.settings.project}]\\Contributors.')
     else:
         found = client.identities(wanted, 'find the approver')
         if len(found) != 1:
             known = f'{len(found)} identities' if found else 'nobody'
-            raise AzureDevOpsError(f'APPROVER is {wanted!r}: Azure DevOps knows {known} by it. '
-                                   'Give a mail address or the full name of a group.')
+            raise AzureError(f'APPROVER is {wanted!r}: Azure DevOps knows {known} by it. '
+                             'Give a mail address or the full name of a group.')
         one = found[0]
     return {'id': one['id'], 'name': one.get('customDisplayName') or one['providerDisplayName']}
 
@@ -107,8 +107,8 @@ def find_group(client):
             group = client.call('GET', f"{GROUPS}/{group['id']}", 'read the variable group',
                                 fields=GROUP_FIELDS, needs=LIBRARY)
             if group['type'] != 'Vsts':
-                raise AzureDevOpsError(f'Variable group {GROUP} takes its values from a key vault '
-                                       f"(type {group['type']}): put them there.")
+                raise AzureError(f'Variable group {GROUP} takes its values from a key vault '
+                                 f"(type {group['type']}): put them there.")
             return group
     return None
 
@@ -287,25 +287,22 @@ def set_up(client, environ):
     return missing, first_runs
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=(
         argparse.RawDescriptionHelpFormatter))
     parser.parse_args(argv)
     try:
         config = azure_devops.read_settings(os.environ)
-    except SettingsError as error:
-        print(f'error: {error}', file=sys.stderr)
+    except settings.SettingsError as problems:
         try:
             group_values(os.environ, None)
-        except SettingsError as more:
-            print(f'And, unless they are in the variable group already, {more}', file=sys.stderr)
-        return 2
+        except settings.SettingsError as more:
+            raise settings.SettingsError(
+                f'{problems}\nAnd, unless they are in the variable group already, {more}') from None
+        raise
     client = azure_devops.Client(config)
-    try:
-        missing, first_runs = set_up(client, os.environ)
-    except (SettingsError, AzureDevOpsError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
+    missing, first_runs = set_up(client, os.environ)
     print(client.summary())
     if missing or first_runs:
         print('\nLeft for you:')

@@ -90,11 +90,11 @@ def submit_pipeline(space, config, published, build_id):
             published.endpoint, json=body, timeout=config.call_timeout_seconds / 3,
             headers=sign_in.authentication(os.environ).get_authentication_header())
         answer.raise_for_status()
-        found = answer.json()
-        if not isinstance(found, dict) or not found.get('Id'):
+        identity = azure_ml.json_object(answer).get('Id')
+        if not identity:
             raise azure_ml.AzureError(
                 f'could not {what}: the answer names no run\n{azure_ml.ODD}')
-        return PipelineRun.get(space, found['Id'])
+        return PipelineRun.get(space, identity)
 
     what = f'submit the pipeline {published.name}'
     with azure_ml.asking(what, config.call_timeout_seconds):
@@ -102,10 +102,7 @@ def submit_pipeline(space, config, published, build_id):
 
 
 def watch_run(run, config, cluster):
-    """Print a line per change until the run ends; (its last state, []).
-
-    At the deadline: (None, [what is unfinished, ...]).
-    """
+    """Print a line per change until the run ends; its last state. Raises AzureError when late."""
     end = time.monotonic() + 60 * config.run_timeout_minutes
     shown, pause, troubled = {}, FIRST_PAUSE_SECONDS, False
     while True:
@@ -117,8 +114,9 @@ def watch_run(run, config, cluster):
                 waiting = any(state in ('Queued', 'NotStarted') for _, state in states)
                 errors = cluster.get_status().errors if waiting and cluster else None
             if errors:
-                states.append((f'compute cluster {cluster.name}',
-                               azure_ml.clean(first_error(errors))))
+                error = errors[0].get('error', errors[0])
+                states.append((f'compute cluster {cluster.name}', azure_ml.clean(
+                    f"{error.get('code')}: {error.get('message')}")))
             troubled = False
         except azure_ml.AzureError as error:
             if error.status in (401, 403, 404):
@@ -131,22 +129,18 @@ def watch_run(run, config, cluster):
                 print(f'{clock()} {name}: {state}', flush=True)
                 shown[name], pause = state, FIRST_PAUSE_SECONDS
         if status and status not in UNDER_WAY:
-            return status, []
+            return status
         if time.monotonic() > end:
-            return None, [f'{name}: {state}' for name, state in shown.items()
-                          if state not in DONE]
+            unfinished = '; '.join(f'{name}: {state}' for name, state in shown.items()
+                                   if state not in DONE)
+            raise azure_ml.AzureError(f'the run {run.id} took longer than '
+                                      f'{config.run_timeout_minutes:g} minutes; {unfinished}')
         time.sleep(min(pause, max(0, end - time.monotonic()) + 0.1))
         pause = min(1.5 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def clock():
     return time.strftime('%H:%M:%S')
-
-
-def first_error(errors):
-    """The text of the first error that a cluster reports."""
-    error = errors[0].get('error', errors[0])
-    return f"{error.get('code')}: {error.get('message')}"
 
 
 def failure_of(run, seconds):
@@ -199,13 +193,9 @@ def run_pipeline(config, out, build_id):
         cluster = space.compute_targets.get(config.aml_compute_cluster_name)
     print(link, flush=True)
     try:
-        status, unfinished = watch_run(run, config, cluster)
+        status = watch_run(run, config, cluster)
     except azure_ml.AzureError as error:
         raise azure_ml.AzureError(f'{error}\n{how_to_go_on(build_id)}', error.status)
-    if status is None:
-        raise azure_ml.AzureError(
-            f'the run {run.id} took longer than {config.run_timeout_minutes:g} minutes; '
-            f"{'; '.join(unfinished)}\n{how_to_go_on(build_id)}")
     if status not in DONE:
         with azure_ml.asking('fetch the log of the failed step', config.call_timeout_seconds):
             lines = list(failure_of(run, config.call_timeout_seconds / 3))

@@ -11,21 +11,23 @@ import socket
 import sys
 from pathlib import Path
 
+import azure_ml
+
 SCORING = Path(__file__).resolve().parent.parent / 'scoring'
 SERVER = 'azureml_inference_server_http'
 VERSION = re.compile('[1-9][0-9]*')
 
 
 def newest_version(registry, name):
-    """The folder of the highest whole version of a model. Raises LookupError if there is none.
+    """The folder of the highest whole version of a model. Raises ValueError if there is none.
 
     The rule is that of training/tracking.py: a number, and tags.json, which is written last.
     """
     versions = [folder for folder in (registry / name).glob('*')
                 if VERSION.fullmatch(folder.name) and (folder / 'tags.json').is_file()]
     if not versions:
-        raise LookupError(f'no version of the model {name} in {registry}; `make retrain` registers '
-                          'one')
+        raise ValueError(f'no version of the model {name} in {registry}; `make retrain` registers '
+                         'one')
     return max(versions, key=lambda folder: int(folder.name)).resolve()
 
 
@@ -51,27 +53,22 @@ def server_environ(version, environ):
     return wanted
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--registry', type=Path, required=True, help='folder of registered models')
     parser.add_argument('--model-name', required=True, help='name of the registered model')
     parser.add_argument('--port', type=int, default=5001, help='port to listen on (default 5001)')
     args = parser.parse_args(argv)
-    problem = None
+    version = newest_version(args.registry, args.model_name)
     if not 1 <= args.port <= 65535:
-        problem = f'port {args.port} is not between 1 and 65535'
-    elif not port_is_free(args.port):
-        problem = f'port {args.port} is in use, or not allowed: choose another, as in PORT=5002'
-    elif importlib.util.find_spec(SERVER) is None:
-        problem = (f'{sys.executable} lacks azureml-inference-server-http: install it there, or '
-                   'leave PYTHON= out so that make uses .venv')
-    try:
-        version = newest_version(args.registry, args.model_name)
-    except LookupError as error:
-        problem = error
-    if problem:
-        print(f'error: {problem}', file=sys.stderr)
-        return 1
+        raise ValueError(f'port {args.port} is not between 1 and 65535')
+    if not port_is_free(args.port):
+        raise ValueError(f'port {args.port} is in use, or not allowed: choose another, as in '
+                         'PORT=5002')
+    if importlib.util.find_spec(SERVER) is None:
+        raise ValueError(f'{sys.executable} lacks azureml-inference-server-http: install it there, '
+                         'or leave PYTHON= out so that make uses .venv')
     print(f'Serving {args.model_name} version {version.name} at '
           f'http://127.0.0.1:{args.port}/score, its description at /swagger.json\n'
           'The server listens on all addresses of this machine and asks for no key. '

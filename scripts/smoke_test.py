@@ -20,6 +20,7 @@ import atomic
 import azure_ml
 import serve
 import settings
+from azure_ml import AzureError
 
 CANDIDATES = 500
 ROWS = 8
@@ -30,10 +31,6 @@ DEADLINE_SECONDS = {'local': 30, 'aci': 600}
 REQUEST_SECONDS = 30
 PAUSE_SECONDS = 2.0
 BODY_SHOWN = 2000
-
-
-class Failed(Exception):
-    """The service did not pass; the text says why."""
 
 
 def random_rows(model, rng, count):
@@ -55,15 +52,15 @@ def random_rows(model, rng, count):
 def known_rows(model):
     """ROWS rows (lists of numbers) and their scores, the lowest and the highest of many among them.
 
-    model: a lightgbm.Booster. Raises Failed where the model gives every row the same score.
+    model: a lightgbm.Booster. Raises AzureError where the model gives every row the same score.
     """
     import numpy
     rows = random_rows(model, random.Random(2017), CANDIDATES)
     scores = model.predict(numpy.array(rows)).tolist()
     ranked = sorted(range(CANDIDATES), key=scores.__getitem__)
     if scores[ranked[0]] == scores[ranked[-1]]:
-        raise Failed(f'the registered model gives each of {CANDIDATES} different rows the score '
-                     f'{scores[0]!r}')
+        raise AzureError(f'the registered model gives each of {CANDIDATES} different rows the '
+                         f'score {scores[0]!r}')
     step = (CANDIDATES - 1) / (ROWS - 1)
     picked = [ranked[round(number * step)] for number in range(ROWS)]
     return [rows[index] for index in picked], [scores[index] for index in picked]
@@ -96,7 +93,7 @@ def post_once(session, uri, headers, data, seconds):
 
 
 def post_rows(session, uri, headers, data, deadline):
-    """The text that answers {"data": data}. Raises Failed.
+    """The text that answers {"data": data}. Raises AzureError.
 
     Connection errors, timeouts and RETRIED statuses are tried again until `deadline`
     (time.monotonic()).
@@ -115,31 +112,31 @@ def post_rows(session, uri, headers, data, deadline):
             reason = f'no answer from {uri}: {azure_ml.chain(error)[-1]}'
             again = True
         if not again:
-            raise Failed(reason)
+            raise AzureError(reason)
         if time.monotonic() + PAUSE_SECONDS >= deadline:
-            raise Failed('no good answer before the deadline; the last: ' + reason)
+            raise AzureError('no good answer before the deadline; the last: ' + reason)
         print(f'{reason.splitlines()[0]}; trying again', flush=True)
         time.sleep(PAUSE_SECONDS)
 
 
 def check_scores(text, expected):
-    """Raise Failed unless the answer holds exactly the expected scores, as probabilities."""
+    """Raise AzureError unless the answer holds exactly the expected scores, as probabilities."""
     shown = 'status 200\n' + text[:BODY_SHOWN]
     try:
         scores = json.loads(text)['result']
         numbers = [float(score) for score in scores]
     except (ValueError, TypeError, KeyError):
-        raise Failed('the answer is not {"result": [number, ...]}; ' + shown)
+        raise AzureError('the answer is not {"result": [number, ...]}; ' + shown)
     if len(numbers) != len(expected):
-        raise Failed(f'{len(numbers)} scores for {len(expected)} rows; {shown}')
+        raise AzureError(f'{len(numbers)} scores for {len(expected)} rows; {shown}')
     if not all(0 <= score <= 1 for score in numbers):
-        raise Failed(f'a score is not between 0 and 1; {shown}')
+        raise AzureError(f'a score is not between 0 and 1; {shown}')
     if min(numbers) == max(numbers):
-        raise Failed(f'different rows have the same score; {shown}')
+        raise AzureError(f'different rows have the same score; {shown}')
     far = max(math.fabs(score - known) for score, known in zip(numbers, expected))
     if far > TOLERANCE:
-        raise Failed(f'the scores differ from the registered model by up to {far:g}; is another '
-                     f'version served? {shown}')
+        raise AzureError(f'the scores differ from the registered model by up to {far:g}; is '
+                         f'another version served? {shown}')
 
 
 def local_service(args):
@@ -154,26 +151,25 @@ def aci_service(args, folder):
     import workspace
     known = atomic.read_json(args.out / 'service.json')
     if known is None:
-        raise Failed(f"there is no {args.out / 'service.json'}; `make deploy` writes it")
+        raise AzureError(f"there is no {args.out / 'service.json'}; `make deploy` writes it")
     config = settings.read(os.environ, needs=settings.WORKSPACE)
-    try:
-        space = workspace.connect(config)
-        with azure_ml.asking('fetch the keys of the service and its model',
-                             config.call_timeout_seconds):
-            from azureml.core import Webservice
-            from azureml.core.model import Model
-            key = Webservice(space, known['name']).get_keys()[0]
-            Model(space, known['model'], version=int(known['version']), expand=False).download(
-                target_dir=folder, exist_ok=True)
-    except azure_ml.AzureError as error:
-        raise Failed(str(error))
+    space = workspace.connect(config)
+    with azure_ml.asking('fetch the keys of the service and its model',
+                         config.call_timeout_seconds):
+        from azureml.core import Webservice
+        from azureml.core.model import Model
+        key = Webservice(space, known['name']).get_keys()[0]
+        Model(space, known['model'], version=int(known['version']), expand=False).download(
+            target_dir=folder, exist_ok=True)
     found = sorted(Path(folder).rglob('model.txt'))
     if not found:
-        raise Failed(f"version {known['version']} of the model {known['model']} holds no model.txt")
+        raise AzureError(f"version {known['version']} of the model {known['model']} holds no "
+                         'model.txt')
     return (known['scoring_uri'], {'Authorization': 'Bearer ' + key}, found[0],
             f"{known['model']} version {known['version']}")
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--service', choices=('local', 'aci'), default='local', help='which one')
@@ -198,16 +194,13 @@ def main(argv=None):
         as_objects = [dict(reversed(list(zip(model.feature_name(), row)))) for row in rows]
         for data in (rows, as_objects):
             check_scores(post_rows(session, uri, headers, data, deadline), expected)
-    except settings.SettingsError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    except (Failed, LookupError, ValueError) as error:
+    except settings.SettingsError:
+        raise
+    except (AzureError, LookupError, ValueError) as error:
         # A service that repeats the request in its answer must not put the key into a log.
         key = headers.get('Authorization', 'Bearer ').partition(' ')[2]
         text = str(error).replace(key, '***') if key else str(error)
-        print(f'error: the smoke test of the service {args.service} failed: {text}',
-              file=sys.stderr)
-        return 1
+        raise AzureError(f'the smoke test of the service {args.service} failed: {text}') from None
     print(f'{uri} answers as {what} does: {len(rows)} rows as lists and as objects, scores from '
           f'{min(expected):.4f} to {max(expected):.4f}')
     return 0

@@ -253,20 +253,17 @@ def build_image(workspace, environment, config):
         raise azure_ml.AzureError(f'the build of the image of {name} ended as {status}: see above')
 
 
+@azure_ml.verb
 def main(argv=None):
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
-    try:
-        config = settings.read(os.environ, needs=settings.WORKSPACE + ('LOCATION',))
-        create_resources(arm.Manager(sign_in.authentication(os.environ),
-                                     config.call_timeout_seconds), config)
-        workspace = connect(config)
-        done = create_compute(workspace, config)
-        print(f'compute cluster {config.aml_compute_cluster_name}: {done}', flush=True)
-        for tag in ('training', 'scoring'):
-            build_image(workspace, environment(workspace, config, tag), config)
-    except (settings.SettingsError, azure_ml.AzureError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
+    config = settings.read(os.environ, needs=settings.WORKSPACE + ('LOCATION',))
+    create_resources(arm.Manager(sign_in.authentication(os.environ), config.call_timeout_seconds),
+                     config)
+    workspace = connect(config)
+    done = create_compute(workspace, config)
+    print(f'compute cluster {config.aml_compute_cluster_name}: {done}', flush=True)
+    for tag in ('training', 'scoring'):
+        build_image(workspace, environment(workspace, config, tag), config)
     return 0
 
 

@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 
 import azure_devops
+import azure_ml
 from loopback.azure_devops import AzureDevOps
 from settings import SettingsError
 
@@ -110,7 +111,7 @@ def test_a_post_is_sent_again_only_when_it_was_turned_away(
     monkeypatch.setattr(azure_devops, 'READ_SECONDS', 0.2)
     service.misbehave(fault)
     body = {'name': 'aci'}
-    with contextlib.suppress(azure_devops.AzureDevOpsError):
+    with contextlib.suppress(azure_ml.AzureError):
         client_of(service).call('POST', '{project}/_apis/distributedtask/environments', 'x', body)
     assert len(service.requests) == times
 
@@ -133,7 +134,7 @@ def test_a_bad_answer_is_a_sentence_without_the_token(service, waits, monkeypatc
     if fault == 'stalled':
         monkeypatch.setattr(azure_devops, 'READ_SECONDS', 0.02)
     service.misbehave(fault, times=9)
-    with pytest.raises(azure_devops.AzureDevOpsError) as caught:
+    with pytest.raises(azure_ml.AzureError) as caught:
         client_of(service).pages(POLICIES, 'list the policies', {})
     assert words in str(caught.value)
     assert service.pat not in str(caught.value)
@@ -145,18 +146,18 @@ def test_a_bad_answer_is_a_sentence_without_the_token(service, waits, monkeypatc
 def test_no_server_is_a_sentence(service, waits):
     client = client_of(service)
     service.stop()
-    with pytest.raises(azure_devops.AzureDevOpsError, match='Cannot reach 127.0.0.1.*refused'):
+    with pytest.raises(azure_ml.AzureError, match='Cannot reach 127.0.0.1.*refused'):
         client.pages(REPOSITORIES, 'list the repositories', {})
     assert waits == list(azure_devops.RETRY_SECONDS)
 
 
 def test_an_expired_agents_token_names_what_to_pass(service):
     client = client_of(service, AZURE_DEVOPS_EXT_PAT='', SYSTEM_ACCESSTOKEN='old')
-    with pytest.raises(azure_devops.AzureDevOpsError, match=r'TOKEN: \$\(System.AccessToken\)'):
+    with pytest.raises(azure_ml.AzureError, match=r'TOKEN: \$\(System.AccessToken\)'):
         client.pages(REPOSITORIES, 'list the repositories', {})
 
 
 def test_what_an_answer_lacks_is_named():
-    with pytest.raises(azure_devops.AzureDevOpsError, match=(
+    with pytest.raises(azure_ml.AzureError, match=(
             r'asked to list x, and its answer .*: value\[0\].id is 7 and must be text')):
         azure_devops.check_answer({'value': [{'id': 7}]}, {'value': [{'id': str}]}, 'list x')

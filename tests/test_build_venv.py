@@ -1,4 +1,3 @@
-import stat
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ def fake_python(folder, name, version):
     folder.mkdir(exist_ok=True)
     path = folder / name
     path.write_text(f'#!/bin/sh\necho {version}\n')
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    path.chmod(0o755)
     return path
 
 

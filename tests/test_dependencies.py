@@ -57,9 +57,6 @@ def test_every_faulty_line_is_named_at_once():
     for words in ('pandas: no tag', 'pandas: no pinned version', 'unknown tag kontrol',
                   'pytest>=8: no pinned version'):
         assert words in str(error.value)
-
-
-def test_a_file_without_dependencies_is_refused():
     with pytest.raises(ValueError, match='no line under'):
         dependencies.parse('name: x\n')
 

@@ -1,5 +1,5 @@
 """The Makefile's graph: what a change redoes, and nothing else. The scripts are stand-ins here."""
-import ast
+import modulefinder
 import os
 import re
 import shutil
@@ -145,19 +145,6 @@ def test_a_changed_or_removed_file_redoes_what_depends_on_it(project, change, re
     assert project.make('retrain') == redone
 
 
-def imported(name, seen):
-    """Add a module of training/ to `seen`, and all modules of training/ that it imports."""
-    seen.add(f'training/{name}.py')
-    for node in ast.walk(ast.parse((ROOT / 'training' / f'{name}.py').read_text())):
-        names = [one.name for one in node.names] if isinstance(node, ast.Import) else (
-            [node.module] if isinstance(node, ast.ImportFrom) else [])
-        for other in names:
-            if (ROOT / 'training' / f'{other}.py').is_file() and (
-                    f'training/{other}.py' not in seen):
-                imported(other, seen)
-    return seen
-
-
 @pytest.mark.parametrize('script, result', [
     ('sample', 'outputs/data/safe_driver.csv'), ('train', 'outputs/model/model.txt'),
     ('evaluate', 'outputs/decision.json'), ('register', 'outputs/registration.json')])
@@ -168,7 +155,11 @@ def test_a_result_depends_on_all_that_its_script_imports(rules, script, result):
         if name not in needed:
             needed.add(name)
             waiting += rules.get(name, [])
-    assert imported(script, set()) - needed == set()
+    finder = modulefinder.ModuleFinder([str(ROOT / 'training')])
+    finder.run_script(str(ROOT / 'training' / f'{script}.py'))
+    imported = {os.path.relpath(module.__file__, str(ROOT))
+                for module in finder.modules.values() if module.__file__}
+    assert f'training/{script}.py' in imported and imported <= needed
 
 
 @pytest.mark.parametrize('old, new, redone', [

@@ -1,10 +1,9 @@
-import contextlib
 import json
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import requests
 
 from served import COLUMNS, NAME, free_port, register, scores
 
@@ -17,44 +16,36 @@ def out(tmp_path_factory):
     return folder, register(folder / 'registry', 1)
 
 
-@contextlib.contextmanager
-def service(answer):
-    """A service on loopback; answer(number of the request, rows) gives (status, text or None).
+@pytest.fixture
+def asked():
+    """The rows of each request that a service of `serve` was sent."""
+    return []
 
-    None: no answer at all. Yields (port, list of the requests' rows).
+
+@pytest.fixture
+def serve(asked, monkeypatch):
+    """A function that has each request answered by answer(rows): a status and a text.
+
+    No status: the connection is lost. tests/test_serve.py has the real server answer.
     """
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            rows = json.loads(self.rfile.read(int(self.headers['Content-Length'])).decode())['data']
-            asked.append(rows)
-            status, text = answer(len(asked), rows)
-            if text is not None:
-                self.send_response(status)
-                self.send_header('Content-Length', str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server.server_address[1], asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    def serve(answer):
+        def post(session, uri, json, **_):
+            asked.append(json['data'])
+            response = requests.Response()
+            response.status_code, text = answer(json['data'])
+            if not response.status_code:
+                raise requests.ConnectionError('lost')
+            response._content = text.encode()
+            return response
+        monkeypatch.setattr(requests.Session, 'post', post)
+    return serve
 
 
 def values(rows):
     return [[row[name] for name in COLUMNS] if isinstance(row, dict) else row for row in rows]
 
 
-def run(out, port):
+def run(out, port=5001):
     return smoke_test.main(['--service', 'local', '--out', str(out[0]), '--model-name', NAME,
                             '--port', str(port)])
 
@@ -70,12 +61,12 @@ def short_deadline(monkeypatch):
 
 
 def good(model, change=lambda found: found):
-    return lambda number, rows: (200, json.dumps({'result': change(scores(model, values(rows)))}))
+    return lambda rows: (200, json.dumps({'result': change(scores(model, values(rows)))}))
 
 
-def test_rows_are_the_same_each_time_differ_and_go_as_lists_and_objects(out):
-    with service(good(out[1])) as (port, asked):
-        assert run(out, port) == run(out, port) == 0
+def test_rows_are_the_same_each_time_differ_and_go_as_lists_and_objects(out, serve, asked):
+    serve(good(out[1]))
+    assert run(out) == run(out) == 0
     assert asked[:2] == asked[2:]
     assert isinstance(asked[0][0], list) and isinstance(asked[1][0], dict)
     assert values(asked[0]) == values(asked[1])
@@ -93,30 +84,24 @@ def test_rows_are_the_same_each_time_differ_and_go_as_lists_and_objects(out):
     (lambda found: [score + 1e-8 for score in found], 'differ from the registered model'),
     (lambda found: [str(found)] * 8, 'the answer is not'),
     (lambda found: None, 'the answer is not')])
-def test_a_wrong_answer_fails_at_once(out, change, reason, capsys):
-    with service(good(out[1], change)) as (port, asked):
-        assert run(out, port) == 1
+def test_a_wrong_answer_fails_at_once(out, serve, asked, change, reason, capsys):
+    serve(good(out[1], change))
+    assert run(out) == 1
     assert len(asked) == 1 and reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('status', [400, 401, 404, 500])
-def test_a_refusal_fails_at_once_with_status_and_body(out, status, capsys):
-    with service(lambda number, rows: (status, 'what the service says')) as (port, asked):
-        assert run(out, port) == 1
+def test_a_refusal_fails_at_once_with_status_and_body(out, serve, asked, status, capsys):
+    serve(lambda rows: (status, 'what the service says'))
+    assert run(out) == 1
     error = capsys.readouterr().err
     assert len(asked) == 1 and f'status {status}' in error and 'what the service says' in error
 
 
-def test_what_passes_by_is_tried_again(out):
-    # None: the connection is closed without an answer.
+def test_what_passes_by_is_tried_again(out, serve, asked):
     statuses, right = [429, 502, 503, 504, None], good(out[1])
-
-    def answer(number, rows):
-        status = statuses.pop(0) if statuses else 200
-        return right(number, rows) if status == 200 else (status, status and 'wait')
-
-    with service(answer) as (port, asked):
-        assert run(out, port) == 0
+    serve(lambda rows: (statuses.pop(), 'wait') if statuses else right(rows))
+    assert run(out) == 0
     assert len(asked) == 7
 
 

@@ -48,20 +48,16 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def judge(models, tmp_path, monkeypatch):
+def judge(models, parameters, tmp_path, monkeypatch):
     """A function that evaluates a model against the registry; returns exit code and decision."""
     monkeypatch.setattr(evaluate, 'DRAWS', 100)
 
     def judge(model, *flags, **changes):
         criteria = dict({'metric': 'auc', 'direction': 'maximize', 'least_gain': 0.0}, **changes)
-        parameters = tmp_path / 'parameters.json'
-        parameters.write_text(json.dumps({
-            'training': {'objective': 'binary'}, 'rounds': 1, 'early_stopping_rounds': 0,
-            'non_claims_kept': 1.0, 'dropped_columns': [], 'seed': 1, 'evaluation': criteria}))
         out = tmp_path / 'decision.json'
         code = evaluate.main([
-            '--data', str(models.data), '--parameters', str(parameters), '--out', str(out),
-            '--model', str(models.folder / model), '--model-name', NAME,
+            '--data', str(models.data), '--parameters', parameters(evaluation=criteria),
+            '--model', str(models.folder / model), '--model-name', NAME, '--out', str(out),
             '--registry', str(tmp_path / 'registry'), '--run-evaluation', 'true'] + list(flags))
         return code, json.loads(out.read_text()) if out.exists() else None
     return judge

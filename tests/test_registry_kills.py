@@ -26,6 +26,7 @@ KILLS = int(os.environ.get('KILLS', 12))
 SHARES = (0.3, 0.7, 0.9, 1.0)
 STEPS = ('sample', 'train', 'evaluate', 'register')
 
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(str(folder)).iterdir()}
 

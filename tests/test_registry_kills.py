@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -82,45 +83,33 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path):
            'kills that left something to sweep': leftovers})
 
 
-class Retraining:
-    """`make retrain` with all that it starts."""
+def retrain(project, out, rows, evaluation='false', victim=None, seconds=0):
+    """`make retrain`, with all that it starts killed so long after the step `victim` began.
 
-    def __init__(self, project, out, rows, evaluation='false'):
-        self.output, self.began = '', {}
-        self.process = subprocess.Popen(
-            ['make', 'retrain', 'PYTHON=' + sys.executable, f'OUT={out}',
-             f'ROWS={rows}', 'RUN_EVALUATION=' + evaluation], cwd=str(project), bufsize=1,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-            universal_newlines=True)
-
-    def read(self, until=None):
-        """Read what is said, until the step begins, or to the end."""
-        for line in self.process.stdout:
-            self.output += line
-            for step in STEPS:
-                if f'training/{step}.py --' in line:
-                    self.began[step] = time.monotonic()
-                    if step == until:
-                        return
-
-    def finish(self):
-        """Seconds of each step."""
-        self.read()
-        assert self.process.wait() == 0, self.output
-        ends = list(self.began.values())[1:] + [time.monotonic()]
-        return {step: end - begin for (step, begin), end in zip(self.began.items(), ends)}
-
-    def kill_in(self, step, seconds):
-        """Kill it so long after the step began; whether it was still there."""
-        self.read(until=step)
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.read()
-        code = self.process.wait()
-        assert code in (0, -signal.SIGKILL), self.output
-        return code != 0
+    Returns the seconds of each step, or None if it was killed.
+    """
+    process = subprocess.Popen(
+        ['make', 'retrain', 'PYTHON=' + sys.executable, f'OUT={out}', f'ROWS={rows}',
+         'RUN_EVALUATION=' + evaluation], cwd=str(project), bufsize=1, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True, universal_newlines=True)
+    kill = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+    output, began = '', {}
+    for line in process.stdout:
+        output += line
+        for step in STEPS:
+            if f'training/{step}.py --' in line:
+                began[step] = time.monotonic()
+                if step == victim:
+                    kill.start()
+    # Until it is waited for, the number of the process is no other's.
+    if victim in began:
+        kill.cancel()
+        kill.join()
+    if process.wait() == -signal.SIGKILL and victim:
+        return None
+    assert process.returncode == 0, output
+    ends = list(began.values())[1:] + [time.monotonic()]
+    return {step: end - begin for (step, begin), end in zip(began.items(), ends)}
 
 
 def set_parameter(project, number):
@@ -168,7 +157,7 @@ def test_kills_of_make_retrain(tmp_path):
         '.git', '.venv', 'outputs', '__pycache__', '.pytest_cache'))
     counts = collections.Counter()
     set_parameter(project, 0)
-    seconds = Retraining(project, out, 2000).finish()
+    seconds = retrain(project, out, 2000)
     assert tuple(seconds) == STEPS
     versions = check_results(out, [2000])
     for number, (step, share) in enumerate((step, share) for step in STEPS for share in SHARES):
@@ -176,12 +165,12 @@ def test_kills_of_make_retrain(tmp_path):
         if number % 2 == 0:
             set_parameter(project, 1 + number // 2)
         rows = 2001 + number // 2 % 2
-        killed = Retraining(project, out, rows, 'true' if number % 3 == 0 else 'false').kill_in(
-            step, share * seconds[step])
-        counts[f'killed in {step}' if killed else 'done before the kill'] += 1
+        done = retrain(project, out, rows, 'true' if number % 3 == 0 else 'false', step,
+                       share * seconds[step])
+        counts['done before the kill' if done else f'killed in {step}'] += 1
         before, versions = versions, check_results(out, [2000, 2001, 2002])
         assert before.items() <= versions.items()
-    Retraining(project, out, rows).finish()
+    retrain(project, out, rows)
     versions = check_results(out, [rows])
     last = tracking.read_json(str(out / 'registration.json'))['version']
     assert contents(out / 'model') == contents(

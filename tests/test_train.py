@@ -1,4 +1,5 @@
 """Training: the challenge's contract functions, and a table that becomes a model."""
+import contextlib
 import json
 import os
 import re
@@ -239,32 +240,26 @@ def test_no_table_is_wrong_use(tmp_path):
     assert stop.value.code == 2
 
 
-def test_metrics_are_only_ever_beside_their_own_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize('replaced', range(4))
+def test_metrics_are_only_ever_beside_their_own_model(tmp_path, monkeypatch, replaced):
     """Whatever replacing the process stops at, metrics.json tells of the model beside it."""
-    replace = os.replace
-    for last in range(4):
-        folder = tmp_path / str(last)
-        folder.mkdir()
-        train.write_set(str(folder), {'metrics.json': 'old', 'model.txt': 'old', 'report.html': ''})
-        left = list(range(last))
+    train.write_set(str(tmp_path), {'metrics.json': 'old', 'model.txt': 'old', 'report.html': ''})
+    left, replace = list(range(replaced)), os.replace
 
-        def stop(source, target):
-            if not left:
-                raise KeyboardInterrupt
-            left.pop()
-            replace(source, target)
+    def stop(source, target):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        replace(source, target)
 
-        monkeypatch.setattr(os, 'replace', stop)
-        try:
-            train.write_set(str(folder), {'metrics.json': 'new', 'model.txt': 'new',
-                                          'report.html': 'new'})
-        except KeyboardInterrupt:
-            pass
-        monkeypatch.undo()
-        found = {file.name: file.read_text() for file in folder.iterdir()}
-        assert set(found) >= {'model.txt', 'report.html'}
-        assert found.get('metrics.json', found['model.txt']) == found['model.txt']
-        assert ('metrics.json' in found) == (last == 3)
+    monkeypatch.setattr(os, 'replace', stop)
+    with contextlib.suppress(KeyboardInterrupt):
+        train.write_set(
+            str(tmp_path), {'metrics.json': 'new', 'model.txt': 'new', 'report.html': 'new'})
+    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert set(found) >= {'model.txt', 'report.html'}
+    assert found.get('metrics.json', found['model.txt']) == found['model.txt']
+    assert ('metrics.json' in found) == (replaced == 3)
 
 
 def test_a_failure_leaves_the_earlier_set_whole(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import metrics
 import report
 
-EMPTY = {'meta', 'path', 'use', 'rect', 'circle', 'br'}
+EMPTY = {'meta', 'br'}
 
 
 class Reader(html.parser.HTMLParser):
@@ -29,11 +29,6 @@ class Reader(html.parser.HTMLParser):
                        if name in ('src', 'href', 'xlink:href', 'action', 'data', 'srcset')]
         if tag not in EMPTY:
             self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in EMPTY:
-            self.open.pop()
 
     def handle_endtag(self, tag):
         if tag not in EMPTY:

@@ -48,20 +48,16 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def judge(models, tmp_path, monkeypatch):
+def judge(models, parameters, tmp_path, monkeypatch):
     """A function that evaluates a model against the registry; returns exit code and decision."""
     monkeypatch.setattr(evaluate, 'DRAWS', 100)
 
     def judge(model, *flags, **changes):
         criteria = dict({'metric': 'auc', 'direction': 'maximize', 'least_gain': 0.0}, **changes)
-        parameters = tmp_path / 'parameters.json'
-        parameters.write_text(json.dumps({
-            'training': {'objective': 'binary'}, 'rounds': 1, 'early_stopping_rounds': 0,
-            'non_claims_kept': 1.0, 'dropped_columns': [], 'seed': 1, 'evaluation': criteria}))
         out = tmp_path / 'decision.json'
         code = evaluate.main([
-            '--data', str(models.data), '--parameters', str(parameters), '--out', str(out),
-            '--model', str(models.folder / model), '--model-name', NAME,
+            '--data', str(models.data), '--parameters', parameters(evaluation=criteria),
+            '--model', str(models.folder / model), '--model-name', NAME, '--out', str(out),
             '--registry', str(tmp_path / 'registry'), '--run-evaluation', 'true'] + list(flags))
         return code, json.loads(out.read_text()) if out.exists() else None
     return judge
@@ -80,11 +76,13 @@ def register_model(models, tmp_path):
 
 
 @pytest.fixture
-def champion(judge, register_model, tmp_path):
-    """A function that makes a model the champion, without comparing; the folder of its version."""
-    def champion(model):
-        assert judge(model, '--run-evaluation', 'false')[0] == 0
-        return tmp_path / 'registry' / NAME / str(register_model(model)['version'])
+def champion(models, tmp_path):
+    """A function that makes a model the champion, without comparing; the folder of the model."""
+    def champion(model, tagged=True):
+        folder = models.folder / model
+        tags = {'model_sha256': tracking.sha256(folder / 'model.txt')} if tagged else {}
+        version, _ = tracking.Folder(str(tmp_path / 'registry')).register(NAME, folder, tags)
+        return tmp_path / 'registry' / NAME / str(version) / 'model'
     return champion
 
 
@@ -96,16 +94,15 @@ def test_the_first_model_is_registered(judge, register_model):
     assert (result['result'], result['version'], result['model']) == ('registered', 1, NAME)
 
 
-def test_without_evaluation_the_worse_model_is_registered(judge, register_model, champion):
+def test_without_evaluation_the_worse_model_is_registered(judge, champion):
     champion('strong')
     code, decision = judge('weak', '--run-evaluation', 'False')
     assert code == 0 and decision['register']
     assert decision['champion'] is decision['difference'] is None
     assert 'RUN_EVALUATION=false' in decision['reason']
-    assert register_model('weak')['version'] == 2
 
 
-def test_the_better_model_wins_on_the_same_rows(judge, register_model, champion, models):
+def test_the_better_model_wins_on_the_same_rows(judge, champion, models):
     champion('weak')
     code, decision = judge('strong')
     before, after = [metrics.auc(models.label, scores) for scores in (models.weak, models.strong)]
@@ -115,7 +112,6 @@ def test_the_better_model_wins_on_the_same_rows(judge, register_model, champion,
     assert decision['difference'] == pytest.approx(after - before, abs=1e-12)
     low, high = decision['difference_interval']
     assert 0 < low < decision['difference'] < high and decision['probability_better'] > 0.99
-    assert register_model('strong')['version'] == 2
 
 
 def test_the_worse_model_is_kept_out(judge, register_model, champion, tmp_path, capsys):
@@ -170,32 +166,29 @@ def test_gini_differs_twice_as_much_as_auc(models):
 
 def test_a_table_that_changed_since_training_is_refused(judge, champion, models, tmp_path, capsys):
     champion('weak')
-    before = (tmp_path / 'decision.json').read_text()
+    (tmp_path / 'decision.json').write_text('{}')
     other = tmp_path / 'other.csv'
     models.frame.head(3000).to_csv(str(other), index=False)
-    code, _ = judge('strong', '--data', str(other))
+    assert judge('strong', '--data', str(other)) == (1, {})
     error = capsys.readouterr().err
-    assert code == 1 and 'other.csv' in error and 'train again' in error
-    assert (tmp_path / 'decision.json').read_text() == before
+    assert 'other.csv' in error and 'train again' in error
 
 
 @pytest.mark.parametrize('share', [0, 0.5, 0.99])
 def test_a_damaged_champion_is_named(judge, champion, capsys, share):
-    version = champion('weak')
-    text = (version / 'model' / 'model.txt').read_bytes()
-    (version / 'model' / 'model.txt').write_bytes(text[:int(share * len(text))])
-    (version / 'tags.json').write_text('{}')
+    model = champion('weak', tagged=False) / 'model.txt'
+    text = model.read_bytes()
+    model.write_bytes(text[:int(share * len(text))])
     assert judge('strong')[0] == 1
     error = capsys.readouterr().err
     assert 'version 1 of ' + NAME in error and 'RUN_EVALUATION=false' in error
 
 
 def test_a_champion_that_lightgbms_command_line_wrote_is_whole(judge, champion):
-    version = champion('weak')
-    text, categories, _ = (version / 'model' / 'model.txt').read_text().partition('pandas_cat')
+    model = champion('weak', tagged=False) / 'model.txt'
+    text, categories, _ = model.read_text().partition('pandas_cat')
     assert categories
-    (version / 'model' / 'model.txt').write_text(text)
-    (version / 'tags.json').write_text('{}')
+    model.write_text(text)
     assert judge('strong')[1]['champion_version'] == 1
 
 
@@ -204,30 +197,29 @@ def test_training_and_scoring_call_the_same_files_whole():
 
 
 def test_a_champion_that_was_exchanged_is_named(judge, champion, models, capsys):
-    shutil.copy(str(models.folder / 'strong' / 'model.txt'), str(champion('weak') / 'model'))
+    shutil.copy(str(models.folder / 'strong' / 'model.txt'), str(champion('weak')))
     assert judge('strong')[0] == 1
     error = capsys.readouterr().err
     assert 'version 1 of ' + NAME in error and 'changed after' in error
 
 
-def make_champion(version, models, features, columns):
-    """Give a registered version a model of these features, its columns renamed."""
-    shutil.rmtree(str(version / 'model'))
-    make_model(version / 'model', models.frame.rename(columns=columns), models.frame['target'],
-               models.data, features)
-    (version / 'tags.json').write_text('{}')
+def exchange(folder, models, features, columns):
+    """Put a model of these features, its columns renamed, in place of the one in the folder."""
+    shutil.rmtree(str(folder))
+    make_model(folder, models.frame.rename(columns=columns), models.frame['target'], models.data,
+               features)
 
 
 def test_a_champion_with_other_columns_is_named(judge, champion, models, capsys):
-    make_champion(champion('weak'), models, ['ps_ind_99'] + table.FEATURES[1:],
-                  {'ps_ind_01': 'ps_ind_99'})
+    exchange(champion('weak', tagged=False), models, ['ps_ind_99'] + table.FEATURES[1:],
+             {'ps_ind_01': 'ps_ind_99'})
     assert judge('strong')[0] == 1
     error = capsys.readouterr().err
     assert 'ps_ind_99' in error and 'RUN_EVALUATION=false' in error
 
 
 def test_a_champion_that_does_without_some_columns_is_compared(judge, champion, models):
-    make_champion(champion('strong'), models, table.FEATURES[10:], {})
+    exchange(champion('strong', tagged=False), models, table.FEATURES[10:], {})
     assert judge('weak')[1]['champion_version'] == 1
 
 

@@ -1,8 +1,7 @@
 """Registering in a folder: versions that are whole, distinct and never doubled."""
+import concurrent.futures
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -76,21 +75,16 @@ def test_a_build_has_one_version(tmp_path):
     assert again['version'] == 1 and 'already' in again['reason']
     changed = registered(second, '1')
     assert changed['version'] == 1 and 'another' in changed['reason']
-    assert len(tracking.Folder(str(tmp_path / 'registry'))._versions(NAME)) == 2
+    assert registered(second, '3')['version'] == 3
 
 
-def test_without_a_build_the_same_bytes_are_the_same_version(tmp_path):
+def test_without_a_build_the_newest_with_the_same_bytes_is_the_same_version(tmp_path):
     first, second = make_model(tmp_path / 'first'), make_model(tmp_path / 'second', 'another tree')
     other_data = make_model(tmp_path / 'other', 'another tree', 'more data')
-    models = (first, first, second, second, other_data)
-    assert [registered(model)['version'] for model in models] == [1, 1, 2, 2, 3]
-
-
-def test_an_earlier_model_registered_again_is_the_newest(tmp_path):
-    first, second = make_model(tmp_path / 'first'), make_model(tmp_path / 'second', 'another tree')
-    assert [registered(model)['version'] for model in (first, second, first)] == [1, 2, 3]
+    models = (first, first, second, second, other_data, first)
+    assert [registered(model)['version'] for model in models] == [1, 1, 2, 2, 3, 4]
     version, folder, _ = tracking.Folder(str(tmp_path / 'registry')).champion(NAME)
-    assert version == 3 and files(folder) == files(first)
+    assert version == 4 and files(folder) == files(first)
 
 
 def test_a_kept_version_is_named_and_nothing_is_registered(tmp_path, capsys):
@@ -103,33 +97,20 @@ def test_a_kept_version_is_named_and_nothing_is_registered(tmp_path, capsys):
     assert not (tmp_path / 'registry' / NAME / '2').exists()
 
 
-def spoil(folder, what):
-    if what == 'another model':
-        (folder / 'model.txt').write_text('another tree')
-    elif what == 'another name':
-        decide(folder, model='other')
-    elif what == 'no decision':
-        (folder.parent / (folder.name + '.json')).write_text('{"register": true}')
-    elif what == 'not JSON':
-        (folder.parent / (folder.name + '.json')).write_text('{"register": tr')
-    elif what == 'empty':
-        (folder / 'model.txt').unlink()
-        (folder / 'metrics.json').unlink()
-    elif what == 'half metrics':
-        (folder / 'metrics.json').write_text('{"auc": 0.6')
-    return folder
-
-
-@pytest.mark.parametrize('what, words', [
-    ('another model', ['another model', 'evaluate again']),
-    ('another name', ['named other', NAME]),
-    ('no decision', ['lacks', 'champion_version', 'another model']),
-    ('not JSON', ['model.json', 'cannot be read']),
-    ('empty', ['model.txt', 'metrics.json']),
-    ('half metrics', ['metrics.json', 'cannot be read']),
+@pytest.mark.parametrize('changes, words', [
+    ({'model/model.txt': 'another tree'}, ['another model', 'evaluate again']),
+    ({'model.json': '{"register": true, "model": "other"}'},
+     ['lacks champion_version, reason', 'another model', 'named other, not ' + NAME]),
+    ({'model.json': '{"register": tr'}, ['model.json cannot be read']),
+    ({'model/model.txt': None, 'model/metrics.json': None}, ['model.txt', 'metrics.json']),
+    ({'model/metrics.json': '{"auc": 0.6'}, ['metrics.json cannot be read']),
 ])
-def test_what_does_not_belong_together_is_refused(tmp_path, capsys, what, words):
-    model = spoil(make_model(tmp_path / 'model'), what)
+def test_what_does_not_belong_together_is_refused(tmp_path, capsys, changes, words):
+    model = make_model(tmp_path / 'model')
+    for name, text in changes.items():
+        (tmp_path / name).unlink()
+        if text:
+            (tmp_path / name).write_text(text)
     (tmp_path / 'registration.json').write_text('an earlier result')
     assert register.main(command(model)) == 1
     error = capsys.readouterr().err
@@ -160,22 +141,13 @@ def test_the_newest_is_the_highest_whole_version(tmp_path):
     assert parent.champion(NAME)[0] == 6
 
 
-def test_what_a_dead_registration_left_is_swept(tmp_path):
-    model = make_model(tmp_path / 'model')
-    registered(model)
-    left = tmp_path / 'registry' / NAME / '.new-abc'
-    shutil.copytree(str(model), str(left / 'model'))
-    (tmp_path / 'registry' / NAME / '.lock').write_text('')
-    assert registered(make_model(tmp_path / 'next', 'next'))['version'] == 2
-    assert not left.exists()
-
-
 def test_eight_at_once_get_a_version_for_each_build(tmp_path):
     builds = ['0', '1', '2', '3', '4', '5', '0', '0']
-    processes = [subprocess.Popen([sys.executable, register.__file__] + command(
-        make_model(tmp_path / str(number), f'tree {number}'), tmp_path / f'result{number}.json',
-        build), stdout=subprocess.DEVNULL) for number, build in enumerate(builds)]
-    assert [process.wait(60) for process in processes] == [0] * 8
+    commands = [command(make_model(tmp_path / str(number), f'tree {number}'),
+                        tmp_path / f'result{number}.json', build)
+                for number, build in enumerate(builds)]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(register.main, commands)) == [0] * 8
     versions = [json.loads((tmp_path / f'result{number}.json').read_text())['version']
                 for number in range(8)]
     assert sorted(versions[:6]) == [1, 2, 3, 4, 5, 6]

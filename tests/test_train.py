@@ -1,4 +1,5 @@
 """Training: the challenge's contract functions, and a table that becomes a model."""
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import tracking
 import train
 from conftest import CHALLENGE, DEFAULT, ROOT
 from parameters import dropped, load_parameters
+from test_report import read
 
 
 @pytest.fixture(scope='module')
@@ -47,25 +49,17 @@ def fit(frame, path):
 # The contract of the earlier challenges.
 
 def test_split_data_sets_a_fifth_apart():
-    frame = pandas.DataFrame({'id': range(5), 'target': [0, 0, 1, 0, 1], 'col1': range(1, 6),
-                              'col2': [2, 1, 1, 2, 1]})
-    training, validation = train.split_data(frame)
-    assert list(training.data.columns) == ['col1', 'col2']
-    assert training.data.shape == (4, 2)
-    assert validation.data.shape == (1, 2)
-    assert not validation.free_raw_data
-
-
-def test_split_data_keeps_rows_and_targets_together():
-    frame = pandas.DataFrame({'id': range(1000), 'target': np.arange(1000) % 7 == 0,
-                              'col1': np.arange(1000)})
+    frame = pandas.DataFrame({'id': range(1001), 'target': np.arange(1001) % 7 == 0,
+                              'col1': np.arange(1001), 'col2': 1})
     parts = train.split_data(frame)
-    assert [len(part.data) for part in parts] == [800, 200]
+    assert [part.data.shape for part in parts] == [(800, 2), (201, 2)]
+    assert not parts[1].free_raw_data
     for part in parts:
+        assert list(part.data.columns) == ['col1', 'col2']
         assert ((part.data['col1'] % 7 == 0) == part.label).all()
     rows = np.concatenate([part.data['col1'] for part in parts])
-    assert sorted(rows) == list(range(1000))
-    assert list(rows) != list(range(1000))
+    assert sorted(rows) == list(range(1001))
+    assert list(rows) != list(range(1001))
 
 
 def small_datasets():
@@ -81,17 +75,6 @@ def test_train_model_passes_its_parameters_on():
     assert given == {'learning_rate': 0.05, 'metric': 'auc', 'min_data': 1}
 
 
-def test_train_model_stops_early():
-    random = np.random.RandomState(1)
-    label = random.randint(0, 2, 400)
-    features = random.normal(size=(400, 2)) + 0.5 * label[:, None]
-    training = lightgbm.Dataset(features[:300], label[:300])
-    validation = lightgbm.Dataset(features[300:], label[300:], reference=training)
-    model = train.train_model((training, validation), {
-        'objective': 'binary', 'metric': 'auc', 'verbosity': -1})
-    assert 0 < model.best_iteration < 100
-
-
 def test_get_model_metrics_takes_any_model():
     class Undecided:
         @staticmethod
@@ -105,6 +88,7 @@ def test_contract_functions_work_together(frame):
     parts = train.split_data(frame)
     model = train.train_model(parts, {'objective': 'binary', 'metric': 'auc', 'verbosity': -1,
                                       'num_leaves': 4, 'min_data': 100})
+    assert 0 < model.best_iteration < 100
     assert 0.5 < train.get_model_metrics(model, parts)['auc'] < 0.7
 
 
@@ -129,6 +113,17 @@ def test_model_takes_the_57_numbers_and_gives_the_reported_figures(model, data):
     lowered = re.search(r'\[min_data_in_leaf: (\d+)\]', (model / 'model.txt').read_text()).group(1)
     given['training']['min_data_in_leaf'] = int(lowered)
     assert result['parameters'] == given
+
+
+def test_report_shows_the_plots(model):
+    pytest.importorskip('matplotlib', reason='no plots without matplotlib')
+    seen = read((model / 'report.html').read_text())
+    assert seen.tags.count('svg') == 5
+    rounds = json.loads((model / 'metrics.json').read_text())['rounds']
+    for words in ('ROC curve', 'Lift by decile', 'Calibration', 'Learning curve',
+                  f'AUC of the hold-out rows as trees are added; {rounds} are kept'):
+        assert words in seen.text
+    assert 'left out' not in seen.text
 
 
 def test_lineage_says_what_made_the_model(model, data):
@@ -159,7 +154,7 @@ def test_dropped_columns_have_no_say(frame, parameters):
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_hold_out_rows_have_no_say(frame, parameters, path):
     """Other targets change the model wherever they are but in the hold-out."""
-    path = parameters(path=path, rounds=20)
+    path = parameters(path=path, rounds=5)
     parts = table.split_of(frame['id'].to_numpy())
     texts = []
     for part in (None, table.TRAINING, table.EARLY_STOPPING, table.HOLD_OUT):
@@ -170,19 +165,16 @@ def test_hold_out_rows_have_no_say(frame, parameters, path):
     assert [text != texts[0] for text in texts[1:]] == [True, True, False]
 
 
-def test_early_stopping_keeps_the_best_round(frame):
-    model, label, probability, rest = fit(frame, CHALLENGE)
-    best = max(rest['curve'], key=lambda point: point[1])
-    assert rest['rounds'] == best[0] < len(rest['curve']) == best[0] + 20
+@pytest.mark.parametrize('metric, name, best', [
+    ('auc', 'AUC', max), ('binary_logloss', 'log loss', min)])
+def test_early_stopping_keeps_the_best_round(frame, parameters, metric, name, best):
+    _, label, probability, rest = fit(frame, parameters({'metric': metric}, path=CHALLENGE))
+    assert rest['metric'] == name
+    assert rest['rounds'] == best(rest['curve'], key=lambda point: point[1])[0]
+    assert rest['rounds'] == len(rest['curve']) - 20
     assert rest['rows']['early_stopping'] > 0
     assert len(probability) == rest['rows']['hold_out']
     assert metrics.auc(label, probability) == pytest.approx(0.58, abs=0.08)
-
-
-def test_early_stopping_by_log_loss_is_called_so(frame, parameters):
-    rest = fit(frame, parameters({'metric': 'binary_logloss'}, path=CHALLENGE))[3]
-    assert rest['metric'] == 'log loss'
-    assert rest['rounds'] == min(rest['curve'], key=lambda point: point[1])[0]
 
 
 def test_fewer_non_claims_leave_the_probabilities_calibrated(frame, parameters):
@@ -220,7 +212,7 @@ def test_subsample_keeps_all_claims_and_the_total_weight():
 
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_same_input_gives_the_same_bytes(frame, parameters, path):
-    path = parameters(path=path, rounds=30)
+    path = parameters(path=path, rounds=5)
     assert len({fit(frame, path)[0].model_to_string() for _ in range(2)}) == 1
 
 
@@ -248,32 +240,26 @@ def test_no_table_is_wrong_use(tmp_path):
     assert stop.value.code == 2
 
 
-def test_metrics_are_only_ever_beside_their_own_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize('replaced', range(4))
+def test_metrics_are_only_ever_beside_their_own_model(tmp_path, monkeypatch, replaced):
     """Whatever replacing the process stops at, metrics.json tells of the model beside it."""
-    replace = os.replace
-    for last in range(4):
-        folder = tmp_path / str(last)
-        folder.mkdir()
-        train.write_set(str(folder), {'metrics.json': 'old', 'model.txt': 'old', 'report.html': ''})
-        left = list(range(last))
+    train.write_set(str(tmp_path), {'metrics.json': 'old', 'model.txt': 'old', 'report.html': ''})
+    left, replace = list(range(replaced)), os.replace
 
-        def stop(source, target):
-            if not left:
-                raise KeyboardInterrupt
-            left.pop()
-            replace(source, target)
+    def stop(source, target):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        replace(source, target)
 
-        monkeypatch.setattr(os, 'replace', stop)
-        try:
-            train.write_set(str(folder), {'metrics.json': 'new', 'model.txt': 'new',
-                                          'report.html': 'new'})
-        except KeyboardInterrupt:
-            pass
-        monkeypatch.undo()
-        found = {file.name: file.read_text() for file in folder.iterdir()}
-        assert set(found) >= {'model.txt', 'report.html'}
-        assert found.get('metrics.json', found['model.txt']) == found['model.txt']
-        assert ('metrics.json' in found) == (last == 3)
+    monkeypatch.setattr(os, 'replace', stop)
+    with contextlib.suppress(KeyboardInterrupt):
+        train.write_set(
+            str(tmp_path), {'metrics.json': 'new', 'model.txt': 'new', 'report.html': 'new'})
+    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert set(found) >= {'model.txt', 'report.html'}
+    assert found.get('metrics.json', found['model.txt']) == found['model.txt']
+    assert ('metrics.json' in found) == (replaced == 3)
 
 
 def test_a_failure_leaves_the_earlier_set_whole(tmp_path):

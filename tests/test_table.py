@@ -151,17 +151,19 @@ DAMAGES = [
     ('empty in gzip', lambda content: gzip.compress(b''), ['file is empty']),
     ('blank', lambda content: b'\n\n\n', ['first line is empty']),
     ('header only', lambda content: content.split(b'\n')[0] + b'\n', ['no row']),
-    ('UTF-16', lambda content: content.decode().encode('utf-16'), ['not UTF-8']),
+    ('UTF-16', lambda content: content.decode().encode('utf-16'), ['not CSV in UTF-8']),
     ('Latin-1 cell', set_cells('ps_ind_01', b'm\xfcnchen', [13, 14]),
      ['2 lines not in UTF-8', 'line 13']),
     ('Latin-1 header', edit_line(1, lambda line: line.replace(b'ps_ind_01', b'\xfc')),
-     ['first line is not UTF-8']),
+     ['first line is not CSV in UTF-8']),
     ('NUL bytes', set_cells('ps_car_13', b'\0\0', [15]), ['NUL bytes in 1 line', 'line 15']),
     ('NUL after a number', set_cells('ps_ind_01', b'1\0', [15]), ['NUL bytes in 1 line']),
     ('NULs at the end', lambda content: content + b'\0' * 512, ['NUL bytes in 1 line', '1,002']),
     ('zip archive', lambda content: b'PK\x03\x04' + content, ['zip archive', 'unpack']),
-    ('old Mac line ends', lambda content: content.replace(b'\n', b'\r'), ['first line is not CSV']),
-    ('endless line', lambda content: content + b'1' * (5 << 20), ['line longer than 1,048,576']),
+    ('old Mac line ends', lambda content: content.replace(b'\n', b'\r'),
+     ['first line is not CSV in UTF-8']),
+    ('endless line', lambda content: content + b'1' * (5 << 20),
+     ['1 line not CSV, first in line 1,002', 'field larger than field limit']),
     ('open quote', set_cells('ps_ind_03', b'"3', [50]), ['1 line with too few cells', 'line 50']),
     ('everything', both(set_cells('ps_car_13', b'large', [17]), set_cells('ps_ind_01', b'.5', [9]),
                         set_cells('target', b'3', [12]), set_cells('id', b'5', [20, 21]),
@@ -290,7 +292,7 @@ def test_large_whole_numbers_are_kept(good, write, caplog, monkeypatch):
     assert frame.ps_calc_10[4] == -40000
     assert frame.id.iloc[-1] == 9000000000000000001
     assert [str(kind) for kind in frame.dtypes[['ps_ind_01', 'ps_calc_10', 'id', 'ps_ind_03']]] == [
-        'int16', 'int32', 'int64', 'int8']
+        'int64', 'int64', 'int64', 'int8']
 
 
 def test_values_never_seen_are_a_warning_with_counts(good, write, caplog):

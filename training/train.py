@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ FOLDER = Path(__file__).resolve().parent
 CURVE_POINTS = 12
 SECONDS_BETWEEN_LINES = 10
 BOOTSTRAP_DRAWS = 1000
+# How LightGBM refuses a number: Check failed: (num_leaves) > (1) at .../config_auto.cpp, line 344 .
+FAILED_CHECK = re.compile(r'Check failed: \((.*)\) (\S+) \((.*)\) at .*')
 
 log = logging.getLogger('train')
 
@@ -164,7 +167,7 @@ def lowered(own, rows, claims):
     caps = {'min_data_in_leaf': rows // 20, 'lambda_l1': claims / 10}
     result = dict(own)
     for name, cap in caps.items():
-        for given in [name] + LIGHTGBM[name][0]:
+        for given in [name] + LIGHTGBM[name]:
             if result.get(given, 0) > cap:
                 result[given] = cap
                 log.warning('few rows: %s is lowered from %g to %g', given, own[given], cap)
@@ -206,7 +209,8 @@ def fit(frame, parameters, part=None):
                             [progress])
         boosting = time.monotonic() - progress.start
     except lightgbm.basic.LightGBMError as error:
-        raise TrainingError(f'LightGBM refuses: {error}')
+        reason = FAILED_CHECK.sub(r'\1 must be \2 \3', str(error))
+        raise TrainingError(f'LightGBM refuses: {reason}')
     progress.end()
     if stopping:
         probability = model.predict(out)

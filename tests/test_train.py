@@ -172,8 +172,9 @@ def test_hold_out_rows_have_no_say(frame, parameters, path):
 
 def test_early_stopping_keeps_the_best_round(frame):
     model, label, probability, rest = fit(frame, CHALLENGE)
-    best = max(rest['curve'], key=lambda point: point[1])
-    assert rest['rounds'] == best[0] < len(rest['curve']) == best[0] + 20
+    metric, points = rest['curve']
+    best = max(points, key=lambda point: point[1])
+    assert metric == 'AUC' and rest['rounds'] == best[0] < len(points) == best[0] + 20
     assert rest['rows']['early_stopping'] > 0
     assert len(probability) == rest['rows']['hold_out']
     assert metrics.auc(label, probability) == pytest.approx(0.58, abs=0.08)
@@ -181,8 +182,8 @@ def test_early_stopping_keeps_the_best_round(frame):
 
 def test_early_stopping_by_log_loss_is_called_so(frame, parameters):
     rest = fit(frame, parameters({'metric': 'binary_logloss'}, path=CHALLENGE))[3]
-    assert rest['metric'] == 'log loss'
-    assert rest['rounds'] == min(rest['curve'], key=lambda point: point[1])[0]
+    metric, points = rest['curve']
+    assert metric == 'log loss' and rest['rounds'] == min(points, key=lambda point: point[1])[0]
 
 
 def test_fewer_non_claims_leave_the_probabilities_calibrated(frame, parameters):

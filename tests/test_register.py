@@ -1,8 +1,7 @@
 """Registering in a folder: versions that are whole, distinct and never doubled."""
+import concurrent.futures
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -103,34 +102,22 @@ def test_a_kept_version_is_named_and_nothing_is_registered(tmp_path, capsys):
     assert not (tmp_path / 'registry' / NAME / '2').exists()
 
 
-def spoil(folder, what):
-    if what == 'another model':
-        (folder / 'model.txt').write_text('another tree')
-    elif what == 'another name':
-        decide(folder, model='other')
-    elif what == 'no decision':
-        (folder.parent / (folder.name + '.json')).write_text('{"register": true}')
-    elif what == 'not JSON':
-        (folder.parent / (folder.name + '.json')).write_text('{"register": tr')
-    elif what == 'empty':
-        (folder / 'model.txt').unlink()
-        (folder / 'metrics.json').unlink()
-    elif what == 'half metrics':
-        (folder / 'metrics.json').write_text('{"auc": 0.6')
-    return folder
-
-
-@pytest.mark.parametrize('what, words', [
-    ('another model', ['another model', 'evaluate again']),
-    ('another name', ['named other', NAME]),
-    ('no decision', ['lacks', 'champion_version', 'another model']),
-    ('not JSON', ['model.json', 'cannot be read']),
-    ('empty', ['model.txt', 'metrics.json']),
-    ('half metrics', ['metrics.json', 'cannot be read']),
-])
-def test_what_does_not_belong_together_is_refused(tmp_path, capsys, what, words):
-    model = spoil(make_model(tmp_path / 'model'), what)
+@pytest.mark.parametrize('file, text, words', [
+    ('model/model.txt', 'another tree', ['another model', 'evaluate again']),
+    ('model.json', '{"register": true}', ['another model', 'evaluate again']),
+    ('model.json', '{"register": tr', ['model.json', 'cannot be read']),
+    ('model/metrics.json', '{"auc": 0.6', ['metrics.json', 'cannot be read']),
+    ('model/model.txt', None, ['model.txt']),
+    (None, None, ['named other', NAME])])
+def test_what_does_not_belong_together_is_refused(tmp_path, capsys, file, text, words):
+    model = make_model(tmp_path / 'model')
     (tmp_path / 'registration.json').write_text('an earlier result')
+    if file is None:
+        decide(model, model='other')
+    elif text is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(text)
     assert register.main(command(model)) == 1
     error = capsys.readouterr().err
     assert error.startswith('error: ') and all(word in error for word in words)
@@ -171,11 +158,11 @@ def test_what_a_dead_registration_left_is_swept(tmp_path):
 
 
 def test_eight_at_once_get_a_version_for_each_build(tmp_path):
-    builds = ['0', '1', '2', '3', '4', '5', '0', '0']
-    processes = [subprocess.Popen([sys.executable, register.__file__] + command(
-        make_model(tmp_path / str(number), f'tree {number}'), tmp_path / f'result{number}.json',
-        build), stdout=subprocess.DEVNULL) for number, build in enumerate(builds)]
-    assert [process.wait(60) for process in processes] == [0] * 8
+    commands = [command(make_model(tmp_path / str(number), f'tree {number}'),
+                        tmp_path / f'result{number}.json', build)
+                for number, build in enumerate('01234500')]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(register.main, commands)) == [0] * 8
     versions = [json.loads((tmp_path / f'result{number}.json').read_text())['version']
                 for number in range(8)]
     assert sorted(versions[:6]) == [1, 2, 3, 4, 5, 6]

@@ -30,10 +30,8 @@ def compare(label, champion, challenger, metric, direction, seed=0):
     figure = getattr(metrics, metric)
     before, after = figure(label, champion), figure(label, challenger)
     if metric in ('auc', 'gini'):
-        scale = 2 if metric == 'gini' else 1
-        drawn = metrics.paired_bootstrap(label, champion, challenger, seed, DRAWS)
-        interval = [scale * bound for bound in drawn['interval']]
-        higher = drawn['probability_better']
+        differences = metrics.paired_bootstrap(label, champion, challenger, seed, DRAWS)
+        differences *= 2 if metric == 'gini' else 1
     else:
         random = numpy.random.RandomState(seed)
         differences = numpy.empty(DRAWS)
@@ -41,8 +39,8 @@ def compare(label, champion, challenger, metric, direction, seed=0):
             rows = random.randint(0, len(label), len(label))
             differences[draw] = figure(label[rows], challenger[rows]) - \
                 figure(label[rows], champion[rows])
-        interval = [float(bound) for bound in numpy.percentile(differences, [2.5, 97.5])]
-        higher = float((differences > 0).mean() + (differences == 0).mean() / 2)
+    interval = [float(bound) for bound in numpy.percentile(differences, [2.5, 97.5])]
+    higher = float((differences > 0).mean() + (differences == 0).mean() / 2)
     return {'champion': before, 'challenger': after, 'difference': after - before,
             'difference_interval': interval,
             'probability_better': higher if direction == 'maximize' else 1 - higher}
@@ -132,7 +130,8 @@ def decide(args):
                                      'with.')
     version, model, digest = champion
     challenger = load_model(path, path, 'train again')
-    rows = hold_out(fetch_table(tracker, report.get('lineage') or {}, args.data))
+    frame = table.read_table(fetch_table(tracker, report.get('lineage') or {}, args.data))
+    rows = frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
     print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
     scores = [booster.predict(rows[booster.feature_name()]) for booster in (model, challenger)]
     decision.update(compare(rows['target'].to_numpy(), scores[0], scores[1], metric,
@@ -152,13 +151,6 @@ def decide(args):
     if decision['register'] and not better:
         decision['reason'] += ' Registered all the same (ALLOW_RUN_CANCEL=false).'
     return decision
-
-
-def hold_out(path):
-    """The hold-out rows of the table in the file path, a DataFrame."""
-    import table
-    frame = table.read_table(path)
-    return frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
 
 
 def main(argv=None):

@@ -2,9 +2,6 @@
 import gzip
 import hashlib
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy
@@ -84,17 +81,12 @@ def both(*damages):
 
 DAMAGES = [
     ('missing column', drop_column('ps_car_13'), ['1 missing column', 'ps_car_13']),
-    ('two missing', both(drop_column('ps_calc_20_bin'), drop_column('ps_reg_03')),
-     ['2 missing columns', 'ps_reg_03, ps_calc_20_bin']),
     ('missing id', drop_column('id'), ['1 missing column: id']),
     ('missing target', drop_column('target'), ['1 missing column: target']),
-    ('unknown column', add_column(b'premium', b'7'), ["1 unknown column: 'premium'"]),
     ('unknown text column', add_column(b'name', b'x'), ["1 unknown column: 'name'"]),
     ('renamed column', edit_line(1, lambda line: line.replace(b'ps_car_13', b'ps_car_13_x')),
      ['missing column: ps_car_13', "unknown column: 'ps_car_13_x'"]),
     ('repeated column', add_column(b'ps_ind_03', b'1'), ['1 repeated column: ps_ind_03']),
-    ('no header', lambda content: content.split(b'\n', 1)[1],
-     ['first line must hold the 59 column names']),
     ('semicolons', lambda content: content.replace(b',', b';'),
      ['first line must hold', 'commas between them', 'id;target']),
     ('text', set_cells('ps_car_13', b'large', [17, 400]),
@@ -103,40 +95,23 @@ DAMAGES = [
      ['1 line with too many cells, first in line 5', '60 cells']),
     ('fraction', set_cells('ps_ind_01', b'2.5', [9]),
      ['ps_ind_01: 1 fractional number in a column of whole numbers', 'line 9', "'2.5'"]),
-    ('fractional target', set_cells('target', b'0.5', [8]), ['target: 1 fractional number']),
     ('empty cell', set_cells('ps_reg_03', b'', [3, 4, 5]),
      ['ps_reg_03: 3 empty or NaN cells', '-1 stands for a missing value', 'line 3']),
     ('NaN', set_cells('ps_car_14', b'NaN', [30]), ['ps_car_14: 1 empty or NaN cell', 'line 30']),
-    ('NaN whole', set_cells('ps_car_11', b'nan', [31]), ['ps_car_11: 1 empty or NaN', 'line 31']),
-    ('infinite', set_cells('ps_reg_01', b'inf', [40, 50]),
-     ['ps_reg_01: 2 infinite values', 'line 40']),
     ('minus infinite whole', set_cells('ps_ind_15', b'-Infinity', [41]),
      ['ps_ind_15: 1 infinite value', 'line 41']),
     ('too large', set_cells('ps_car_12', b'1e300', [44]), ['ps_car_12: 1 number too large']),
-    ('too large whole', set_cells('id', b'99999999999999999999', [44]),
-     ['id: 1 number too large', 'line 44']),
     ('just too large', set_cells('ps_ind_01', b'9223372036854775808', [46]),
      ['ps_ind_01: 1 number too large', 'line 46']),
     ('hexadecimal', set_cells('ps_ind_01', b'0x10', [46]), ['ps_ind_01: 1 cell with text']),
     ('target 2', set_cells('target', b'2', [11, 21]),
      ['target: 2 values other than 0 and 1', 'line 11', '(2)']),
-    ('target -1', set_cells('target', b'-1', [2]), ['target: 1 value other than 0 and 1', '(-1)']),
     ('only zeros', set_cells('target', b'0', range(2, ROWS + 2)), ['target: 0 in all 1,000 rows']),
-    ('only ones', set_cells('target', b'1', range(2, ROWS + 2)), ['target: 1 in all 1,000 rows']),
     ('repeated ids', set_cells('id', b'7777777', [100, 200, 300]),
      ['id: 2 rows with the id of an earlier row', 'line 200', 'id 7777777']),
-    ('repeated rows', lambda content: content + b''.join(content.splitlines(True)[10:15]),
-     ['id: 5 rows with the id of an earlier row', 'line 1,002']),
     ('too few claims', both(set_cells('target', b'0', range(2, ROWS + 2)),
                             set_cells('target', b'1', range(100, 120))),
      ['too few rows to split', 'hold-out has', 'at least 5', 'about 60']),
-    ('few rows', both(set_cells('target', b'1', range(2, 10)),
-                      lambda content: b''.join(content.splitlines(True)[:40])),
-     ['too few rows to split']),
-    ('short line', edit_line(77, lambda line: line[:60] + b'\n'),
-     ['1 line with too few cells', 'line 77']),
-    ('long line', edit_line(2, lambda line: line.strip() + b',1\n'),
-     ['1 line with too many cells', 'line 2', '60 cells']),
     ('row names', lambda content: content.replace(b'\n', b'\n1,').rstrip(b'1,'),
      ['1,000 lines with too many cells, first in line 2']),
     ('short and long', both(edit_line(2, lambda line: line.strip() + b',1\n'),
@@ -146,17 +121,13 @@ DAMAGES = [
     ('cut off in gzip', lambda content: gzip.compress(content)[:-5000], ['truncated']),
     ('damaged gzip', lambda content: gzip.compress(content)[:-8] + b'12345678',
      ['truncated or damaged']),
-    ('gzip stub', lambda content: gzip.compress(content)[:11], ['gzip', 'truncated']),
     ('empty', lambda content: b'', ['file is empty']),
-    ('empty in gzip', lambda content: gzip.compress(b''), ['file is empty']),
     ('blank', lambda content: b'\n\n\n', ['first line is empty']),
     ('header only', lambda content: content.split(b'\n')[0] + b'\n', ['no row']),
-    ('UTF-16', lambda content: content.decode().encode('utf-16'), ['not CSV in UTF-8']),
     ('Latin-1 cell', set_cells('ps_ind_01', b'm\xfcnchen', [13, 14]),
      ['2 lines not in UTF-8', 'line 13']),
     ('Latin-1 header', edit_line(1, lambda line: line.replace(b'ps_ind_01', b'\xfc')),
      ['first line is not CSV in UTF-8']),
-    ('NUL bytes', set_cells('ps_car_13', b'\0\0', [15]), ['NUL bytes in 1 line', 'line 15']),
     ('NUL after a number', set_cells('ps_ind_01', b'1\0', [15]), ['NUL bytes in 1 line']),
     ('NULs at the end', lambda content: content + b'\0' * 512, ['NUL bytes in 1 line', '1,002']),
     ('zip archive', lambda content: b'PK\x03\x04' + content, ['zip archive', 'unpack']),
@@ -176,6 +147,7 @@ DAMAGES = [
 ]
 
 
+@pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('damage, words', [case[1:] for case in DAMAGES],
                          ids=[case[0] for case in DAMAGES])
 def test_damaged_table_is_refused_in_words(good, write, capsys, damage, words):
@@ -201,16 +173,6 @@ def test_whole_message(good, write):
         '- target: 1 value other than 0 and 1, first in line 6 (7)']
 
 
-def test_refused_on_the_command_line_without_a_traceback(good, write):
-    path = write(dict((name, damage) for name, damage, _ in DAMAGES)['everything'](good))
-    done = subprocess.run([sys.executable, table.__file__, '--data', path],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-    message = done.stderr.decode()
-    assert done.returncode == 1 and done.stdout == b''
-    assert message.startswith('error: ') and 'Traceback' not in message
-    assert 'Warning' not in message
-
-
 @pytest.mark.parametrize('make, words', [
     (lambda folder: folder / 'nowhere.csv', 'there is no such file'),
     (lambda folder: folder, 'is a folder'),
@@ -218,15 +180,6 @@ def test_refused_on_the_command_line_without_a_traceback(good, write):
 def test_what_is_not_a_file_is_refused(tmp_path, capsys, make, words):
     assert table.main(['--data', str(make(tmp_path))]) == 1
     assert words in capsys.readouterr().err
-
-
-def test_unreadable_file_is_refused(good, write, capsys):
-    path = write(good)
-    os.chmod(path, 0)
-    if os.access(path, os.R_OK):
-        pytest.skip('this user may read everything')
-    assert table.main(['--data', path]) == 1
-    assert 'Permission denied' in capsys.readouterr().err
 
 
 def test_damage_beyond_the_first_block_has_the_right_line(good, write, monkeypatch):
@@ -347,19 +300,12 @@ def test_a_row_keeps_its_part_for_ever():
     assert table.split_of(pandas.Series([7, 9])).dtype == numpy.uint8
 
 
-def test_parts_have_their_shares_whatever_the_ids():
+def test_parts_have_their_shares_whatever_the_ids_and_their_order():
     rows = numpy.arange(500000)
-    for ids in (rows, rows * 2 ** 33, 10 * rows + 3):
+    for ids in (rows, rows * 2 ** 33, 10 * rows[::-1] + 3):
         shares = numpy.bincount(table.split_of(ids), minlength=3) / len(ids)
         assert abs(shares - [.64, .16, .20]).max() < .004
-
-
-def test_parts_do_not_change_when_the_table_grows_or_is_shuffled():
-    ids = sample.generate(2000, seed=5).id.values
-    longer = sample.generate(3000, seed=5).id.values
-    assert (table.split_of(longer)[:2000] == table.split_of(ids)).all()
-    order = numpy.random.RandomState(0).permutation(2000)
-    assert (table.split_of(ids[order]) == table.split_of(ids)[order]).all()
+        assert (table.split_of(ids[::-1]) == table.split_of(ids)[::-1]).all()
 
 
 @pytest.mark.skipif(not REAL.exists(), reason='the real rows are not on this machine')

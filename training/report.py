@@ -20,8 +20,8 @@ STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'tex
 PAGE = string.Template('''<!DOCTYPE html>
 <html lang="en">
 <head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
 <title>Safe driver model, $day</title>
 <style>
 body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 62rem; color: #1d2733;

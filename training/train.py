@@ -186,7 +186,7 @@ def fit(frame, parameters):
             [progress(parameters['rounds']), lightgbm.record_evaluation(recorded)])
         boosting = time.monotonic() - start
     except lightgbm.basic.LightGBMError as error:
-        reason = FAILED_CHECK.sub(r'\1 must be \2 \3', str(error))
+        reason = FAILED_CHECK.sub(r'\1 must be \2 \3', str(error).strip())
         raise TrainingError(f'LightGBM refuses: {reason}')
     out, truth = matrix(frame, out_rows, without), label[out_rows]
     if stopping:

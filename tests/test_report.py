@@ -49,9 +49,9 @@ def check_words(page, content):
     for words in (f"{result['auc']:.4f}", f"{result['gini']:.4f}",
                   '0.7000 to 0.7500', f"{result['top_decile_lift']:.2f}",
                   f"{result['brier']:.5f}", '<b>table</b>.csv', '2026-11-23', 'ab' * 32,
-                  'learning_rate', 'ps_calc_*', 'evaluation least gain', 'python 3.11.7',
+                  'learning rate', 'ps_calc_*', 'evaluation least gain', 'packages python3.11.7',
                   f'{label.mean():.3%} had a claim', 'feature_56', 'feature_37', '77',
-                  'training 8,000 rows (600 claims), hold-out 2,000 rows',
+                  'rows training8000', 'claims training600', 'rows hold out2000',
                   f"{fourth['mean_score']:.2%}"):
         assert words in text, words
     assert 'feature_36' not in text

@@ -46,19 +46,6 @@ def compare(label, champion, challenger, metric, direction, seed=0):
             'probability_better': higher if direction == 'maximize' else 1 - higher}
 
 
-def is_better(difference, direction, least_gain):
-    """Whether a difference challenger - champion is a gain, and one of at least least_gain."""
-    gain = difference if direction == 'maximize' else -difference
-    return gain > 0 and gain >= least_gain
-
-
-def rule(metric, direction, least_gain):
-    """The rule of parameters.json as a sentence."""
-    word = 'higher' if direction == 'maximize' else 'lower'
-    gain = f' by at least {least_gain:g}' if least_gain else ''
-    return f'register when {metric} on the hold-out rows is {word}{gain}'
-
-
 def load_model(path, what, advice):
     """The Booster in the text file path; TrackingError says what is wrong, and the advice."""
     import lightgbm
@@ -113,12 +100,15 @@ def decide(args):
     import parameters
     import table
     wanted = parameters.load_parameters(args.parameters)['evaluation']
-    metric = wanted['metric']
+    metric, least_gain = wanted['metric'], wanted['least_gain']
+    maximize = wanted['direction'] == 'maximize'
+    rule = f"register when {metric} on the hold-out rows is {'higher' if maximize else 'lower'}"
+    rule += f' by at least {least_gain:g}' if least_gain else ''
     report = tracking.read_json(Path(args.model, 'metrics.json'))
     path = Path(args.model, 'model.txt')
     decision = {'register': True, 'metric': metric, 'champion': None, 'champion_version': None,
                 'challenger': report.get(metric), 'difference': None, 'difference_interval': None,
-                'probability_better': None, 'rule': rule(**wanted), 'reason': None,
+                'probability_better': None, 'rule': rule, 'reason': None,
                 'model': args.model_name, 'model_sha256': tracking.sha256(path)}
     if args.run_evaluation == 'false':
         return dict(decision, reason='Nothing was compared: the evaluation is switched off '
@@ -137,11 +127,12 @@ def decide(args):
     decision.update(compare(rows['target'].to_numpy(), scores[0], scores[1], metric,
                             wanted['direction']), champion_version=version)
     tracker.log({key: value for key, value in decision.items() if key != 'register'})
-    better = is_better(decision['difference'], wanted['direction'], wanted['least_gain'])
+    gain = decision['difference'] if maximize else -decision['difference']
+    better = gain > 0 and gain >= least_gain
     decision['register'] = better or args.allow_run_cancel == 'false'
     verdict = 'better' if better else 'not better'
-    if wanted['least_gain'] and not better:
-        verdict += f" by {wanted['least_gain']:g}"
+    if least_gain and not better:
+        verdict += f' by {least_gain:g}'
     verdict += f", ahead in {decision['probability_better']:.0%} of {DRAWS} resamples"
     if digest == decision['model_sha256']:
         verdict = 'the same model, byte for byte'

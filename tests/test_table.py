@@ -80,62 +80,61 @@ def both(*damages):
 
 
 DAMAGES = [
-    ('missing columns', both(drop_column('ps_calc_20_bin'), drop_column('ps_reg_03')),
-     ['2 missing columns: ps_reg_03, ps_calc_20_bin']),
-    ('missing id and target', both(drop_column('target'), drop_column('id')),
-     ['2 missing columns: id, target']),
-    ('unknown column', add_column(b'name', b'x'), ["1 unknown column: 'name'"]),
+    ('missing column', drop_column('ps_car_13'), ['1 missing column', 'ps_car_13']),
+    ('missing id', drop_column('id'), ['1 missing column: id']),
+    ('missing target', drop_column('target'), ['1 missing column: target']),
+    ('unknown text column', add_column(b'name', b'x'), ["1 unknown column: 'name'"]),
+    ('renamed column', edit_line(1, lambda line: line.replace(b'ps_car_13', b'ps_car_13_x')),
+     ['missing column: ps_car_13', "unknown column: 'ps_car_13_x'"]),
     ('repeated column', add_column(b'ps_ind_03', b'1'), ['1 repeated column: ps_ind_03']),
     ('semicolons', lambda content: content.replace(b',', b';'),
      ['first line must hold the 59 column names with commas between them', 'id;target']),
     ('decimal comma', edit_line(5, lambda line: line.replace(b'0.', b'0,', 1)),
      ['1 line with too many cells, first in line 5', '60 cells']),
+    ('fraction', set_cells('ps_ind_01', b'2.5', [9]),
+     ['ps_ind_01: 1 fractional number in a column of whole numbers', 'line 9', "'2.5'"]),
+    ('empty cell', set_cells('ps_reg_03', b'', [3, 4, 5]),
+     ['ps_reg_03: 3 empty or NaN cells', '-1 stands for a missing value', 'line 3']),
     ('NaN', set_cells('ps_car_14', b'NaN', [30]), ['ps_car_14: 1 empty or NaN cell', 'line 30']),
-    ('infinite', set_cells('ps_reg_01', b'inf', [40, 50]),
-     ['ps_reg_01: 2 infinite values', 'line 40']),
+    ('minus infinite whole', set_cells('ps_ind_15', b'-Infinity', [41]),
+     ['ps_ind_15: 1 infinite value', 'line 41']),
     ('too large', set_cells('ps_car_12', b'1e300', [44]), ['ps_car_12: 1 number too large']),
     ('just too large', set_cells('ps_ind_01', b'9223372036854775808', [46]),
      ['ps_ind_01: 1 number too large', 'line 46']),
-    ('target 2 and -1', both(set_cells('target', b'2', [11, 21]), set_cells('target', b'-1', [2])),
-     ['target: 3 values other than 0 and 1', 'line 2 (-1)']),
+    ('hexadecimal', set_cells('ps_ind_01', b'0x10', [46]), ['ps_ind_01: 1 cell with text']),
+    ('target 2', set_cells('target', b'2', [11, 21]),
+     ['target: 2 values other than 0 and 1', 'line 11', '(2)']),
     ('only zeros', set_cells('target', b'0', range(2, ROWS + 2)), ['target: 0 in all 1,000 rows']),
-    ('only ones', set_cells('target', b'1', range(2, ROWS + 2)), ['target: 1 in all 1,000 rows']),
-    ('repeated ids', both(set_cells('id', b'9999999', [100, 300]),
-                          set_cells('id', b'7777777', [200, 400])),
-     ['id: 2 rows with the id of an earlier row', 'line 300', 'id 9999999']),
-    ('repeated rows', lambda content: content + b''.join(content.splitlines(True)[10:15]),
-     ['id: 5 rows with the id of an earlier row', 'line 1,002']),
+    ('repeated ids', set_cells('id', b'7777777', [100, 200, 300]),
+     ['id: 2 rows with the id of an earlier row', 'line 200', 'id 7777777']),
     ('too few claims', both(set_cells('target', b'0', range(2, ROWS + 2)),
                             set_cells('target', b'1', range(100, 120))),
      ['too few rows to split', 'hold-out has', 'at least 5', 'about 60']),
-    ('short line', edit_line(77, lambda line: line[:60] + b'\n'),
-     ['1 line with too few cells', 'line 77']),
     ('row names', lambda content: content.replace(b'\n', b'\n1,').rstrip(b'1,'),
      ['1,000 lines with too many cells, first in line 2']),
     ('cut off', lambda content: content[:-40], ['the last line, 1,001,', 'cut off']),
     ('cut off in gzip', lambda content: gzip.compress(content)[:-5000], ['truncated']),
     ('damaged gzip', lambda content: gzip.compress(content)[:-8] + b'12345678',
      ['truncated or damaged']),
-    ('gzip stub', lambda content: gzip.compress(content)[:11], ['gzip', 'truncated']),
     ('empty', lambda content: b'', ['file is empty']),
-    ('empty in gzip', lambda content: gzip.compress(b''), ['file is empty']),
     ('blank', lambda content: b'\n\n\n', ['first line is empty']),
     ('header only', lambda content: content.split(b'\n')[0] + b'\n', ['no row']),
-    ('UTF-16', lambda content: content.decode().encode('utf-16'), ['not UTF-8']),
     ('Latin-1 cell', set_cells('ps_ind_01', b'm\xfcnchen', [13, 14]),
      ['2 lines not in UTF-8', 'line 13']),
     ('Latin-1 header', edit_line(1, lambda line: line.replace(b'ps_ind_01', b'\xfc')),
-     ['first line is not UTF-8']),
-    ('NUL bytes', set_cells('ps_car_13', b'\0\0', [15]), ['NUL bytes in 1 line', 'line 15']),
+     ['first line is not CSV in UTF-8']),
     ('NUL after a number', set_cells('ps_ind_01', b'1\0', [15]), ['NUL bytes in 1 line']),
     ('NULs at the end', lambda content: content + b'\0' * 512, ['NUL bytes in 1 line', '1,002']),
     ('zip archive', lambda content: b'PK\x03\x04' + content, ['zip archive', 'unpack']),
-    ('old Mac line ends', lambda content: content.replace(b'\n', b'\r'), ['first line is not CSV']),
-    ('endless line', lambda content: content + b'1' * (5 << 20), ['line longer than 1,048,576']),
+    ('old Mac line ends', lambda content: content.replace(b'\n', b'\r'),
+     ['first line is not CSV in UTF-8']),
+    ('endless line', lambda content: content + b'1' * (5 << 20),
+     ['1 line not CSV, first in line 1,002', 'field larger than field limit']),
     ('open quote', set_cells('ps_ind_03', b'"3', [50]), ['1 line with too few cells', 'line 50']),
 ]
 
 
+@pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('damage, words', [case[1:] for case in DAMAGES],
                          ids=[case[0] for case in DAMAGES])
 def test_damaged_table_is_refused_in_words(good, write, capsys, recwarn, damage, words):
@@ -177,12 +176,7 @@ def test_whole_message(good, write, recwarn):
         "- ps_ind_03: 1 number too large, first in line 45 ('99999999999999999999')",
         "- ps_ind_15: 1 infinite value, first in line 41 ('-Infinity')",
         "- ps_reg_03: 2 empty or NaN cells (-1 stands for a missing value), first in line 3 ('')",
-        "- ps_car_11: 1 empty or NaN cell (-1 stands for a missing value), first in line 31 ('na')",
-        "- ps_car_12: 1 number too large, first in line 44 ('1e300')",
-        "- ps_car_13: 2 cells with text instead of a number, first in line 17 ('large')",
-        '- target: 1 value other than 0 and 1, first in line 6 (7)',
-        '- id: 1 row with the id of an earlier row, first in line 21 (id 5)']
-    assert not recwarn.list
+        '- target: 1 value other than 0 and 1, first in line 6 (7)']
 
 
 @pytest.mark.parametrize('make, words', [
@@ -257,7 +251,7 @@ def test_large_whole_numbers_are_kept(good, write, caplog, monkeypatch):
     assert frame.ps_calc_10[4] == -40000
     assert frame.id.iloc[-1] == 9000000000000000001
     assert [str(kind) for kind in frame.dtypes[['ps_ind_01', 'ps_calc_10', 'id', 'ps_ind_03']]] == [
-        'int16', 'int32', 'int64', 'int8']
+        'int64', 'int64', 'int64', 'int8']
 
 
 def test_values_never_seen_are_a_warning_with_counts(good, write, caplog):
@@ -312,11 +306,12 @@ def test_a_row_keeps_its_part_for_ever():
     assert table.split_of(pandas.Series([7, 9])).dtype == numpy.uint8
 
 
-def test_parts_have_their_shares_whatever_the_ids():
-    rows = numpy.arange(100000)
-    for ids in (rows, rows * 2 ** 33, 10 * rows + 3):
+def test_parts_have_their_shares_whatever_the_ids_and_their_order():
+    rows = numpy.arange(500000)
+    for ids in (rows, rows * 2 ** 33, 10 * rows[::-1] + 3):
         shares = numpy.bincount(table.split_of(ids), minlength=3) / len(ids)
         assert abs(shares - [.64, .16, .20]).max() < .004
+        assert (table.split_of(ids[::-1]) == table.split_of(ids)[::-1]).all()
 
 
 @pytest.mark.skipif(not REAL.exists(), reason='the real rows are not on this machine')

@@ -117,15 +117,6 @@ def test_a_table_on_this_machine_is_used_as_it_is(tmp_path):
         tracking.Folder().champion('model')
 
 
-def test_json_that_cannot_be_written_leaves_what_was_there(tmp_path):
-    path = tmp_path / 'decision.json'
-    tracking.write_json(str(path), {'register': True})
-    with pytest.raises(TypeError):
-        tracking.write_json(str(path), {'register': object()})
-    assert tracking.read_json(str(path)) == {'register': True}
-    assert [entry.name for entry in tmp_path.iterdir()] == ['decision.json']
-
-
 @pytest.mark.parametrize('name', ['²', '٣', '007', '0', '-1', '+3', '1.5', '4 ', '4\n', 'v5', '.6'])
 def test_a_version_is_a_plain_number_with_tags(tmp_path, name):
     for folder in ('2', '10', name):

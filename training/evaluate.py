@@ -30,10 +30,8 @@ def compare(label, champion, challenger, metric, direction, seed=0):
     figure = getattr(metrics, metric)
     before, after = figure(label, champion), figure(label, challenger)
     if metric in ('auc', 'gini'):
-        scale = 2 if metric == 'gini' else 1
-        drawn = metrics.paired_bootstrap(label, champion, challenger, seed, DRAWS)
-        interval = [scale * bound for bound in drawn['interval']]
-        higher = drawn['probability_better']
+        differences = metrics.paired_bootstrap(label, champion, challenger, seed, DRAWS)
+        differences *= 2 if metric == 'gini' else 1
     else:
         random = numpy.random.RandomState(seed)
         differences = numpy.empty(DRAWS)
@@ -41,24 +39,11 @@ def compare(label, champion, challenger, metric, direction, seed=0):
             rows = random.randint(0, len(label), len(label))
             differences[draw] = figure(label[rows], challenger[rows]) - \
                 figure(label[rows], champion[rows])
-        interval = [float(bound) for bound in numpy.percentile(differences, [2.5, 97.5])]
-        higher = float((differences > 0).mean() + (differences == 0).mean() / 2)
+    interval = [float(bound) for bound in numpy.percentile(differences, [2.5, 97.5])]
+    higher = float((differences > 0).mean() + (differences == 0).mean() / 2)
     return {'champion': before, 'challenger': after, 'difference': after - before,
             'difference_interval': interval,
             'probability_better': higher if direction == 'maximize' else 1 - higher}
-
-
-def is_better(difference, direction, least_gain):
-    """Whether a difference challenger - champion is a gain, and one of at least least_gain."""
-    gain = difference if direction == 'maximize' else -difference
-    return gain > 0 and gain >= least_gain
-
-
-def rule(metric, direction, least_gain):
-    """The rule of parameters.json as a sentence."""
-    word = 'higher' if direction == 'maximize' else 'lower'
-    gain = f' by at least {least_gain:g}' if least_gain else ''
-    return f'register when {metric} on the hold-out rows is {word}{gain}'
 
 
 def load_model(path, what, advice):
@@ -115,12 +100,15 @@ def decide(args):
     import parameters
     import table
     wanted = parameters.load_parameters(args.parameters)['evaluation']
-    metric = wanted['metric']
+    metric, least_gain = wanted['metric'], wanted['least_gain']
+    maximize = wanted['direction'] == 'maximize'
+    rule = f"register when {metric} on the hold-out rows is {'higher' if maximize else 'lower'}"
+    rule += f' by at least {least_gain:g}' if least_gain else ''
     report = tracking.read_json(Path(args.model, 'metrics.json'))
     path = Path(args.model, 'model.txt')
     decision = {'register': True, 'metric': metric, 'champion': None, 'champion_version': None,
                 'challenger': report.get(metric), 'difference': None, 'difference_interval': None,
-                'probability_better': None, 'rule': rule(**wanted), 'reason': None,
+                'probability_better': None, 'rule': rule, 'reason': None,
                 'model': args.model_name, 'model_sha256': tracking.sha256(path)}
     if args.run_evaluation == 'false':
         return dict(decision, reason='Nothing was compared: the evaluation is switched off '
@@ -132,17 +120,19 @@ def decide(args):
                                      'with.')
     version, model, digest = champion
     challenger = load_model(path, path, 'train again')
-    rows = hold_out(fetch_table(tracker, report.get('lineage') or {}, args.data))
+    frame = table.read_table(fetch_table(tracker, report.get('lineage') or {}, args.data))
+    rows = frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
     print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
     scores = [booster.predict(rows[booster.feature_name()]) for booster in (model, challenger)]
     decision.update(compare(rows['target'].to_numpy(), scores[0], scores[1], metric,
                             wanted['direction']), champion_version=version)
     tracker.log({key: value for key, value in decision.items() if key != 'register'})
-    better = is_better(decision['difference'], wanted['direction'], wanted['least_gain'])
+    gain = decision['difference'] if maximize else -decision['difference']
+    better = gain > 0 and gain >= least_gain
     decision['register'] = better or args.allow_run_cancel == 'false'
     verdict = 'better' if better else 'not better'
-    if wanted['least_gain'] and not better:
-        verdict += f" by {wanted['least_gain']:g}"
+    if least_gain and not better:
+        verdict += f' by {least_gain:g}'
     verdict += f", ahead in {decision['probability_better']:.0%} of {DRAWS} resamples"
     if digest == decision['model_sha256']:
         verdict = 'the same model, byte for byte'
@@ -152,13 +142,6 @@ def decide(args):
     if decision['register'] and not better:
         decision['reason'] += ' Registered all the same (ALLOW_RUN_CANCEL=false).'
     return decision
-
-
-def hold_out(path):
-    """The hold-out rows of the table in the file path, a DataFrame."""
-    import table
-    frame = table.read_table(path)
-    return frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
 
 
 def main(argv=None):

@@ -116,15 +116,12 @@ def bootstrap_auc_interval(label, score, seed=0, draws=1000):
 
 
 def paired_bootstrap(label, score_a, score_b, seed=0, draws=1000):
-    """How sure the difference AUC(b) - AUC(a) is, both scored on the same rows.
+    """AUC(b) - AUC(a) in each of so many resamples, shape (draws,).
 
-    Each class is drawn with replacement by itself, the same rows for both scores. Returns
-    {"difference", "interval": 95 % [low, high], "probability_better": share of draws in which b
-    is ahead, draws without a difference counted half}.
+    Each class is drawn with replacement by itself, the same rows for both scores.
     """
     label, score_a = checked(label, score_a)
     _, score_b = checked(label, score_b)
-    difference = auc(label, score_b) - auc(label, score_a)
     claims, others = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
     orders = []
     for score in (score_a, score_b):
@@ -142,6 +139,4 @@ def paired_bootstrap(label, score_a, score_b, seed=0, draws=1000):
             passed = np.append(0, np.cumsum(times[ranked]))
             wins.append(int((passed[below[drawn]] + passed[up_to[drawn]]).sum()))
         figures[draw] = (wins[1] - wins[0]) / (2.0 * len(claims) * len(others))
-    return {'difference': difference,
-            'interval': [float(bound) for bound in np.percentile(figures, [2.5, 97.5])],
-            'probability_better': float((figures > 0).mean() + (figures == 0).mean() / 2)}
+    return figures

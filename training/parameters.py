@@ -15,74 +15,82 @@ def choice(*names):
     return 'one of ' + ', '.join(names), lambda value: value in names
 
 
-def switch():
-    return 'true or false', lambda value: isinstance(value, bool)
-
-
 def whole(low, high):
     return (f'a whole number from {low} to {high}',
             lambda value: type(value) is int and low <= value <= high)
 
 
-def number(low, high, above=False):
-    return (f"a number {'above' if above else 'of at least'} {low} and at most {high}",
-            lambda value: type(value) in (int, float) and math.isfinite(value) and
-            low <= value <= high and not (above and value == low))
+def is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
-# What may be set of LightGBM: its name for it, its other names for it, and what is allowed.
+# What a value must be, in words and as a test.
+OBJECT = 'a JSON object', lambda value: isinstance(value, dict)
+NUMBER = 'a number', is_number
+
+# What may be set of LightGBM: its name for it and its other names for it.
 LIGHTGBM = {
-    'objective': (['objective_type', 'app', 'application'], choice('binary')),
-    'boosting': (['boosting_type', 'boost'], choice('gbdt', 'goss')),
-    'metric': (['metrics', 'metric_types'], choice('auc', 'binary_logloss')),
-    'learning_rate': (['shrinkage_rate', 'eta'], number(0, 1, above=True)),
-    'num_leaves': (['num_leaf', 'max_leaves', 'max_leaf'], whole(2, 131072)),
-    'max_depth': ([], whole(-1, 64)),
-    'max_bin': ([], whole(2, 65535)),
-    'min_data_in_bin': ([], whole(1, 10 ** 9)),
-    'bin_construct_sample_cnt': (['subsample_for_bin'], whole(1, 10 ** 9)),
-    # With 0 LightGBM may come to a leaf without rows and stop at a check of its own.
-    'min_data_in_leaf': (['min_data_per_leaf', 'min_data', 'min_child_samples'], whole(1, 10 ** 9)),
-    'min_sum_hessian_in_leaf': (['min_sum_hessian_per_leaf', 'min_sum_hessian', 'min_hessian',
-                                 'min_child_weight'], number(0, 1e9)),
-    'feature_fraction': (['sub_feature', 'colsample_bytree'], number(0, 1, above=True)),
-    'feature_fraction_bynode': (['sub_feature_bynode', 'colsample_bynode'],
-                                number(0, 1, above=True)),
-    'bagging_fraction': (['sub_row', 'subsample', 'bagging'], number(0, 1, above=True)),
-    'bagging_freq': (['subsample_freq'], whole(0, 10 ** 6)),
-    'lambda_l1': (['reg_alpha'], number(0, 1e9)),
-    'lambda_l2': (['reg_lambda', 'lambda'], number(0, 1e9)),
-    'min_gain_to_split': (['min_split_gain'], number(0, 1e9)),
-    'max_delta_step': (['max_tree_output', 'max_leaf_output'], number(0, 1e9)),
-    'path_smooth': ([], number(0, 1e9)),
-    'extra_trees': (['extra_tree'], switch()),
-    'verbosity': (['verbose'], whole(-1, 4)),
+    'objective': ['objective_type', 'app', 'application'],
+    'boosting': ['boosting_type', 'boost'],
+    'metric': ['metrics', 'metric_types'],
+    'learning_rate': ['shrinkage_rate', 'eta'],
+    'num_leaves': ['num_leaf', 'max_leaves', 'max_leaf'],
+    'max_depth': [],
+    'max_bin': [],
+    'min_data_in_bin': [],
+    'bin_construct_sample_cnt': ['subsample_for_bin'],
+    'min_data_in_leaf': ['min_data_per_leaf', 'min_data', 'min_child_samples'],
+    'min_sum_hessian_in_leaf': ['min_sum_hessian_per_leaf', 'min_sum_hessian', 'min_hessian',
+                                'min_child_weight'],
+    'feature_fraction': ['sub_feature', 'colsample_bytree'],
+    'feature_fraction_bynode': ['sub_feature_bynode', 'colsample_bynode'],
+    'bagging_fraction': ['sub_row', 'subsample', 'bagging'],
+    'bagging_freq': ['subsample_freq'],
+    'lambda_l1': ['reg_alpha'],
+    'lambda_l2': ['reg_lambda', 'lambda'],
+    'min_gain_to_split': ['min_split_gain'],
+    'max_delta_step': ['max_tree_output', 'max_leaf_output'],
+    'path_smooth': [],
+    'extra_trees': ['extra_tree'],
+    'verbosity': ['verbose'],
 }
+
+NAMES = {other: name for name, others in LIGHTGBM.items() for other in [name] + others}
+
+# All others are numbers, and LightGBM itself refuses those that it cannot use.
+NOT_NUMBERS = {
+    'objective': choice('binary'),
+    'boosting': choice('gbdt', 'goss'),
+    'metric': choice('auc', 'binary_logloss'),
+    'extra_trees': ('true or false', lambda value: isinstance(value, bool)),
+}
+TRAINING = {name: NOT_NUMBERS.get(first, NUMBER) for name, first in NAMES.items()}
 
 # What LightGBM has too, but what is set elsewhere or would break a promise.
 NOT_HERE = {
-    'num_iterations': 'set "rounds"', 'num_boost_round': 'set "rounds"',
-    'n_estimators': 'set "rounds"', 'num_rounds': 'set "rounds"', 'num_trees': 'set "rounds"',
-    'early_stopping_round': 'set "early_stopping_rounds" outside of "training"',
-    'early_stopping_rounds': 'set it outside of "training"',
-    'seed': 'set it outside of "training"', 'random_state': 'set "seed" outside of "training"',
-    'num_threads': 'set OMP_NUM_THREADS in the environment',
-    'n_jobs': 'set OMP_NUM_THREADS in the environment',
-    'is_unbalance': 'it makes the probabilities wrong; set "non_claims_kept"',
-    'scale_pos_weight': 'it makes the probabilities wrong; set "non_claims_kept"',
-    'ignore_column': 'set "dropped_columns"',
+    'set "rounds"': ['num_iterations', 'num_boost_round', 'num_rounds', 'num_trees',
+                     'n_estimators'],
+    'set "early_stopping_rounds" outside of "training"': ['early_stopping_rounds',
+                                                          'early_stopping_round'],
+    'set "seed" outside of "training"': ['seed', 'random_state'],
+    'set OMP_NUM_THREADS in the environment': ['num_threads', 'n_jobs'],
+    'it makes the probabilities wrong; set "non_claims_kept"': ['is_unbalance', 'scale_pos_weight'],
+    'set "dropped_columns"': ['ignore_column'],
 }
+TRAINING.update({name: ('left out: ' + why, lambda value: False)
+                 for why, names in NOT_HERE.items() for name in names})
 
 PARAMETERS = {
-    'training': None,
+    'training': OBJECT,
     'rounds': whole(1, 100000),
     'early_stopping_rounds': whole(0, 100000),
-    'non_claims_kept': number(0, 1, above=True),
+    'non_claims_kept': ('a number above 0 and at most 1',
+                        lambda value: is_number(value) and 0 < value <= 1),
     'dropped_columns': ('a list of column names or patterns such as "ps_calc_*"',
                         lambda value: isinstance(value, list) and
                         all(isinstance(item, str) for item in value)),
     'seed': whole(0, 2 ** 31 - 1),
-    'evaluation': None,
+    'evaluation': OBJECT,
 }
 
 DIRECTIONS = {'auc': 'maximize', 'gini': 'maximize', 'top_decile_lift': 'maximize',
@@ -91,7 +99,7 @@ DIRECTIONS = {'auc': 'maximize', 'gini': 'maximize', 'top_decile_lift': 'maximiz
 EVALUATION = {
     'metric': choice(*DIRECTIONS),
     'direction': choice('maximize', 'minimize'),
-    'least_gain': number(0, 1e9),
+    'least_gain': ('a number of at least 0', lambda value: is_number(value) and value >= 0),
 }
 
 
@@ -103,13 +111,6 @@ def load_parameters(path):
     are trained on, "dropped_columns": names or patterns, "seed", "evaluation": {"metric",
     "direction", "least_gain"}}. Raises ParametersError that lists every problem.
     """
-    repeated = []
-
-    def once(pairs):
-        names = [name for name, _ in pairs]
-        repeated.extend(sorted({name for name in names if names.count(name) > 1}))
-        return dict(pairs)
-
     try:
         with open(path, encoding='utf-8') as file:
             parameters = json.load(file, object_pairs_hook=once)
@@ -117,26 +118,11 @@ def load_parameters(path):
         raise ParametersError(f'{path}: cannot be read: {error}')
     if not isinstance(parameters, dict):
         raise ParametersError(f'{path}: must be a JSON object')
-    problems = [f'{name} is there twice' for name in repeated]
-    problems += section_problems(parameters, PARAMETERS, '')
-    for name in ('training', 'evaluation'):
-        if name in parameters and not isinstance(parameters[name], dict):
-            problems.append(f'{name} must be a JSON object')
-    if isinstance(parameters.get('evaluation'), dict):
-        found = section_problems(parameters['evaluation'], EVALUATION, 'evaluation.')
-        metric, direction = [parameters['evaluation'].get(name) for name in ('metric', 'direction')]
-        if not found and direction != DIRECTIONS[metric]:
-            found = [f'evaluation.direction is {direction}, but {metric} is better the other way: '
-                     f'set {DIRECTIONS[metric]}']
-        problems += found
-    if isinstance(parameters.get('training'), dict):
-        problems += training_problems(parameters['training'])
-    if not problems:
-        problems += ['dropped_columns: no feature is called ' + pattern
-                     for pattern in parameters['dropped_columns']
-                     if not fnmatch.filter(table.FEATURES, pattern)]
-        if dropped(parameters) == set(table.FEATURES):
-            problems.append('dropped_columns: no feature is left')
+    problems = section_problems(parameters, PARAMETERS, PARAMETERS)
+    for name, known, needed in (('training', TRAINING, ()), ('evaluation', EVALUATION, EVALUATION)):
+        if isinstance(parameters.get(name), dict):
+            problems += section_problems(parameters[name], known, needed, name + '.')
+    problems = problems or list(contradictions(parameters))
     if problems:
         raise ParametersError('\n  '.join([f'{path}:'] + problems))
     return parameters
@@ -148,41 +134,48 @@ def dropped(parameters):
             for name in fnmatch.filter(table.FEATURES, pattern)}
 
 
-def section_problems(section, known, prefix):
-    problems = [unknown(prefix, name, known) for name in section if name not in known]
-    problems += [f'{prefix}{name} is missing' for name in known if name not in section]
-    for name, check in known.items():
-        if check and name in section and not check[1](section[name]):
-            problems.append(f'{prefix}{name} is {json.dumps(section[name])}; it must be {check[0]}')
+def once(pairs):
+    """The dict of a JSON object, whose names are each there once."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f'{name} is there twice')
+    return dict(pairs)
+
+
+def section_problems(section, known, needed, prefix=''):
+    problems = [f'{prefix}{name} is missing' for name in needed if name not in section]
+    for name, value in section.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f'is {near[0]} meant?' if near else 'known: ' + ', '.join(known)
+            problems.append(f'{prefix}{name} is unknown; {hint}')
+            continue
+        wanted, good = known[name]
+        if not good(value):
+            problems.append(f'{prefix}{name} is {json.dumps(value)}; it must be {wanted}')
     return problems
 
 
-def training_problems(training):
-    names = {other: name for name, (others, _) in LIGHTGBM.items() for other in [name] + others}
-    problems, given = [], {}
-    for name, value in training.items():
-        if name in NOT_HERE:
-            problems.append(f'training.{name} cannot be set here: {NOT_HERE[name]}')
-        elif name not in names:
-            problems.append(unknown('training.', name, names))
-        else:
-            wanted, good = LIGHTGBM[names[name]][1]
-            if not good(value):
-                problems.append(f'training.{name} is {json.dumps(value)}; it must be {wanted}')
-            if names[name] in given:
-                problems.append(f'training.{given[names[name]]} and training.{name} are the same '
-                                'parameter')
-            given[names[name]] = name
+def contradictions(parameters):
+    """What is wrong with parameters that are good each by itself."""
+    training, evaluation, given = parameters['training'], parameters['evaluation'], {}
+    for name in training:
+        first = given.setdefault(NAMES[name], name)
+        if first != name:
+            yield f'training.{first} and training.{name} are the same parameter'
     if 'objective' not in given:
-        problems.append('training.objective is missing; it must be "binary"')
+        yield 'training.objective is missing; it must be binary'
     fraction, frequency = given.get('bagging_fraction'), given.get('bagging_freq')
     if training.get(fraction, 1) != 1 and not training.get(frequency):
-        problems.append(f'training.{fraction} does nothing without training.bagging_freq: set that '
-                        'to 1 or more')
-    return problems
-
-
-def unknown(prefix, name, known):
-    near = difflib.get_close_matches(name, list(known), 1)
-    hint = f'; is {near[0]} meant?' if near else '; known: ' + ', '.join(known)
-    return f'{prefix}{name} is unknown{hint}'
+        yield (f'training.{fraction} does nothing without training.bagging_freq: set that to 1 or '
+               'more')
+    metric, direction = evaluation['metric'], evaluation['direction']
+    if direction != DIRECTIONS[metric]:
+        yield (f'evaluation.direction is {direction}, but {metric} is better the other way: set '
+               f'{DIRECTIONS[metric]}')
+    for pattern in parameters['dropped_columns']:
+        if not fnmatch.filter(table.FEATURES, pattern):
+            yield 'dropped_columns: no feature is called ' + pattern
+    if dropped(parameters) == set(table.FEATURES):
+        yield 'dropped_columns: no feature is left'

@@ -30,31 +30,15 @@ def make_tags(report, model_sha256, build_id=None):
 
 
 def read_model(folder, decision, name):
-    """(metrics.json, SHA-256 of model.txt) of the folder; TrackingError lists all that is wrong.
-
-    What is wrong: missing or unreadable files, or a decision about another model.
-    """
-    problems = []
-    report = digest = None
-    try:
-        report = tracking.read_json(Path(folder, 'metrics.json'))
-    except tracking.TrackingError as error:
-        problems.append(str(error))
-    try:
-        path = Path(folder, 'model.txt')
-        digest = tracking.sha256(path)
-        if decision.get('model_sha256') != digest:
-            problems.append(f'the decision is about another model than {path}: evaluate again')
-    except OSError as error:
-        problems.append(str(error))
+    """(metrics.json, SHA-256 of model.txt) of the folder, if the decision is about this model."""
+    path = Path(folder, 'model.txt')
+    report, digest = tracking.read_json(path.with_name('metrics.json')), tracking.sha256(path)
+    if decision.get('model_sha256') != digest:
+        raise tracking.TrackingError('nothing was registered: the decision is about another model '
+                                     f'than {path}: evaluate again')
     if decision.get('model') != name:
-        problems.append(f"the decision is about a model named {decision.get('model')}, not {name}: "
-                        'evaluate again')
-    missing = {'register', 'reason', 'champion_version'} - set(decision)
-    if missing:
-        problems.append(f"the decision lacks {', '.join(sorted(missing))}: evaluate again")
-    if problems:
-        raise tracking.TrackingError('\n  '.join(['nothing was registered:'] + problems))
+        raise tracking.TrackingError('nothing was registered: the decision is about a model named '
+                                     f"{decision.get('model')}, not {name}: evaluate again")
     return report, digest
 
 

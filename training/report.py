@@ -20,8 +20,8 @@ STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'tex
 PAGE = string.Template('''<!DOCTYPE html>
 <html lang="en">
 <head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
 <title>Safe driver model, $day</title>
 <style>
 body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 62rem; color: #1d2733;
@@ -77,6 +77,7 @@ def page(result, features, label, probability, curve):
     plots are left out and the tables stay.
     """
     lineage, rows, claims = result['lineage'], result['rows'], result['claims']
+    parameters = dict(result['parameters'])
     groups = metrics.deciles(label, probability)
     ranked = sorted(features, key=lambda item: -item[1])
     total = sum(gain for _, gain in ranked) or 1
@@ -127,36 +128,19 @@ def page(result, features, label, probability, curve):
             figure(plots, 'features', '') or table(
                 None, [(name, f'{share:.1%}') for name, share in ranked]),
             '</div>']),
-        parameters=''.join(
-            table(None, section) for section in sections(result['parameters'], result['rounds'])),
-        lineage=table(None, lineage_rows(lineage, rows, claims)))
+        parameters=table(None, in_words(parameters.pop('training'))) + table(
+            None, in_words(dict(parameters, trees_kept=result['rounds']))),
+        lineage=table(None, in_words(dict(lineage, rows=rows, claims=claims))))
 
 
-def sections(parameters, rounds):
-    """The parameters as rows of two tables: LightGBM's own, and the others."""
-    own = [(name, value) for name, value in parameters['training'].items()]
-    rest = [(f"{name.replace('_', ' ')} {key.replace('_', ' ')}", entry)
-            if name == 'evaluation' else (name.replace('_', ' '), entry)
-            for name, value in parameters.items() if name != 'training'
-            for key, entry in (value.items() if isinstance(value, dict) else [('', value)])]
-    return own, [('trees kept', rounds)] + rest
-
-
-def lineage_rows(lineage, rows, claims):
-    splits = ', '.join(
-        f"{'hold-out' if name == 'hold_out' else name.replace('_', ' ')} {rows[name]:,} rows "
-        f'({claims[name]:,} claims)' for name in rows if rows[name])
-    known = [
-        ('rows', splits), ('table', f"{lineage['data']} with {lineage['data_rows']:,} rows"),
-        ('SHA-256 of the table', lineage['data_sha256']),
-        ('dataset', lineage['dataset_name'] and
-         f"{lineage['dataset_name']}, version {lineage['dataset_version']}"),
-        ('code commit', lineage['code_commit']), ('build', lineage['build_id']),
-        ('build address', lineage['build_uri']), ('called by run', lineage['caller_run_id']),
-        ('packages', ', '.join(map(' '.join, lineage['packages'].items()))),
-        ('created', lineage['created'])]
-    return [(name, 'not known' if value is None else value) for name, value in known
-            if value is not None or name == 'code commit']
+def in_words(section, above=''):
+    """(name, value) of all that a dict and the dicts in it hold, without what is not known."""
+    for key, value in section.items():
+        name = above + key.replace('_', ' ')
+        if isinstance(value, dict):
+            yield from in_words(value, name + ' ')
+        elif value is not None:
+            yield name, value
 
 
 def escape(value):

@@ -30,12 +30,10 @@ LEAST_PER_PART = 5
 
 # pandas needs some milliseconds per call whatever the size, and memory in proportion to it.
 BLOCK_BYTES = 6 << 20
-LONGEST_LINE_BYTES = 1 << 20
-LARGEST_FLOAT32 = 3.4e38
+LONGEST_HEADER_BYTES = 1 << 20
+LARGEST_FLOAT32 = 3.4028235e38
 EMPTY_WORDS = {'', 'nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none'}
-
-Block = collections.namedtuple('Block', 'data line rows cut_off')
-Parsed = collections.namedtuple('Parsed', 'columns lines problems')
+LINE = 'number of the line in the file'
 
 log = logging.getLogger('table')
 
@@ -44,12 +42,11 @@ class TableError(ValueError):
     """The table cannot be used; the text lists everything that is wrong with it."""
 
 
-class Problems(collections.OrderedDict):
-    """Kind of problem -> (count, first line, first value)."""
+class Problems(dict):
+    """Kind of problem -> [count, first line, first value]."""
 
     def add(self, kind, count=1, line=None, value=None):
-        before = self.get(kind, (0, line, value))
-        self[kind] = (before[0] + count,) + before[1:]
+        self.setdefault(kind, [0, line, value])[0] += count
 
     def merge(self, other):
         for kind, details in other.items():
@@ -87,32 +84,34 @@ def read_table(path):
     """The checked table in the file `path`, a CSV or a CSV in gzip, its columns in any order.
 
     Returns a pandas.DataFrame in the order of COLUMNS: id int32, the other whole numbers int8, the
-    ten columns of fractions float32; a column with larger whole numbers than the published ones
-    gets the type that holds them. float32 costs nothing: rounding keeps the order of values, and
-    LightGBM puts its thresholds midway between two neighbours, so a double is on the same side.
+    ten columns of fractions float32; a column with larger whole numbers than the published ones is
+    int64. float32 costs nothing: rounding keeps the order of values, and LightGBM puts its
+    thresholds midway between two neighbours, so a double is on the same side.
 
     Raises TableError, which lists all that is wrong. Values that the published table does not have
     are logged as warnings.
     """
     import numpy
     import pandas
-    problems = Problems()
+    problems, pieces = Problems(), []
     try:
         with _open(path) as stream:
-            header = _read_header(stream, problems)
-            columns, lines = _collect(
-                _in_parallel(lambda block: _parse(block, header), _blocks(stream, problems)),
-                problems, os.path.getsize(path)) if header else ({}, [])
-    except OSError as error:
+            header = _read_header(path, stream, problems)
+            for columns, found in _in_parallel(lambda block: _parse(header, *block),
+                                               _blocks(stream)):
+                problems.merge(found)
+                pieces.append(columns)
+    except (OSError, EOFError, zlib.error) as error:
         raise TableError(f'{path}: {_reason(error)}')
-    if header:
-        with numpy.errstate(invalid='ignore'):
-            _check_rows(columns, lines, problems)
+    columns = {name: numpy.concatenate([piece.pop(name) for piece in pieces])
+               for name in list(pieces[0])} if pieces else {}
+    with numpy.errstate(invalid='ignore'):
+        _check_rows(columns, problems)
     if problems:
         raise TableError('\n- '.join([f'{path} cannot be used:'] + list(problems.sentences())))
     for sentence in _unusual(columns):
         log.warning('%s: %s', path, sentence)
-    return pandas.DataFrame({name: columns.pop(name) for name in COLUMNS}, copy=False)
+    return pandas.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)
 
 
 def _open(path):
@@ -126,38 +125,29 @@ def _reason(error):
         return 'there is no such file'
     if isinstance(error, IsADirectoryError):
         return 'is a folder; name the CSV file in it'
-    return f'cannot be read: {error.strerror or error}'
+    if getattr(error, 'strerror', None):
+        return f'cannot be read: {error.strerror}'
+    return f'the gzip file is truncated or damaged ({error})'
 
 
-def _read_header(stream, problems):
-    """The names in the first line; [] where there is nothing in it to go on with."""
-    try:
-        line = stream.readline(LONGEST_LINE_BYTES)
-    except (EOFError, zlib.error) as error:
-        problems.add(f'the gzip file is truncated or damaged ({error})')
-        return []
+def _read_header(path, stream, problems):
+    """The names in the first line; TableError where there is nothing in it to go on with."""
+    line = stream.readline(LONGEST_HEADER_BYTES)
     if line.startswith(b'PK\x03\x04'):
-        problems.add('this is a zip archive; unpack it first')
-        return []
+        raise TableError(f'{path} is a zip archive; unpack it first')
     if not line.strip():
-        problems.add('the first line is empty, it must hold the column names' if line else
-                     'the file is empty')
-        return []
+        raise TableError(f'{path}: ' + ('the first line is empty, it must hold the column names'
+                                        if line else 'the file is empty'))
     try:
         text = line.decode('utf-8-sig')
         names = [name.strip() for name in next(csv.reader([text.rstrip('\r\n')]))]
-    except UnicodeDecodeError:
-        problems.add('the first line is not UTF-8; is this a CSV file?')
-        return []
-    except csv.Error as error:
-        problems.add(f'the first line is not CSV ({error})')
-        return []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f'{path}: the first line is not CSV in UTF-8 ({error})')
     missing = [name for name in COLUMNS if name not in names]
     if len(missing) == len(COLUMNS):
-        problems.add(f'the first line must hold the {len(COLUMNS)} column names with commas '
-                     f"between them ({', '.join(COLUMNS[:3])}, ...), and has none of them: "
-                     f'{text[:60]!r}')
-        return []
+        raise TableError(f'{path}: the first line must hold the {len(COLUMNS)} column names with '
+                         f"commas between them ({', '.join(COLUMNS[:3])}, ...), and has none of "
+                         f'them: {text[:60]!r}')
     for kind, found in (
             ('missing', missing),
             ('unknown', [repr(name) for name in names if name not in KNOWN]),
@@ -168,28 +158,12 @@ def _read_header(stream, problems):
     return names
 
 
-def _blocks(stream, problems):
-    """Cuts what follows the header into blocks of whole lines."""
-    line, rest = 2, b''
-    while True:
-        try:
-            data = stream.read(BLOCK_BYTES)
-        except (EOFError, zlib.error, OSError) as error:
-            problems.add(f'the file is truncated or damaged ({error})')
-            data = b''
-        end = data.rfind(b'\n') + 1
-        block, rest = (rest + data[:end], data[end:]) if end else (b'', rest + data)
-        if not data:
-            block = rest
-        if block:
-            rows = block.count(b'\n') + (not block.endswith(b'\n'))
-            yield Block(block, line, rows, cut_off=not data)
-            line += rows
-        if not data:
-            return
-        if len(rest) > LONGEST_LINE_BYTES:
-            problems.add(f'a line longer than {LONGEST_LINE_BYTES:,} bytes', line=line)
-            return
+def _blocks(stream):
+    """What follows the header in blocks of whole lines: (number of its first line, bytes)."""
+    line = 2
+    for data in iter(lambda: stream.read(BLOCK_BYTES) + stream.readline(), b''):
+        yield line, data
+        line += data.count(b'\n')
 
 
 def _in_parallel(function, items):
@@ -205,37 +179,37 @@ def _in_parallel(function, items):
             yield waiting.popleft().result()
 
 
-def _parse(block, header):
+def _parse(header, line, data):
+    """(columns by name, problems) of a block; LINE is the column of the rows' line numbers."""
     import numpy
-    with numpy.errstate(invalid='ignore'):
-        return _parse_fast(block, header) or _parse_with_care(block, header)
+    with numpy.errstate(all='ignore'):
+        return _parse_fast(header, line, data) or _parse_with_care(header, line, data)
 
 
-def _parse_fast(block, header):
+def _parse_fast(header, line, data):
     """The block as it should be, or None where anything is unusual."""
     import numpy
     import pandas
+    rows = data.count(b'\n') + (not data.endswith(b'\n'))
     # pandas would take one cell too many in every row for an index, and stop reading at a NUL.
-    commas = block.rows * (len(header) - 1)
-    if block.data.count(b',') != commas or b'\0' in block.data:
+    if data.count(b',') != rows * (len(header) - 1) or b'\0' in data:
         return None
-    names = {name: position for position, name in reversed(list(enumerate(header)))
-             if name in KNOWN}
-    types = dict.fromkeys(range(len(header)), numpy.dtype(object))
-    types.update((position, numpy.dtype('float64' if _is_fraction(name) else 'int64'))
-                 for name, position in names.items())
+    types = {position: ('float32' if _is_fraction(name) else 'int64') if name in KNOWN else 'object'
+             for position, name in enumerate(header)}
     try:
-        frame = pandas.read_csv(io.BytesIO(block.data), header=None, names=range(len(header)),
+        frame = pandas.read_csv(io.BytesIO(data), header=None, names=range(len(header)),
                                 dtype=types, na_filter=False, float_precision='high')
     except (ValueError, OverflowError):
         return None
-    columns = {name: frame[position].values for name, position in names.items()}
-    for name, values in columns.items():
-        # NaN is not below the limit either. Whole numbers beyond int64 come as uint64.
-        if not (abs(values).max() < LARGEST_FLOAT32 and values.dtype == types[names[name]]):
-            return None
-    return Parsed({name: _compact(name, values) for name, values in columns.items()},
-                  range(block.line, block.line + block.rows), Problems())
+    columns = {LINE: numpy.arange(line, line + rows, dtype=numpy.int32)}
+    for position, name in enumerate(header):
+        if name in KNOWN:
+            values = frame[position].values
+            # Whole numbers beyond int64 come as uint64.
+            if values.dtype != types[position] or not numpy.isfinite(values).all():
+                return None
+            columns[name] = _compact(name, values)
+    return columns, Problems()
 
 
 def _is_fraction(name):
@@ -243,22 +217,19 @@ def _is_fraction(name):
 
 
 def _compact(name, values):
-    import numpy
-    wanted = numpy.dtype(KNOWN[name]['type'])
-    if not _is_fraction(name):
-        while wanted.itemsize < 8 and not (numpy.iinfo(wanted).min <= values.min() and
-                                           values.max() <= numpy.iinfo(wanted).max):
-            wanted = numpy.dtype(f'int{wanted.itemsize * 16}')
-    return values.astype(wanted)
+    """The values in the type of the published column, unless some are too large for it."""
+    small = values.astype(KNOWN[name]['type'])
+    return small if _is_fraction(name) or (small == values).all() else values
 
 
-def _parse_with_care(block, header):
+def _parse_with_care(header, line, data):
     """The block with NaN in place of every cell that is of no use, and all that is wrong."""
     import numpy
     import pandas
-    problems = Problems()
-    rows, lines = [], []
-    for line, text in enumerate(block.data.split(b'\n'), block.line):
+    problems, rows, lines = Problems(), [], []
+    # What follows the last line end is empty, unless the file is cut off.
+    last = line + data.count(b'\n')
+    for line, text in enumerate(data.split(b'\n'), line):
         if not text.strip():
             continue
         if b'\0' in text:
@@ -275,21 +246,20 @@ def _parse_with_care(block, header):
         if len(cells) == len(header):
             rows.append(cells)
             lines.append(line)
-        elif block.cut_off and line == block.line + block.rows - 1:
+        elif line == last:
             problems.add(f'the last line, {line:,}, has {len(cells)} of {len(header)} cells and no '
                          'end: the file is cut off')
         else:
             few_or_many = 'few' if len(cells) < len(header) else 'many'
             problems.add('{count} line{s} with too ' + few_or_many + ' cells', line=line,
                          value=f'{len(cells)} cells, the first line has {len(header)}')
-    lines = numpy.array(lines, dtype=numpy.int64)
-    columns = {}
-    for name, cells in zip(header, zip(*rows)):
-        if name in KNOWN and name not in columns:
-            cells = numpy.array(cells, dtype=object)
+    columns = {LINE: numpy.array(lines, dtype=numpy.int32)}
+    table = numpy.array(rows, dtype=object).reshape(len(rows), len(header))
+    for name, cells in zip(header, table.T):
+        if name in KNOWN:
             values = pandas.to_numeric(cells, errors='coerce')
             columns[name] = _check_cells(name, cells, values, lines, problems)
-    return Parsed(columns, lines, problems)
+    return columns, problems
 
 
 def _check_cells(name, cells, values, lines, problems):
@@ -301,79 +271,46 @@ def _check_cells(name, cells, values, lines, problems):
     infinite = numpy.isinf(floats)
     large = ~infinite & (abs(floats) >= (LARGEST_FLOAT32 if _is_fraction(name) else 2. ** 63))
     fraction = ~unread & ~infinite & (floats != numpy.rint(floats)) & (not _is_fraction(name))
-    for kind, wrong in (('{count} empty or NaN cell{s} (-1 stands for a missing value)', empty),
+    wrong = numpy.zeros(len(cells), dtype=bool)
+    for kind, found in (('{count} empty or NaN cell{s} (-1 stands for a missing value)', empty),
                         ('{count} cell{s} with text instead of a number', unread & ~empty),
                         ('{count} infinite value{s}', infinite),
                         ('{count} number{s} too large', large),
                         ('{count} fractional number{s} in a column of whole numbers', fraction)):
-        if wrong.any():
-            first = int(wrong.argmax())
-            problems.add(f'{name}: {kind}', int(wrong.sum()), int(lines[first]),
-                         repr(cells[first][:40]))
-    wrong = unread | infinite | large | fraction
+        if found.any():
+            first = found.argmax()
+            problems.add(f'{name}: {kind}', found.sum(), lines[first], repr(cells[first][:40]))
+            wrong |= found
     if wrong.any():
         return numpy.where(wrong, numpy.nan, floats)
     return _compact(name, floats if _is_fraction(name) else values.astype(numpy.int64))
 
 
-def _collect(results, problems, file_bytes):
-    """All columns, and the line numbers of their rows as a list of ranges and arrays.
-
-    The columns are filled in place: pieces kept until the end would lie between the parser's
-    blocks of memory, and the system would not get those back.
-    """
-    import numpy
-    columns, lines, rows, room = {}, [], 0, 0
-    for parsed in results:
-        problems.merge(parsed.problems)
-        end = rows + len(parsed.lines)
-        if end == rows:
-            continue
-        if not rows:
-            room = end * (1 + file_bytes // BLOCK_BYTES)
-        while room < end:
-            room *= 2
-        for name, values in parsed.columns.items():
-            column = columns.get(name, values[:0])
-            kind = numpy.promote_types(column.dtype, values.dtype)
-            if len(column) < end or kind != column.dtype:
-                columns[name] = numpy.empty(room, kind)
-                columns[name][:rows] = column[:rows]
-            columns[name][rows:end] = values
-        lines.append(parsed.lines)
-        rows = end
-    return {name: column[:rows] for name, column in columns.items()}, lines
-
-
-def _check_rows(columns, lines, problems):
+def _check_rows(columns, problems):
     """What shows only in the whole table: targets, repeated ids, the sizes of the parts."""
     import numpy
-
-    def line(row):
-        for piece in lines:
-            if row < len(piece):
-                return int(piece[row])
-            row -= len(piece)
-
-    if not lines:
+    import pandas
+    lines = columns.get(LINE, ())
+    if not len(lines):
         problems.add('no row that can be read below the first line')
         return
-    target, ids = columns.get('target'), columns.get('id')
-    if target is not None:
+    if 'target' in columns:
+        target = columns['target']
         wrong = (target != 0) & (target != 1) & (target == target)
         if wrong.any():
-            first = int(wrong.argmax())
-            problems.add('target: {count} value{s} other than 0 and 1', int(wrong.sum()),
-                         line(first), f'{target[first]:g}')
+            first = wrong.argmax()
+            problems.add('target: {count} value{s} other than 0 and 1', wrong.sum(), lines[first],
+                         f'{target[first]:g}')
         elif (target == target[0]).all():
             problems.add(f'target: {target[0]:g} in all {len(target):,} rows, and a model needs '
                          'both 0 and 1')
-    if ids is not None and not (ids[1:] > ids[:-1]).all():
-        order = numpy.argsort(ids, kind='stable')
-        again = numpy.sort(order[1:][ids[order[1:]] == ids[order[:-1]]])
-        if len(again):
-            problems.add('id: {count} row{s} with the id of an earlier row', len(again),
-                         line(again[0]), f'id {ids[again[0]]:.0f}')
+    if 'id' in columns:
+        ids = columns['id']
+        again = pandas.Series(ids).duplicated().to_numpy() & (ids == ids)
+        if again.any():
+            first = again.argmax()
+            problems.add('id: {count} row{s} with the id of an earlier row', again.sum(),
+                         lines[first], f'id {ids[first]:.0f}')
     if not problems:
         counts = numpy.bincount(split_of(ids) * 2 + target, minlength=6).reshape(3, 2)
         if counts.min() < LEAST_PER_PART:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ FOLDER = Path(__file__).resolve().parent
 CURVE_POINTS = 12
 SECONDS_BETWEEN_LINES = 10
 BOOTSTRAP_DRAWS = 1000
+# How LightGBM refuses a number: Check failed: (num_leaves) > (1) at .../config_auto.cpp, line 344 .
+FAILED_CHECK = re.compile(r'Check failed: \((.*)\) (\S+) \((.*)\) at .*')
 
 log = logging.getLogger('train')
 
@@ -71,56 +74,33 @@ def get_model_metrics(model, data):
     return {'auc': metrics.auc(data[1].label, model.predict(data[1].data))}
 
 
-class Progress:
-    """LightGBM callback: says how far training is, and keeps the learning curve.
+def progress(rounds):
+    """A callback of LightGBM that says every ten seconds how far training is."""
+    start = spoken = time.monotonic()
 
-    The validation metric is LightGBM's own where it stops early by it. Where it does not, the model
-    so far scores the hold-out a few times on the way, which decides nothing; as the trees' scores
-    are summed, that is little more work than to score it once at the end.
+    def say(env):
+        nonlocal spoken
+        done, now = env.iteration + 1, time.monotonic()
+        if now - spoken >= SECONDS_BETWEEN_LINES:
+            spoken = now
+            seconds = (now - start) / done * (rounds - done)
+            print(f'round {done} of {rounds}, at most {seconds:.0f} s left', file=sys.stderr,
+                  flush=True)
+    return say
+
+
+def score_in_steps(model, rows, label, step):
+    """(raw scores of the rows, [[trees, AUC], ...] as `step` trees at a time are added).
+
+    As the trees' scores are summed, that is little more work than to score the rows once.
     """
-
-    def __init__(self, rounds, matrix, label):
-        self.rounds, self.matrix, self.label = rounds, matrix, label
-        self.step = max(1, rounds // CURVE_POINTS)
-        self.raw, self.scored = None, 0
-        self.metric, self.of, self.curve = 'AUC', 'hold-out', []
-        self.start = self.spoken = time.monotonic()
-
-    def __call__(self, env):
-        done = env.iteration + 1
-        if env.evaluation_result_list:
-            name, value = env.evaluation_result_list[0][1:3]
-            self.metric, self.of = 'AUC' if name == 'auc' else 'log loss', 'validation'
-            self.curve.append([done, value])
-        elif done % self.step == 0:
-            self.score(env.model)
-        now = time.monotonic()
-        pause = 0.2 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
-        if self.curve and now - self.spoken >= pause:
-            self.spoken = now
-            self.say(done, (now - self.start) / done * (self.rounds - done))
-
-    def score(self, model):
-        """Add the trees since last time to the raw scores of the hold-out."""
-        import metrics
-        trees = model.current_iteration()
-        if trees > self.scored:
-            new = model.predict(self.matrix, raw_score=True, start_iteration=self.scored,
-                                num_iteration=trees - self.scored, verbosity=-1)
-            self.raw = new if self.raw is None else self.raw + new
-            self.scored = trees
-            self.curve.append([trees, metrics.auc(self.label, self.raw)])
-
-    def say(self, done, seconds):
-        line = (f'round {done} of {self.rounds}, {self.of} {self.metric} {self.curve[-1][1]:.4f}, '
-                f'at most {seconds:.0f} s left')
-        tty = sys.stderr.isatty()
-        print('\r' + line + '\033[K' if tty else line, end='' if tty else '\n', file=sys.stderr,
-              flush=True)
-
-    def end(self):
-        if sys.stderr.isatty():
-            print('\r\033[K', end='', file=sys.stderr, flush=True)
+    import metrics
+    raw, curve, trees = 0, [], model.current_iteration()
+    for start in range(0, trees, step):
+        raw = raw + model.predict(rows, raw_score=True, start_iteration=start, num_iteration=step,
+                                  verbosity=-1)
+        curve.append([min(start + step, trees), metrics.auc(label, raw)])
+    return raw, curve
 
 
 def matrix(frame, rows, without):
@@ -164,25 +144,24 @@ def lowered(own, rows, claims):
     caps = {'min_data_in_leaf': rows // 20, 'lambda_l1': claims / 10}
     result = dict(own)
     for name, cap in caps.items():
-        for given in [name] + LIGHTGBM[name][0]:
+        for given in [name] + LIGHTGBM[name]:
             if result.get(given, 0) > cap:
                 result[given] = cap
                 log.warning('few rows: %s is lowered from %g to %g', given, own[given], cap)
     return result
 
 
-def fit(frame, parameters, part=None):
+def fit(frame, parameters):
     """Train on a checked table: (Booster, hold-out labels, hold-out probabilities, the rest).
 
-    part: the part of each row, by default that of its id. With early stopping, that part of the
-    rows decides when to stop and nothing else. Without, it is trained on as well. The rest:
-    {"rows", "claims", "rounds", "training": the parameters as they were used, "metric" and "curve":
-    [[round, its value], ...], "boosting": seconds}.
+    With early stopping, that part of the rows decides when to stop and nothing else. Without, it is
+    trained on as well. The rest: {"rows", "claims", "rounds", "training": the parameters as they
+    were used, "curve": (name of a metric, [[round, its value], ...]), "boosting": seconds}.
     """
     import lightgbm
     import numpy as np
     label = frame['target'].to_numpy()
-    part = table.split_of(frame['id'].to_numpy()) if part is None else part
+    part = table.split_of(frame['id'].to_numpy())
     stopping = parameters['early_stopping_rounds']
     if not stopping:
         part = np.where(part == table.EARLY_STOPPING, table.TRAINING, part)
@@ -192,6 +171,7 @@ def fit(frame, parameters, part=None):
     rows, weight = subsample(label, train_rows, parameters['non_claims_kept'], parameters['seed'])
     used = lowered(parameters['training'], len(rows), int(label[rows].sum()))
     own = dict(used, seed=parameters['seed'], deterministic=True, force_col_wise=True)
+    recorded = {}
     try:
         # One matrix at a time: LightGBM lets go of it when its own table is made.
         train_data = lightgbm.Dataset(
@@ -200,35 +180,37 @@ def fit(frame, parameters, part=None):
         stop_data = lightgbm.Dataset(
             matrix(frame, stop_rows, without), label[stop_rows], reference=train_data,
             params=own).construct() if stopping else None
-        out, truth = matrix(frame, out_rows, without), label[out_rows]
-        progress = Progress(parameters['rounds'], out, truth)
-        model = train_model((train_data, stop_data), own, parameters['rounds'], stopping,
-                            [progress])
-        boosting = time.monotonic() - progress.start
+        start = time.monotonic()
+        model = train_model(
+            (train_data, stop_data), own, parameters['rounds'], stopping,
+            [progress(parameters['rounds']), lightgbm.record_evaluation(recorded)])
+        boosting = time.monotonic() - start
     except lightgbm.basic.LightGBMError as error:
-        raise TrainingError(f'LightGBM refuses: {error}')
-    progress.end()
+        reason = FAILED_CHECK.sub(r'\1 must be \2 \3', str(error).strip())
+        raise TrainingError(f'LightGBM refuses: {reason}')
+    out, truth = matrix(frame, out_rows, without), label[out_rows]
     if stopping:
         probability = model.predict(out)
+        (name, values), = recorded['valid_0'].items()
+        curve = 'AUC' if name == 'auc' else 'log loss', [list(p) for p in enumerate(values, 1)]
     else:
-        progress.score(model)
-        probability = 1 / (1 + np.exp(-progress.raw))
+        step = max(1, parameters['rounds'] // CURVE_POINTS)
+        raw, points = score_in_steps(model, out, truth, step)
+        probability, curve = 1 / (1 + np.exp(-raw)), ('AUC', points)
     counts = {'training': train_rows, 'early_stopping': stop_rows, 'hold_out': out_rows}
     return model, truth, probability, {
         'rows': {name: len(rows) for name, rows in counts.items()},
         'claims': {name: int(label[rows].sum()) for name, rows in counts.items()},
         'rounds': model.best_iteration or model.current_iteration(), 'training': used,
-        'metric': progress.metric, 'curve': progress.curve, 'boosting': boosting}
+        'curve': curve, 'boosting': boosting}
 
 
 def code_commit():
     """The commit of this file's repository, with -dirty where files differ from it, or None."""
-    def git(*words):
-        return subprocess.check_output(('git',) + words, cwd=str(FOLDER), stderr=subprocess.DEVNULL,
-                                       timeout=10).decode().strip()
+    command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=-']
     try:
-        return git('rev-parse', 'HEAD') + (
-            '-dirty' if git('status', '--porcelain', '--untracked-files=no') else '')
+        return subprocess.check_output(command, cwd=str(FOLDER), stderr=subprocess.DEVNULL,
+                                       timeout=10).decode().strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -280,8 +262,7 @@ def run(args):
                   'numpy': numpy.__version__, 'pandas': pandas.__version__},
         created=datetime.datetime.utcnow().strftime('%Y-%m-%dT%H:%M:%SZ'))
     parameters['training'] = rest.pop('training')
-    curve = rest.pop('metric'), rest.pop('curve')
-    seconds['boosting'] = rest.pop('boosting')
+    curve, seconds['boosting'] = rest.pop('curve'), rest.pop('boosting')
     figures = metrics.summary(label, probability)
     interval = metrics.bootstrap_auc_interval(
         label, probability, parameters['seed'], BOOTSTRAP_DRAWS)

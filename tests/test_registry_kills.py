@@ -1,18 +1,15 @@
 """Registrations killed at random moments, and whole retrainings killed in each of their steps.
 
-    KILLS=120 python -m pytest tests/test_registry_kills.py -s
+    KILLS=120 python -m pytest tests/test_registry_kills.py -m end_to_end -s
 """
 import collections
-import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -27,6 +24,18 @@ WORKERS = 4
 # end, where it writes, more often.
 SHARES = (0.3, 0.7, 0.9, 1.0)
 STEPS = ('sample', 'train', 'evaluate', 'register')
+
+# Registers its own builds one after the other until it is killed, and says which version each got.
+WORKER = '''
+import itertools, sys
+sys.path.insert(0, sys.argv[1])
+import tracking
+print('ready', flush=True)
+for number in itertools.count():
+    build = f'{sys.argv[4]}.{number}'
+    version, _ = tracking.Folder(sys.argv[2]).register('model', sys.argv[3], {'BuildId': build})
+    print(version, build, flush=True)
+'''
 
 
 def contents(folder):
@@ -49,10 +58,11 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path):
         for kill in range(KILLS + WORKERS):
             if len(running) == WORKERS or kill >= KILLS:
                 victim = running.pop(random.randrange(len(running)))
-                victim.join(random.uniform(0, 0.04))
-                assert victim.is_alive()
+                assert victim.stdout.readline() == 'ready\n'
+                with pytest.raises(subprocess.TimeoutExpired):
+                    victim.wait(random.uniform(0, 0.04))
                 victim.kill()
-                victim.join()
+                said += [line.split() for line in victim.communicate()[0].splitlines()]
                 leftovers += any(path.name.startswith('.new-') for path in home.iterdir())
             if kill < KILLS:
                 running.append(subprocess.Popen(
@@ -61,7 +71,7 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path):
     finally:
         for process in running:
             process.kill()
-    said = [line.split() for line in (tmp_path / 'said').read_text().splitlines()]
+            process.communicate()
     last, _ = tracking.Folder(str(registry)).register('model', str(model), {'BuildId': 'last'})
     assert sorted(path.name for path in home.iterdir() if path.name != '.lock') == sorted(
         str(version) for version in range(1, last + 1))
@@ -74,30 +84,46 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path):
     print(f'{KILLS} kills, {leftovers} of which left something to sweep; {last} versions, '
           f'{len(said)} of them reported')
 
-    Returns the seconds of each step, or None if it was killed.
-    """
-    process = subprocess.Popen(
-        ['make', 'retrain', 'PYTHON=' + sys.executable, f'OUT={out}', f'ROWS={rows}',
-         'RUN_EVALUATION=' + evaluation], cwd=str(project), bufsize=1, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True, universal_newlines=True)
-    kill = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
-    output, began = '', {}
-    for line in process.stdout:
-        output += line
-        for step in STEPS:
-            if f'training/{step}.py --' in line:
-                began[step] = time.monotonic()
-                if step == victim:
-                    kill.start()
-    # Until it is waited for, the number of the process is no other's.
-    if victim in began:
-        kill.cancel()
-        kill.join()
-    if process.wait() == -signal.SIGKILL and victim:
-        return None
-    assert process.returncode == 0, output
-    ends = list(began.values())[1:] + [time.monotonic()]
-    return {step: end - begin for (step, begin), end in zip(began.items(), ends)}
+
+class Retraining:
+    """`make retrain` with all that it starts."""
+
+    def __init__(self, project, out, rows, evaluation='false'):
+        self.output, self.began = '', {}
+        self.process = subprocess.Popen(
+            ['make', 'retrain', 'PYTHON=' + sys.executable, f'OUT={out}',
+             f'ROWS={rows}', 'RUN_EVALUATION=' + evaluation], cwd=str(project), bufsize=1,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            universal_newlines=True)
+
+    def read(self, until=None):
+        """Read what is said, until the step begins, or to the end."""
+        for line in self.process.stdout:
+            self.output += line
+            for step in STEPS:
+                if f'training/{step}.py --' in line:
+                    self.began[step] = time.monotonic()
+                    if step == until:
+                        return
+
+    def finish(self):
+        """Seconds of each step."""
+        self.read()
+        assert self.process.wait() == 0, self.output
+        ends = list(self.began.values())[1:] + [time.monotonic()]
+        return {step: end - begin for (step, begin), end in zip(self.began.items(), ends)}
+
+    def kill_in(self, step, seconds):
+        """Kill it so long after the step began; whether it was still there."""
+        self.read(until=step)
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.read()
+        code = self.process.wait()
+        assert code in (0, -signal.SIGKILL), self.output
+        return code != 0
 
 
 def set_parameter(project, number):
@@ -145,7 +171,7 @@ def test_kills_of_make_retrain(tmp_path):
         '.git', '.venv', 'outputs', '__pycache__', '.pytest_cache'))
     counts = collections.Counter()
     set_parameter(project, 0)
-    seconds = retrain(project, out, 2000)
+    seconds = Retraining(project, out, 2000).finish()
     assert tuple(seconds) == STEPS
     versions = check_results(out, [2000])
     for number, (step, share) in enumerate((step, share) for step in STEPS for share in SHARES):
@@ -153,12 +179,12 @@ def test_kills_of_make_retrain(tmp_path):
         if number % 2 == 0:
             set_parameter(project, 1 + number // 2)
         rows = 2001 + number // 2 % 2
-        done = retrain(project, out, rows, 'true' if number % 3 == 0 else 'false', step,
-                       share * seconds[step])
-        counts['done before the kill' if done else f'killed in {step}'] += 1
+        killed = Retraining(project, out, rows, 'true' if number % 3 == 0 else 'false').kill_in(
+            step, share * seconds[step])
+        counts[f'killed in {step}' if killed else 'done before the kill'] += 1
         before, versions = versions, check_results(out, [2000, 2001, 2002])
         assert before.items() <= versions.items()
-    retrain(project, out, rows)
+    Retraining(project, out, rows).finish()
     versions = check_results(out, [rows])
     last = tracking.read_json(str(out / 'registration.json'))['version']
     assert contents(out / 'model') == contents(

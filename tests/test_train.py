@@ -1,5 +1,4 @@
 """Training: the challenge's contract functions, and a table that becomes a model."""
-import contextlib
 import json
 import os
 import re
@@ -18,7 +17,6 @@ import tracking
 import train
 from conftest import CHALLENGE, DEFAULT, ROOT
 from parameters import dropped, load_parameters
-from test_report import read
 
 
 @pytest.fixture(scope='module')
@@ -114,17 +112,6 @@ def test_model_takes_the_57_numbers_and_gives_the_reported_figures(model, data):
     assert result['parameters'] == given
 
 
-def test_report_shows_the_plots(model):
-    pytest.importorskip('matplotlib', reason='no plots without matplotlib')
-    seen = read((model / 'report.html').read_text())
-    assert seen.tags.count('svg') == 5
-    rounds = json.loads((model / 'metrics.json').read_text())['rounds']
-    for words in ('ROC curve', 'Lift by decile', 'Calibration', 'Learning curve',
-                  f'AUC of the hold-out rows as trees are added; {rounds} are kept'):
-        assert words in seen.text
-    assert 'left out' not in seen.text
-
-
 def test_lineage_says_what_made_the_model(model, data):
     lineage = json.loads((model / 'metrics.json').read_text())['lineage']
     assert lineage['data'] == 'table.csv'
@@ -153,7 +140,7 @@ def test_dropped_columns_have_no_say(frame, parameters):
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_hold_out_rows_have_no_say(frame, parameters, path):
     """Other targets change the model wherever they are but in the hold-out."""
-    path = parameters(path=path, rounds=5)
+    path = parameters(path=path, rounds=20)
     parts = table.split_of(frame['id'].to_numpy())
     texts = []
     for part in (None, table.TRAINING, table.EARLY_STOPPING, table.HOLD_OUT):
@@ -211,7 +198,7 @@ def test_subsample_keeps_all_claims_and_the_total_weight():
 
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_same_input_gives_the_same_bytes(frame, parameters, path):
-    path = parameters(path=path, rounds=5)
+    path = parameters(path=path, rounds=30)
     assert len({fit(frame, path)[0].model_to_string() for _ in range(2)}) == 1
 
 
@@ -239,8 +226,7 @@ def test_no_table_is_wrong_use(tmp_path):
     assert stop.value.code == 2
 
 
-@pytest.mark.parametrize('replaced', range(4))
-def test_metrics_are_only_ever_beside_their_own_model(tmp_path, monkeypatch, replaced):
+def test_metrics_are_only_ever_beside_their_own_model(tmp_path, monkeypatch):
     """Whatever replacing the process stops at, metrics.json tells of the model beside it."""
     replace = os.replace
     for last in range(4):
@@ -249,20 +235,23 @@ def test_metrics_are_only_ever_beside_their_own_model(tmp_path, monkeypatch, rep
         train.write_set(str(folder), {'metrics.json': 'old', 'model.txt': 'old', 'report.html': ''})
         left = list(range(last))
 
-    def stop(source, target):
-        if not left:
-            raise KeyboardInterrupt
-        left.pop()
-        replace(source, target)
+        def stop(source, target):
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            replace(source, target)
 
-    monkeypatch.setattr(os, 'replace', stop)
-    with contextlib.suppress(KeyboardInterrupt):
-        train.write_set(
-            str(tmp_path), {'metrics.json': 'new', 'model.txt': 'new', 'report.html': 'new'})
-    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
-    assert set(found) >= {'model.txt', 'report.html'}
-    assert found.get('metrics.json', found['model.txt']) == found['model.txt']
-    assert ('metrics.json' in found) == (replaced == 3)
+        monkeypatch.setattr(os, 'replace', stop)
+        try:
+            train.write_set(str(folder), {'metrics.json': 'new', 'model.txt': 'new',
+                                          'report.html': 'new'})
+        except KeyboardInterrupt:
+            pass
+        monkeypatch.undo()
+        found = {file.name: file.read_text() for file in folder.iterdir()}
+        assert set(found) >= {'model.txt', 'report.html'}
+        assert found.get('metrics.json', found['model.txt']) == found['model.txt']
+        assert ('metrics.json' in found) == (last == 3)
 
 
 def test_a_failure_leaves_the_earlier_set_whole(tmp_path):

@@ -37,7 +37,7 @@ def models(tmp_path_factory):
     """A table; the model `strong`, which saw the hold-out rows; `weak`, which saw wrong labels."""
     folder = tmp_path_factory.mktemp('evaluate')
     data = folder / 'table.csv'
-    sample.generate(4000, 1).to_csv(str(data), index=False)
+    sample.generate(2500, 1).to_csv(str(data), index=False)
     frame = table.read_table(str(data))
     target = frame['target'].to_numpy()
     strong = make_model(folder / 'strong', frame, target, data)
@@ -50,7 +50,7 @@ def models(tmp_path_factory):
 @pytest.fixture
 def judge(models, tmp_path, monkeypatch):
     """A function that evaluates a model against the registry; returns exit code and decision."""
-    monkeypatch.setattr(evaluate, 'DRAWS', 100)
+    monkeypatch.setattr(evaluate, 'DRAWS', 50)
 
     def judge(model, *flags, **changes):
         criteria = dict({'metric': 'auc', 'direction': 'maximize', 'least_gain': 0.0}, **changes)
@@ -171,7 +171,7 @@ def test_a_table_that_changed_since_training_is_refused(judge, champion, models,
     champion('weak')
     before = (tmp_path / 'decision.json').read_text()
     other = tmp_path / 'other.csv'
-    models.frame.head(3000).to_csv(str(other), index=False)
+    models.frame.head(2000).to_csv(str(other), index=False)
     code, _ = judge('strong', '--data', str(other))
     error = capsys.readouterr().err
     assert code == 1 and 'other.csv' in error and 'train again' in error

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import lightgbm
 import numpy as np
@@ -35,8 +36,10 @@ def frame(data):
 def model(data, tmp_path_factory):
     """The folder that the default parameters make of the table."""
     out = tmp_path_factory.mktemp('model') / 'model'
-    assert train.main(['--data', str(data), '--out', str(out), '--build-id', '12',
-                       '--caller-run-id', 'none', '--code-commit', 'c0ffee']) == 0
+    # Without plots, which take longer than the model.
+    with mock.patch.dict(sys.modules, matplotlib=None):
+        assert train.main(['--data', str(data), '--out', str(out), '--build-id', '12',
+                           '--caller-run-id', 'none', '--code-commit', 'c0ffee']) == 0
     return out
 
 
@@ -125,7 +128,7 @@ def test_lineage_says_what_made_the_model(model, data):
 
 
 def test_dropped_columns_have_no_say(frame, parameters):
-    path = parameters(dropped_columns=['ps_car_1*', 'ps_ind_15', 'ps_reg_03'], rounds=40)
+    path = parameters(dropped_columns=['ps_car_1*', 'ps_ind_15', 'ps_reg_03'], rounds=20)
     model = fit(frame, path)[0]
     changed = frame.copy()
     for name in dropped(load_parameters(path)):
@@ -133,14 +136,14 @@ def test_dropped_columns_have_no_say(frame, parameters):
     first, again = [model.predict(rows[table.FEATURES]) for rows in (frame, changed)]
     assert (first == again).all()
     assert len(set(first)) > 10
-    model = fit(frame, parameters(dropped_columns=[], rounds=40))[0]
+    model = fit(frame, parameters(dropped_columns=[], rounds=20))[0]
     assert (model.predict(frame[table.FEATURES]) != first).any()
 
 
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_hold_out_rows_have_no_say(frame, parameters, path):
     """Other targets change the model wherever they are but in the hold-out."""
-    path = parameters(path=path, rounds=20)
+    path = parameters(path=path, rounds=10)
     parts = table.split_of(frame['id'].to_numpy())
     texts = []
     for part in (None, table.TRAINING, table.EARLY_STOPPING, table.HOLD_OUT):
@@ -198,7 +201,7 @@ def test_subsample_keeps_all_claims_and_the_total_weight():
 
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_same_input_gives_the_same_bytes(frame, parameters, path):
-    path = parameters(path=path, rounds=30)
+    path = parameters(path=path, rounds=10)
     assert len({fit(frame, path)[0].model_to_string() for _ in range(2)}) == 1
 
 

@@ -131,13 +131,14 @@ def test_the_same_model_is_not_better(judge, champion):
     assert 'byte for byte' in decision['reason']
 
 
-def test_a_metric_to_minimise(judge, champion):
+@pytest.mark.parametrize('metric', ['log_loss', 'brier'])
+def test_a_metric_to_minimise(judge, champion, metric):
     champion('weak')
-    code, decision = judge('strong', metric='log_loss', direction='minimize')
+    code, decision = judge('strong', metric=metric, direction='minimize')
     assert code == 0 and decision['register'] and decision['difference'] < 0
     assert decision['probability_better'] > 0.99 and 'lower' in decision['rule']
     champion('strong')
-    code, decision = judge('weak', metric='log_loss', direction='minimize')
+    code, decision = judge('weak', metric=metric, direction='minimize')
     assert code == 0 and not decision['register'] and decision['probability_better'] < 0.01
 
 

@@ -78,7 +78,7 @@ def test_a_build_has_one_version(tmp_path):
     assert registered(second, '3')['version'] == 3
 
 
-def test_without_a_build_the_newest_is_the_same_version_by_its_bytes(tmp_path):
+def test_without_a_build_the_newest_with_the_same_bytes_is_the_same_version(tmp_path):
     first, second = make_model(tmp_path / 'first'), make_model(tmp_path / 'second', 'another tree')
     other_data = make_model(tmp_path / 'other', 'another tree', 'more data')
     models = (first, first, second, second, other_data, first)

@@ -1,15 +1,18 @@
 """Registrations killed at random moments, and whole retrainings killed in each of their steps.
 
-    KILLS=120 python -m pytest tests/test_registry_kills.py -m end_to_end -s
+    KILLS=120 python -m pytest tests/test_registry_kills.py -s
 """
 import collections
+import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,33 +21,28 @@ import pytest
 import tracking
 
 TRAINING = Path(tracking.__file__).parent
-KILLS = int(os.environ.get('KILLS', 40))
-WORKERS = 4
+KILLS = int(os.environ.get('KILLS', 12))
 # How far a step has come when it is killed, as shares of the time that it took undisturbed: at the
 # end, where it writes, more often.
 SHARES = (0.3, 0.7, 0.9, 1.0)
 STEPS = ('sample', 'train', 'evaluate', 'register')
-
-# Registers its own builds one after the other until it is killed, and says which version each got.
-WORKER = '''
-import itertools, sys
-sys.path.insert(0, sys.argv[1])
-import tracking
-print('ready', flush=True)
-for number in itertools.count():
-    build = f'{sys.argv[4]}.{number}'
-    version, _ = tracking.Folder(sys.argv[2]).register('model', sys.argv[3], {'BuildId': build})
-    print(version, build, flush=True)
-'''
 
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(str(folder)).iterdir()}
 
 
-@pytest.mark.end_to_end
+def register_until_killed(registry, model, worker, said):
+    """Register builds of its own one after the other, and say which version each got."""
+    with open(said, 'a') as file:
+        for number in itertools.count():
+            build = f'{worker}.{number}'
+            version, _ = tracking.Folder(registry).register('model', model, {'BuildId': build})
+            print(version, build, file=file, flush=True)
+
+
 def test_kills_neither_lose_nor_double_nor_block(tmp_path):
-    """Register in WORKERS processes at once, kill one at a random moment KILLS times."""
+    """Four processes register at once, and one after the other is killed at a random moment."""
     model = tmp_path / 'model'
     model.mkdir()
     for name in ('model.txt', 'metrics.json', 'report.html'):
@@ -53,25 +51,25 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path):
     home = registry / 'model'
     home.mkdir(parents=True)
     random.seed(KILLS)
-    running, said, leftovers = [], [], 0
+    running, leftovers = [], 0
     try:
-        for kill in range(KILLS + WORKERS):
-            if len(running) == WORKERS or kill >= KILLS:
-                victim = running.pop(random.randrange(len(running)))
-                assert victim.stdout.readline() == 'ready\n'
-                with pytest.raises(subprocess.TimeoutExpired):
-                    victim.wait(random.uniform(0, 0.04))
-                victim.kill()
-                said += [line.split() for line in victim.communicate()[0].splitlines()]
-                leftovers += any(path.name.startswith('.new-') for path in home.iterdir())
+        for kill in range(KILLS + 4):
             if kill < KILLS:
-                running.append(subprocess.Popen(
-                    [sys.executable, '-c', WORKER, str(TRAINING), str(registry), str(model),
-                     str(kill)], stdout=subprocess.PIPE, universal_newlines=True))
+                running.append(multiprocessing.get_context('fork').Process(
+                    target=register_until_killed,
+                    args=(str(registry), str(model), kill, str(tmp_path / 'said'))))
+                running[-1].start()
+            if kill >= 4:
+                victim = running.pop(random.randrange(len(running)))
+                victim.join(random.uniform(0, 0.04))
+                assert victim.is_alive()
+                victim.kill()
+                victim.join()
+                leftovers += any(path.name.startswith('.new-') for path in home.iterdir())
     finally:
         for process in running:
             process.kill()
-            process.communicate()
+    said = [line.split() for line in (tmp_path / 'said').read_text().splitlines()]
     last, _ = tracking.Folder(str(registry)).register('model', str(model), {'BuildId': 'last'})
     assert sorted(path.name for path in home.iterdir() if path.name != '.lock') == sorted(
         str(version) for version in range(1, last + 1))
@@ -81,49 +79,37 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path):
         builds[version] = json.loads((home / str(version) / 'tags.json').read_text())['BuildId']
     assert len(set(builds.values())) == last
     assert all(builds[int(version)] == build for version, build in said)
-    print(f'{KILLS} kills, {leftovers} of which left something to sweep; {last} versions, '
-          f'{len(said)} of them reported')
+    print({'kills': KILLS, 'versions': last, 'reported': len(said),
+           'kills that left something to sweep': leftovers})
 
 
-class Retraining:
-    """`make retrain` with all that it starts."""
+def retrain(project, out, rows, evaluation='false', victim=None, seconds=0):
+    """`make retrain`, with all that it starts killed so long after the step `victim` began.
 
-    def __init__(self, project, out, rows, evaluation='false'):
-        self.output, self.began = '', {}
-        self.process = subprocess.Popen(
-            ['make', 'retrain', 'PYTHON=' + sys.executable, f'OUT={out}',
-             f'ROWS={rows}', 'RUN_EVALUATION=' + evaluation], cwd=str(project), bufsize=1,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-            universal_newlines=True)
-
-    def read(self, until=None):
-        """Read what is said, until the step begins, or to the end."""
-        for line in self.process.stdout:
-            self.output += line
-            for step in STEPS:
-                if f'training/{step}.py --' in line:
-                    self.began[step] = time.monotonic()
-                    if step == until:
-                        return
-
-    def finish(self):
-        """Seconds of each step."""
-        self.read()
-        assert self.process.wait() == 0, self.output
-        ends = list(self.began.values())[1:] + [time.monotonic()]
-        return {step: end - begin for (step, begin), end in zip(self.began.items(), ends)}
-
-    def kill_in(self, step, seconds):
-        """Kill it so long after the step began; whether it was still there."""
-        self.read(until=step)
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.read()
-        code = self.process.wait()
-        assert code in (0, -signal.SIGKILL), self.output
-        return code != 0
+    Returns the seconds of each step, or None if it was killed.
+    """
+    process = subprocess.Popen(
+        ['make', 'retrain', 'PYTHON=' + sys.executable, f'OUT={out}', f'ROWS={rows}',
+         'RUN_EVALUATION=' + evaluation], cwd=str(project), bufsize=1, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True, universal_newlines=True)
+    kill = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+    output, began = '', {}
+    for line in process.stdout:
+        output += line
+        for step in STEPS:
+            if f'training/{step}.py --' in line:
+                began[step] = time.monotonic()
+                if step == victim:
+                    kill.start()
+    # Until it is waited for, the number of the process is no other's.
+    if victim in began:
+        kill.cancel()
+        kill.join()
+    if process.wait() == -signal.SIGKILL and victim:
+        return None
+    assert process.returncode == 0, output
+    ends = list(began.values())[1:] + [time.monotonic()]
+    return {step: end - begin for (step, begin), end in zip(began.items(), ends)}
 
 
 def set_parameter(project, number):
@@ -171,7 +157,7 @@ def test_kills_of_make_retrain(tmp_path):
         '.git', '.venv', 'outputs', '__pycache__', '.pytest_cache'))
     counts = collections.Counter()
     set_parameter(project, 0)
-    seconds = Retraining(project, out, 2000).finish()
+    seconds = retrain(project, out, 2000)
     assert tuple(seconds) == STEPS
     versions = check_results(out, [2000])
     for number, (step, share) in enumerate((step, share) for step in STEPS for share in SHARES):
@@ -179,12 +165,12 @@ def test_kills_of_make_retrain(tmp_path):
         if number % 2 == 0:
             set_parameter(project, 1 + number // 2)
         rows = 2001 + number // 2 % 2
-        killed = Retraining(project, out, rows, 'true' if number % 3 == 0 else 'false').kill_in(
-            step, share * seconds[step])
-        counts[f'killed in {step}' if killed else 'done before the kill'] += 1
+        done = retrain(project, out, rows, 'true' if number % 3 == 0 else 'false', step,
+                       share * seconds[step])
+        counts['done before the kill' if done else f'killed in {step}'] += 1
         before, versions = versions, check_results(out, [2000, 2001, 2002])
         assert before.items() <= versions.items()
-    Retraining(project, out, rows).finish()
+    retrain(project, out, rows)
     versions = check_results(out, [rows])
     last = tracking.read_json(str(out / 'registration.json'))['version']
     assert contents(out / 'model') == contents(

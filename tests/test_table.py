@@ -89,34 +89,23 @@ DAMAGES = [
     ('repeated column', add_column(b'ps_ind_03', b'1'), ['1 repeated column: ps_ind_03']),
     ('semicolons', lambda content: content.replace(b',', b';'),
      ['first line must hold', 'commas between them', 'id;target']),
-    ('text', set_cells('ps_car_13', b'large', [17, 400]),
-     ['ps_car_13: 2 cells with text', 'first in line 17', "'large'"]),
     ('decimal comma', edit_line(5, lambda line: line.replace(b'0.', b'0,', 1)),
      ['1 line with too many cells, first in line 5', '60 cells']),
-    ('fraction', set_cells('ps_ind_01', b'2.5', [9]),
-     ['ps_ind_01: 1 fractional number in a column of whole numbers', 'line 9', "'2.5'"]),
-    ('empty cell', set_cells('ps_reg_03', b'', [3, 4, 5]),
-     ['ps_reg_03: 3 empty or NaN cells', '-1 stands for a missing value', 'line 3']),
     ('NaN', set_cells('ps_car_14', b'NaN', [30]), ['ps_car_14: 1 empty or NaN cell', 'line 30']),
-    ('minus infinite whole', set_cells('ps_ind_15', b'-Infinity', [41]),
-     ['ps_ind_15: 1 infinite value', 'line 41']),
     ('too large', set_cells('ps_car_12', b'1e300', [44]), ['ps_car_12: 1 number too large']),
     ('just too large', set_cells('ps_ind_01', b'9223372036854775808', [46]),
      ['ps_ind_01: 1 number too large', 'line 46']),
-    ('hexadecimal', set_cells('ps_ind_01', b'0x10', [46]), ['ps_ind_01: 1 cell with text']),
-    ('target 2', set_cells('target', b'2', [11, 21]),
-     ['target: 2 values other than 0 and 1', 'line 11', '(2)']),
+    ('target 2 and -1', both(set_cells('target', b'2', [11, 21]), set_cells('target', b'-1', [2])),
+     ['target: 3 values other than 0 and 1', 'line 2 (-1)']),
     ('only zeros', set_cells('target', b'0', range(2, ROWS + 2)), ['target: 0 in all 1,000 rows']),
-    ('repeated ids', set_cells('id', b'7777777', [100, 200, 300]),
-     ['id: 2 rows with the id of an earlier row', 'line 200', 'id 7777777']),
+    ('repeated ids', both(set_cells('id', b'9999999', [100, 300]),
+                          set_cells('id', b'7777777', [200, 400])),
+     ['id: 2 rows with the id of an earlier row', 'line 300', 'id 9999999']),
     ('too few claims', both(set_cells('target', b'0', range(2, ROWS + 2)),
                             set_cells('target', b'1', range(100, 120))),
      ['too few rows to split', 'hold-out has', 'at least 5', 'about 60']),
     ('row names', lambda content: content.replace(b'\n', b'\n1,').rstrip(b'1,'),
      ['1,000 lines with too many cells, first in line 2']),
-    ('short and long', both(edit_line(2, lambda line: line.strip() + b',1\n'),
-                            edit_line(3, lambda line: line.rsplit(b',', 1)[0] + b'\n')),
-     ['too many cells, first in line 2', 'too few cells, first in line 3']),
     ('cut off', lambda content: content[:-40], ['the last line, 1,001,', 'cut off']),
     ('cut off in gzip', lambda content: gzip.compress(content)[:-5000], ['truncated']),
     ('damaged gzip', lambda content: gzip.compress(content)[:-8] + b'12345678',
@@ -136,14 +125,6 @@ DAMAGES = [
     ('endless line', lambda content: content + b'1' * (5 << 20),
      ['1 line not CSV, first in line 1,002', 'field larger than field limit']),
     ('open quote', set_cells('ps_ind_03', b'"3', [50]), ['1 line with too few cells', 'line 50']),
-    ('everything', both(set_cells('ps_car_13', b'large', [17]), set_cells('ps_ind_01', b'.5', [9]),
-                        set_cells('target', b'3', [12]), set_cells('id', b'5', [20, 21]),
-                        edit_line(60, lambda line: line[:30] + b'\n'),
-                        set_cells('ps_reg_02', b'', [70]), set_cells('ps_calc_01', b'inf', [80]),
-                        drop_column('ps_calc_19_bin'), add_column(b'extra', b'1')),
-     ['ps_car_13: 1 cell with text', 'ps_ind_01: 1 fractional', 'target: 1 value', 'id: ',
-      'ps_reg_02: 1 empty', 'ps_calc_01: 1 infinite', 'missing column: ps_calc_19_bin',
-      "unknown column: 'extra'"]),
 ]
 
 
@@ -161,16 +142,39 @@ def test_damaged_table_is_refused_in_words(good, write, capsys, damage, words):
     assert len(output.err) < 3000
 
 
+@pytest.mark.filterwarnings('error')
 def test_whole_message(good, write):
-    path = write(both(set_cells('ps_reg_03', b'', [3, 4]), set_cells('ps_ind_01', b'x', [5]),
-                      set_cells('target', b'7', [6]))(good))
+    """All that is wrong at once: order, plural, first line and first value."""
+    damage = both(
+        set_cells('ps_car_13', b'large', [17, 400]), set_cells('ps_car_12', b'1e300', [44]),
+        set_cells('ps_car_11', b'na', [31]), set_cells('ps_ind_01', b'0x10', [46]),
+        set_cells('ps_ind_01', b'.5', [9]), set_cells('ps_ind_15', b'-Infinity', [41]),
+        set_cells('ps_ind_03', b'99999999999999999999', [45]),
+        set_cells('ps_reg_03', b'', [3, 4]), set_cells('target', b'0.5', [8]),
+        set_cells('target', b'7', [6]), set_cells('id', b'5', [20, 21]),
+        edit_line(60, lambda line: line[:30] + b'\n'),
+        edit_line(2, lambda line: line.strip() + b',1\n'),
+        add_column(b'extra', b'1'), drop_column('ps_calc_19_bin'))
+    path = write(damage(good))
     with pytest.raises(table.TableError) as caught:
         table.read_table(path)
     assert str(caught.value).splitlines() == [
         path + ' cannot be used:',
-        "- ps_ind_01: 1 cell with text instead of a number, first in line 5 ('x')",
+        '- 1 missing column: ps_calc_19_bin',
+        "- 1 unknown column: 'extra'",
+        '- 1 line with too many cells, first in line 2 (60 cells, the first line has 59)',
+        '- 1 line with too few cells, first in line 60 (16 cells, the first line has 59)',
+        "- target: 1 fractional number in a column of whole numbers, first in line 8 ('0.5')",
+        "- ps_ind_01: 1 cell with text instead of a number, first in line 46 ('0x10')",
+        "- ps_ind_01: 1 fractional number in a column of whole numbers, first in line 9 ('.5')",
+        "- ps_ind_03: 1 number too large, first in line 45 ('99999999999999999999')",
+        "- ps_ind_15: 1 infinite value, first in line 41 ('-Infinity')",
         "- ps_reg_03: 2 empty or NaN cells (-1 stands for a missing value), first in line 3 ('')",
-        '- target: 1 value other than 0 and 1, first in line 6 (7)']
+        "- ps_car_11: 1 empty or NaN cell (-1 stands for a missing value), first in line 31 ('na')",
+        "- ps_car_12: 1 number too large, first in line 44 ('1e300')",
+        "- ps_car_13: 2 cells with text instead of a number, first in line 17 ('large')",
+        '- target: 1 value other than 0 and 1, first in line 6 (7)',
+        '- id: 1 row with the id of an earlier row, first in line 21 (id 5)']
 
 
 @pytest.mark.parametrize('make, words', [
@@ -283,7 +287,7 @@ def test_a_float32_is_on_the_same_side_of_every_threshold_as_its_double(good, wr
         {'objective': 'binary', 'verbose': -1, 'num_threads': 1, 'min_data_in_leaf': 3,
          'num_leaves': 200, 'max_bin': 5000, 'min_data_in_bin': 1, 'learning_rate': .5,
          'feature_pre_filter': False},
-        lightgbm.Dataset(features, frame.target.values), num_boost_round=20)
+        lightgbm.Dataset(features, frame.target.values), num_boost_round=5)
     as_json = plain[fractions].values
     assert (model.predict(features) == model.predict(as_json)).all()
 
@@ -291,17 +295,17 @@ def test_a_float32_is_on_the_same_side_of_every_threshold_as_its_double(good, wr
 def test_a_row_keeps_its_part_for_ever():
     ids = [-1, 0, 1, 2, 7, 9, 13, 1488027, 2 ** 40 + 1, 9000000000000000001]
     assert table.split_of(ids).tolist() == [2, 2, 0, 0, 0, 1, 1, 0, 0, 2]
-    many = numpy.arange(1000000)
+    many = numpy.arange(100000)
     assert hashlib.sha256(table.split_of(many).tobytes()).hexdigest() == (
-        'bea77f22d4fcc917f68bdc6af31fbbb9a533d0ca0e9801f7327076d656ea1dcb')
+        'd06f2d32d5146cce0224b9e0521f3b1fcdcd7278921d04375c6b25262e6da05c')
     for kind in ('int32', 'int64'):
-        few = many[500:600].astype(kind)
-        assert (table.split_of(few) == table.split_of(many)[500:600]).all()
+        few = many[600:500:-1].astype(kind)
+        assert (table.split_of(few) == table.split_of(many)[600:500:-1]).all()
     assert table.split_of(pandas.Series([7, 9])).dtype == numpy.uint8
 
 
 def test_parts_have_their_shares_whatever_the_ids_and_their_order():
-    rows = numpy.arange(500000)
+    rows = numpy.arange(100000)
     for ids in (rows, rows * 2 ** 33, 10 * rows[::-1] + 3):
         shares = numpy.bincount(table.split_of(ids), minlength=3) / len(ids)
         assert abs(shares - [.64, .16, .20]).max() < .004

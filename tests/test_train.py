@@ -1,4 +1,5 @@
 """Training: the challenge's contract functions, and a table that becomes a model."""
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import tracking
 import train
 from conftest import CHALLENGE, DEFAULT, ROOT
 from parameters import dropped, load_parameters
+from test_report import SVG, read
 
 
 @pytest.fixture(scope='module')
@@ -112,6 +114,17 @@ def test_model_takes_the_57_numbers_and_gives_the_reported_figures(model, data):
     assert result['parameters'] == given
 
 
+def test_report_shows_the_plots(model):
+    pytest.importorskip('matplotlib', reason='no plots without matplotlib')
+    root, text = read((model / 'report.html').read_text())
+    assert len(list(root.iter(SVG))) == 5
+    rounds = json.loads((model / 'metrics.json').read_text())['rounds']
+    for words in ('ROC curve', 'Lift by decile', 'Calibration', 'Learning curve',
+                  f'AUC of the hold-out rows as trees are added; {rounds} are kept'):
+        assert words in text
+    assert 'left out' not in text
+
+
 def test_lineage_says_what_made_the_model(model, data):
     lineage = json.loads((model / 'metrics.json').read_text())['lineage']
     assert lineage['data'] == 'table.csv'
@@ -140,7 +153,7 @@ def test_dropped_columns_have_no_say(frame, parameters):
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_hold_out_rows_have_no_say(frame, parameters, path):
     """Other targets change the model wherever they are but in the hold-out."""
-    path = parameters(path=path, rounds=20)
+    path = parameters(path=path, rounds=5)
     parts = table.split_of(frame['id'].to_numpy())
     texts = []
     for part in (None, table.TRAINING, table.EARLY_STOPPING, table.HOLD_OUT):
@@ -198,7 +211,7 @@ def test_subsample_keeps_all_claims_and_the_total_weight():
 
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_same_input_gives_the_same_bytes(frame, parameters, path):
-    path = parameters(path=path, rounds=30)
+    path = parameters(path=path, rounds=5)
     assert len({fit(frame, path)[0].model_to_string() for _ in range(2)}) == 1
 
 
@@ -226,32 +239,28 @@ def test_no_table_is_wrong_use(tmp_path):
     assert stop.value.code == 2
 
 
-def test_metrics_are_only_ever_beside_their_own_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize('replaced', range(4))
+def test_metrics_are_only_ever_beside_their_own_model(tmp_path, monkeypatch, replaced):
     """Whatever replacing the process stops at, metrics.json tells of the model beside it."""
-    replace = os.replace
-    for last in range(4):
-        # An empty folder of a mounted storage may be gone when training ends.
-        folder = tmp_path / 'gone' / str(last)
-        train.write_set(str(folder), {'metrics.json': 'old', 'model.txt': 'old', 'report.html': ''})
-        left = list(range(last))
+    # An empty folder of a mounted storage may be gone when training ends.
+    folder = tmp_path / 'gone' / 'model'
+    train.write_set(str(folder), {'metrics.json': 'old', 'model.txt': 'old', 'report.html': ''})
+    left, replace = list(range(replaced)), os.replace
 
-        def stop(source, target):
-            if not left:
-                raise KeyboardInterrupt
-            left.pop()
-            replace(source, target)
+    def stop(source, target):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        replace(source, target)
 
-        monkeypatch.setattr(os, 'replace', stop)
-        try:
-            train.write_set(str(folder), {'metrics.json': 'new', 'model.txt': 'new',
-                                          'report.html': 'new'})
-        except KeyboardInterrupt:
-            pass
-        monkeypatch.undo()
-        found = {file.name: file.read_text() for file in folder.iterdir()}
-        assert set(found) >= {'model.txt', 'report.html'}
-        assert found.get('metrics.json', found['model.txt']) == found['model.txt']
-        assert ('metrics.json' in found) == (last == 3)
+    monkeypatch.setattr(os, 'replace', stop)
+    with contextlib.suppress(KeyboardInterrupt):
+        train.write_set(
+            str(folder), {'metrics.json': 'new', 'model.txt': 'new', 'report.html': 'new'})
+    found = {file.name: file.read_text() for file in folder.iterdir()}
+    assert set(found) >= {'model.txt', 'report.html'}
+    assert found.get('metrics.json', found['model.txt']) == found['model.txt']
+    assert ('metrics.json' in found) == (replaced == 3)
 
 
 def test_a_failure_leaves_the_earlier_set_whole(tmp_path):

@@ -4,6 +4,7 @@
 """
 import argparse
 import hashlib
+import mmap
 import os
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def find(space, name, version='latest'):
 
 def register_table(space, config, path):
     """(registered dataset, whether its version is new)."""
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        digest = hashlib.sha256(content).hexdigest()
     name = config.dataset_name
     with azure_ml.asking(f'look for the dataset {name}', config.call_timeout_seconds):
         found = find(space, name)

@@ -38,6 +38,7 @@ def test_all_problems_are_listed_at_once(parameters):
     ({'training': {'bagging_fraction': 0.5, 'bagging_freq': 0}}, 'set that to 1 or more'),
     ({'training': {'extra_trees': 1}}, 'it must be true or false'),
     ({'training': {'learning_rate': True}}, 'learning_rate is true'),
+    ({'training': {'min_child_samples': 0}}, 'it must be a whole number from 1'),
     ({'training': {'metric': 'aucc'}}, 'one of auc, binary_logloss'),
     ({'training': {'is_unbalance': True}}, 'it makes the probabilities wrong'),
     ({'rounds': 5.0}, 'rounds is 5.0'), ({'seed': -1}, 'seed is -1'),

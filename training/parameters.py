@@ -57,14 +57,16 @@ LIGHTGBM = {
 
 NAMES = {other: name for name, others in LIGHTGBM.items() for other in [name] + others}
 
-# All others are numbers, and LightGBM itself refuses those that it cannot use.
-NOT_NUMBERS = {
+# All others are numbers, and LightGBM itself refuses those that it cannot use, but for one: with
+# min_data_in_leaf 0 it may come to a leaf without rows and stop at a check of its own.
+VALUES = {
     'objective': choice('binary'),
     'boosting': choice('gbdt', 'goss'),
     'metric': choice('auc', 'binary_logloss'),
+    'min_data_in_leaf': whole(1, 10 ** 9),
     'extra_trees': ('true or false', lambda value: isinstance(value, bool)),
 }
-TRAINING = {name: NOT_NUMBERS.get(first, NUMBER) for name, first in NAMES.items()}
+TRAINING = {name: VALUES.get(first, NUMBER) for name, first in NAMES.items()}
 
 # What LightGBM has too, but what is set elsewhere or would break a promise.
 NOT_HERE = {

@@ -75,17 +75,22 @@ def get_model_metrics(model, data):
 
 
 def progress(rounds):
-    """A callback of LightGBM that says every ten seconds how far training is."""
+    """A callback of LightGBM that says how far training is.
+
+    In a terminal that is one line that changes, in a log a line every ten seconds.
+    """
     start = spoken = time.monotonic()
+    begin, pause, end = ('\r\033[K', 0.2, '') if sys.stderr.isatty() else (
+        '', SECONDS_BETWEEN_LINES, '\n')
 
     def say(env):
         nonlocal spoken
         done, now = env.iteration + 1, time.monotonic()
-        if now - spoken >= SECONDS_BETWEEN_LINES:
+        if now - spoken >= pause:
             spoken = now
             seconds = (now - start) / done * (rounds - done)
-            print(f'round {done} of {rounds}, at most {seconds:.0f} s left', file=sys.stderr,
-                  flush=True)
+            print(f'{begin}round {done} of {rounds}, at most {seconds:.0f} s left', end=end,
+                  file=sys.stderr, flush=True)
     return say
 
 
@@ -185,6 +190,8 @@ def fit(frame, parameters):
             (train_data, stop_data), own, parameters['rounds'], stopping,
             [progress(parameters['rounds']), lightgbm.record_evaluation(recorded)])
         boosting = time.monotonic() - start
+        if sys.stderr.isatty():
+            print('\r\033[K', end='', file=sys.stderr, flush=True)
     except lightgbm.basic.LightGBMError as error:
         reason = FAILED_CHECK.sub(r'\1 must be \2 \3', str(error).strip())
         raise TrainingError(f'LightGBM refuses: {reason}')

@@ -73,9 +73,9 @@ ODD_HTTP = {
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('out')
-    known = register(folder / 'registry', 1, rounds=60)
-    known.registry = folder / 'registry'
+    registry = tmp_path_factory.mktemp('registry')
+    known = register(registry, 1, rounds=60)
+    known.registry = registry
     return known
 
 
@@ -172,9 +172,7 @@ def test_no_request_is_answered_with_a_fault_or_a_wrong_score(model, tmp_path):
             answers = list(pool.map(outcome, range(REQUESTS)))
         assert service.score({'data': make_rows(1, 0)})[0] == 200
     total = collections.Counter(key for key, _ in answers)
-    print(f'\n{len(answers)} requests, by kind and status:')
-    for (kind, status), count in sorted(total.items(), key=str):
-        print(f"  {kind:12} {status or 'none':5} {count:7}")
+    print(*sorted(total.items(), key=str), sep='\n')
     assert [problem for _, problem in answers if problem] == []
     log = service.log.read_text(errors='replace')
     assert log.count('Booting worker') == 1 and 'Traceback' not in log
@@ -205,9 +203,7 @@ def test_different_rows_from_many_clients_and_a_stop_under_load(model, tmp_path)
                 if len(last) == 20:
                     service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60) == 0
-    print(f'\n{REQUESTS} different rows from {CLIENTS} clients; '
-          f'memory {before:.1f} MB after the first quarter, {after:.1f} MB at the end; '
-          f"{last.count('right')} right answers around SIGTERM")
+    print(f"{before:.1f} then {after:.1f} MB; {last.count('right')} right answers around SIGTERM")
     assert set(answers) == {'right'}
     # The rest found nobody; no answer broke off.
     assert set(last) == {'right', b''} and last.count('right') >= 20

@@ -4,6 +4,7 @@
 """
 import collections
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -48,8 +49,7 @@ CHANGES = {
         (r'\[(?=\s*[\[{])', ('[[],', '[{},', '[null,', '[1,', '["row",', '[[1],', '[[[1]],')),
         ('"data"', ('"Data"', '"d\\u0061ta"', '""', 'data', '"data": 1, "data"', '"x": 1, "data"')),
         (r'\Z', (' \t\r\n', '{}', '\0', ']'))),
-    'damaged': (
-        ('.', BYTES), ('.', ('',)), ('', '0123456789-+.eE,:[]{}"\\ \0\udcff'), ('.+', ('',))),
+    'damaged': (('.', BYTES), ('.', ('',)), ('', '0123-+.eE,:[]{}"\\ \0\udcff'), ('.+', ('',))),
     'junk': ((r'\A.*', JUNK + list(BYTES)),),
     'nested': ((NUMBER, NESTED), (r'\[.*\]', NESTED), (r'\A.*', NESTED)),
 }
@@ -197,11 +197,10 @@ def test_different_rows_from_many_clients_and_a_stop_under_load(model, tmp_path)
             before = megabytes(service.process.pid, 'Rss')
             answers += pool.map(answer, range(REQUESTS // 4, REQUESTS))
             after = megabytes(service.process.pid, 'Rss')
-            last = []
-            for one in pool.map(answer, range(REQUESTS)):
-                last.append(one)
-                if len(last) == 20:
-                    service.process.send_signal(signal.SIGTERM)
+            around = pool.map(answer, range(REQUESTS))
+            last = list(itertools.islice(around, 20))
+            service.process.send_signal(signal.SIGTERM)
+            last += around
         assert service.process.wait(60) == 0
     print(f"{before:.1f} then {after:.1f} MB; {last.count('right')} right answers around SIGTERM")
     assert set(answers) == {'right'}

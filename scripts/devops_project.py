@@ -169,13 +169,12 @@ def set_up_checks(client, environment, wanted):
             CHECKS, 'read the checks of the environment', CHECK,
             {'resourceType': 'environment', 'resourceId': environment, '$expand': 'settings'},
             needs=ADMINISTRATOR, version=PREVIEW))}
-    approver = find_approver(client, wanted)
     approval, lock = checks.get(APPROVAL['id'], {}), checks.get(LOCK['id'], {})
     fields = approval.get('settings') or NO_APPROVAL
     approvers, lines = fields.get('approvers') or [], []
     # Without the setting any approval that is there will do; approvers of others stay.
-    if not approval or wanted and approver['id'].lower() not in [
-            one['id'].lower() for one in approvers]:
+    approver = find_approver(client, wanted) if wanted or not approval else None
+    if approver and approver['id'].lower() not in [one['id'].lower() for one in approvers]:
         names = ', '.join(one.get('displayName') or one['id'] for one in approvers)
         lines.append(f"approvers: {names + ' -> and' if names else 'none ->'} {approver['name']}")
         approvers = approvers + [approver]

@@ -169,21 +169,22 @@ class Client:
     def put_right(self, name, existing, differences, body, path, update='PUT', **more):
         """Create a thing when `existing` is None, update it when something differs; print it.
 
-        differences: lines for people; update: the method that does it. Returns the JSON of the
-        answer, or None when nothing was to be sent, as in a dry run.
+        differences: lines for people; update: the method that does it. Returns the thing as it is
+        then: in a dry run as it was, {} for nothing.
         """
         verb = 'create' if existing is None else 'update' if differences else 'ok'
-        number, answer = (existing or {}).get('id'), None
+        kept = existing or {}
+        number = kept.get('id')
         if verb != 'ok':
             self.changes += 1
             if not self.settings.dry_run:
-                answer = self.call('POST' if verb == 'create' else update,
-                                   f'{path}/{number}' if number else path,
-                                   f'{verb} the {name}', body, **more)
+                kept = self.call('POST' if verb == 'create' else update,
+                                 f'{path}/{number}' if number else path,
+                                 f'{verb} the {name}', body, **more)
         print(f'  {verb:8}{name}' + (f' (id {number})' if number else ''))
         for line in differences:
             print('            ' + line)
-        return answer
+        return kept
 
     def summary(self):
         """The last line: what put_right did or would do."""

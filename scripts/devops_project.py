@@ -39,17 +39,21 @@ LOCK = {'id': '2ef31ad6-baa0-403a-8b45-2cbc9b4e5563', 'name': 'ExclusiveLock'}
 NO_APPROVAL = {'executionOrder': 'anyOrder', 'minRequiredApprovers': 1, 'instructions': '',
                'blockedApprovers': []}
 PREVIEW = '7.1-preview.1'
-GROUPS = '{project}/_apis/distributedtask/variablegroups'
+GROUPS = '_apis/distributedtask/variablegroups'
 ENVIRONMENTS = '{project}/_apis/distributedtask/environments'
 CHECKS = '{project}/_apis/pipelines/checks/configurations'
 PERMISSIONS = '{project}/_apis/pipelines/pipelinepermissions'
 LIBRARY = "the role 'Administrator' on the variable group (Pipelines > Library > Security)"
 ADMINISTRATOR = "the role 'Administrator' on the environment (Pipelines > Environments > Security)"
 ENDPOINT = "the role 'Administrator' on the service connection (Project settings)"
-# What a pipeline can use, by the service's name for it: words for people, permission to ask for.
-KINDS = {'variablegroup': ('variable group', LIBRARY),
-         'environment': ('environment', ADMINISTRATOR),
-         'endpoint': ('service connection', ENDPOINT)}
+READER = "the role 'Reader' on the service connections"
+# What a pipeline can use, by the service's name for it: words for people, list, filter by name,
+# type of its id, permissions to read the list and to let pipelines use it.
+KINDS = {
+    'variablegroup': ('variable group', '{project}/' + GROUPS, 'groupName', int, LIBRARY, LIBRARY),
+    'environment': ('environment', ENVIRONMENTS, 'name', int, ADMINISTRATOR, ADMINISTRATOR),
+    'endpoint': ('service connection', '{project}/_apis/serviceendpoint/endpoints',
+                 'endpointNames', str, READER, ENDPOINT)}
 
 # What is counted on in answers of the service: azure_devops.check_answer.
 TOKEN_OWNER = {'authenticatedUser': {'id': str, 'descriptor': str, 'providerDisplayName': str}}
@@ -67,17 +71,13 @@ def group_values(environ, group):
     """
     there = {name.upper(): one.get('value') or '' for name, one in (
         (group or {}).get('variables') or {}).items()}
-    known = {}
-    for name in WANTED + ('BASE_NAME', CONNECTION):
-        value = azure_devops.read_value(environ, name) or there.get(name)
-        if value:
-            known[name] = value
-    connection = known.setdefault(CONNECTION, DEFAULT_CONNECTION)
-    secrets = [name for name in WANTED if name in there and not there[name]]
-    read = settings.read(known, needs=[name for name in WANTED if name not in secrets])
+    known = {name: azure_devops.read_value(environ, name) or there.get(name, '')
+             for name in WANTED + ('BASE_NAME', CONNECTION)}
+    # What is there without a value is a secret.
+    read = settings.read(known, needs=[name for name in WANTED if there.get(name) != ''])
     values = {name: getattr(read, name.lower()) for name in WANTED + ('BASE_NAME',)}
-    values = {name: value for name, value in values.items() if value}
-    return dict(values, **{CONNECTION: connection})
+    values[CONNECTION] = known[CONNECTION] or DEFAULT_CONNECTION
+    return {name: value for name, value in values.items() if value}
 
 
 def find_approver(client, wanted):
@@ -99,18 +99,12 @@ def find_approver(client, wanted):
     return {'id': one['id'], 'name': one.get('customDisplayName') or one['providerDisplayName']}
 
 
-def find_group(client):
-    """The variable group with its project references, or None."""
-    for group in client.pages(GROUPS, 'list the variable groups', {'id': int, 'name': str},
-                              {'groupName': GROUP}, needs=LIBRARY):
-        if group['name'].lower() == GROUP:
-            group = client.call('GET', f"{GROUPS}/{group['id']}", 'read the variable group',
-                                fields=GROUP_FIELDS, needs=LIBRARY)
-            if group['type'] != 'Vsts':
-                raise AzureError(f'Variable group {GROUP} takes its values from a key vault '
-                                 f"(type {group['type']}): put them there.")
-            return group
-    return None
+def find(client, kind, name):
+    """The resource of this kind (of KINDS) and name as its list has it, or None."""
+    words, path, name_filter, number, needs, _ = KINDS[kind]
+    listed = client.pages(path, f'list the {words}s', {'id': number, 'name': str},
+                          {name_filter: name}, needs=needs)
+    return next((one for one in listed if one['name'].lower() == name.lower()), None)
 
 
 def set_up_group(client, project, environ):
@@ -118,7 +112,13 @@ def set_up_group(client, project, environ):
 
     Variables of others stay in it.
     """
-    group = find_group(client)
+    group = find(client, 'variablegroup', GROUP)
+    if group:
+        group = client.call('GET', f"{{project}}/{GROUPS}/{group['id']}",
+                            'read the variable group', fields=GROUP_FIELDS, needs=LIBRARY)
+        if group['type'] != 'Vsts':
+            raise AzureError(f'Variable group {GROUP} takes its values from a key vault '
+                             f"(type {group['type']}): put them there.")
     values = group_values(environ, group)
     group = group or {}
     variables, lines = dict(group.get('variables') or {}), []
@@ -140,23 +140,17 @@ def set_up_group(client, project, environ):
     if group.get('description'):
         body['description'] = group['description']
     # Variable groups are made for several projects at once, outside of any.
-    answer = client.put_right(
-        'variable group ' + GROUP, group or None, lines, body,
-        '_apis/distributedtask/variablegroups', fields={'id': int}, needs=LIBRARY)
-    return (answer or group).get('id'), values
+    kept = client.put_right('variable group ' + GROUP, group or None, lines, body, GROUPS,
+                            fields={'id': int}, needs=LIBRARY)
+    return kept.get('id'), values
 
 
 def set_up_environment(client):
     """The environment's id, None in a dry run that would create it."""
-    fields = {'id': int, 'name': str}
-    listed = client.pages(ENVIRONMENTS, 'list the environments', fields, {'name': ENVIRONMENT},
-                          needs=ADMINISTRATOR)
-    there = next((one for one in listed if one['name'].lower() == ENVIRONMENT), None)
-    made = client.put_right(
-        f'environment {ENVIRONMENT}', there, [],
+    return client.put_right(
+        f'environment {ENVIRONMENT}', find(client, 'environment', ENVIRONMENT), [],
         {'name': ENVIRONMENT, 'description': 'The service of the safe driver model'},
-        ENVIRONMENTS, fields=fields, needs=ADMINISTRATOR)
-    return (made or there or {}).get('id')
+        ENVIRONMENTS, fields={'id': int}, needs=ADMINISTRATOR).get('id')
 
 
 def set_up_checks(client, environment, wanted):
@@ -192,14 +186,6 @@ def set_up_checks(client, environment, wanted):
                          update='PATCH', needs=ADMINISTRATOR, version=PREVIEW)
 
 
-def find_connection(client, name):
-    """The id of the service connection, or None."""
-    there = client.pages('{project}/_apis/serviceendpoint/endpoints',
-                         'list the service connections', {'id': str}, {'endpointNames': name},
-                         needs="the role 'Reader' on the service connections")
-    return there[0]['id'] if there else None
-
-
 def how_to_connect(client, values):
     """What a person must do where there is no service connection."""
     subscription = values.get('SUBSCRIPTION_ID', 'ID')
@@ -220,18 +206,17 @@ def create_pipelines(client, repository, known):
     first_runs = []
     for name, path, _ in PIPELINES:
         there = known.get(path, [None])[0]
-        answer = client.put_right(
+        pipeline = client.put_right(
             f"pipeline {there['name'] if there else name}, {path}", there, [],
             {'name': name, 'folder': '\\', 'configuration': {
                 'type': 'yaml', 'path': '/' + path, 'repository': {
                     'id': repository['id'], 'name': repository['name'],
                     'type': 'azureReposGit'}}},
             '{project}/_apis/pipelines', fields={'id': int, 'name': str},
-            needs="'Create build pipeline'")
-        if not there:
-            known[path] = [answer or {'id': 'that of ' + name, 'name': name}]
-        if path in FIRST_RUN and not known[path][0].get('latestBuild'):
-            first_runs.append(f"Run {known[path][0]['name']} once: {FIRST_RUN[path]}:\n"
+            needs="'Create build pipeline'") or {'id': 'that of ' + name, 'name': name}
+        known.setdefault(path, [pipeline])
+        if path in FIRST_RUN and not pipeline.get('latestBuild'):
+            first_runs.append(f"Run {pipeline['name']} once: {FIRST_RUN[path]}:\n"
                               f"{azure_devops.portal_page(client.settings, '_build')}")
     return first_runs
 
@@ -240,7 +225,7 @@ def permit_pipelines(client, kind, name, number, known):
     """Let pipelines use the resource; number: its id, None in a dry run."""
     users = {known[path][0]['name']: known[path][0]['id'] for _, path, kinds in PIPELINES
              if kind in kinds}
-    path, (words, needs) = f'{PERMISSIONS}/{kind}/{number}', KINDS[kind]
+    path, words = f'{PERMISSIONS}/{kind}/{number}', KINDS[kind][0]
     granted = {} if number is None else client.call(
         'GET', path, f'read who may use the {words}', fields=USERS, version=PREVIEW)
     everyone = (granted.get('allPipelines') or {}).get('authorized')
@@ -250,7 +235,7 @@ def permit_pipelines(client, kind, name, number, known):
     lines = [f'pipeline {user}: not allowed -> allowed' for user in lacking]
     body = {'pipelines': [{'id': user, 'authorized': True} for user in lacking.values()]}
     client.put_right(f'use of {words} {name}', {}, lines, body, path, update='PATCH',
-                     needs=needs, version=PREVIEW)
+                     needs=KINDS[kind][-1], version=PREVIEW)
 
 
 def set_up(client, environ):
@@ -264,8 +249,8 @@ def set_up(client, environ):
     group, values = set_up_group(client, repository['project'], environ)
     environment = set_up_environment(client)
     set_up_checks(client, environment, azure_devops.read_value(environ, 'APPROVER'))
-    connection = find_connection(client, values[CONNECTION])
-    if connection is None:
+    connection = find(client, 'endpoint', values[CONNECTION])
+    if not connection:
         missing.append(how_to_connect(client, values))
     absent = branch_policy.absent_branch(client, repository)
     if absent:
@@ -281,7 +266,7 @@ def set_up(client, environ):
     permit_pipelines(client, 'variablegroup', GROUP, group, known)
     permit_pipelines(client, 'environment', ENVIRONMENT, environment, known)
     if connection:
-        permit_pipelines(client, 'endpoint', values[CONNECTION], connection, known)
+        permit_pipelines(client, 'endpoint', values[CONNECTION], connection['id'], known)
     branch_policy.apply_policies(client, repository, known)
     return missing, first_runs
 

@@ -5,6 +5,7 @@
 """
 import collections
 import json
+import math
 import re
 import sys
 import time
@@ -70,9 +71,7 @@ def read_settings(environ):
                         'like https://dev.azure.com/contoso, without user, project or repository')
     if found['token'] and not re.fullmatch('[!-~]+', found['token']):
         problems.append('AZURE_DEVOPS_EXT_PAT holds characters that no token has: paste it again')
-    branch = read_value(environ, 'BRANCH') or 'master'
-    if branch.startswith('refs/heads/'):
-        branch = branch[len('refs/heads/'):]
+    branch = re.sub('^refs/heads/', '', read_value(environ, 'BRANCH') or 'master')
     dry_run = read_value(environ, 'DRY_RUN').lower()
     if dry_run not in ON + OFF:
         problems.append(f'DRY_RUN is {dry_run!r}: it must be 1 or 0')
@@ -80,9 +79,9 @@ def read_settings(environ):
         plural, listed = 's' * (len(problems) > 1), '\n  '.join(problems)
         raise SettingsError(f'{len(problems)} setting{plural} to correct in the environment:\n'
                             f'  {listed}')
-    return Settings(found['organisation'].rstrip('/'), found['project'], found['repository'],
-                    found['token'], bool(read_value(environ, 'AZURE_DEVOPS_EXT_PAT')), branch,
-                    dry_run in ON)
+    found['organisation'] = found['organisation'].rstrip('/')
+    return Settings(personal=bool(read_value(environ, 'AZURE_DEVOPS_EXT_PAT')), branch=branch,
+                    dry_run=dry_run in ON, **found)
 
 
 def portal_page(settings, *parts):
@@ -211,27 +210,23 @@ class Client:
         url = url.replace('{project}', project)
         query = dict(query or {}, **{'api-version': version})
         started = time.monotonic()
-        for pause in RETRY_SECONDS + (None,):
-            wait = pause
+        # After the last try no wait is short enough.
+        for wait in RETRY_SECONDS + (math.inf,):
             try:
                 response = self.session.request(
                     method, url, params=query, json=body, allow_redirects=False,
                     timeout=(CONNECT_SECONDS, READ_SECONDS))
             except requests.RequestException as error:
                 problem = self._unreachable(error, doing)
-                # What was sent may have been done: a POST is not sent twice.
-                again = method != 'POST'
             else:
-                status = response.status_code
-                if status not in TRANSIENT:
+                if response.status_code not in TRANSIENT:
                     return self._answer(response, doing, needs)
                 problem = self._refused(response, doing, needs)
-                again = status == 429 or method != 'POST'
                 asked = response.headers.get('Retry-After', '')
-                if pause is not None and asked.isdigit():
-                    wait = max(pause, int(asked))
-            if not again or wait is None or (
-                    time.monotonic() - started + wait > DEADLINE_SECONDS):
+                wait = max(wait, int(asked) if asked.isdigit() else 0)
+            # What was sent may have been done: a POST is repeated only when it was turned away.
+            again = method != 'POST' or problem.status == 429
+            if not again or time.monotonic() - started + wait > DEADLINE_SECONDS:
                 raise problem
             print(f'{problem} (trying again in {wait} s)', file=sys.stderr)
             time.sleep(wait)

@@ -133,15 +133,8 @@ class Client:
         self.session.headers.update({'Accept': 'application/json',
                                      # 401 rather than a redirect to the sign-in page
                                      'X-TFS-FedAuthRedirect': 'Suppress'})
-        self.session.auth = self._sign
-
-    def _sign(self, request):
-        """Basic with an empty user name for a personal token, Bearer for the agent's own."""
-        import requests
-        if self.settings.personal:
-            return requests.auth.HTTPBasicAuth('', self.settings.token)(request)
-        request.headers['Authorization'] = 'Bearer ' + self.settings.token
-        return request
+        # The agent's own token too: Microsoft's command line knows only this way for both.
+        self.session.auth = ('', settings.token)
 
     def pages(self, path, doing, fields, query=None, **more):
         """All items of a list, over all its pages. fields: of an item, see check_answer."""

@@ -199,8 +199,8 @@ class Client:
     def _call(self, method, path, doing, body, query, needs=None, version=VERSION, base=None):
         import requests
         project = urllib.parse.quote(self.settings.project, safe='')
-        url = f"{(base or self.settings.organisation).rstrip('/')}/{path}"
-        url = url.replace('{project}', project)
+        url = f"{(base or self.settings.organisation).rstrip('/')}/{path}".replace(
+            '{project}', project)
         query = dict(query or {}, **{'api-version': version})
         started = time.monotonic()
         # After the last try no wait is short enough.
@@ -225,11 +225,10 @@ class Client:
             time.sleep(wait)
 
     def _answer(self, response, doing, needs):
-        signed_out = response.status_code in (203, 401) or 300 <= response.status_code < 400
-        page = 'html' in response.headers.get('Content-Type', '')
-        if signed_out or response.status_code == 200 and page:
-            raise self._signed_out(response, page)
-        if response.status_code not in (200, 201, 204):
+        status, page = response.status_code, 'html' in response.headers.get('Content-Type', '')
+        if status in (203, 401) or 300 <= status < 400 or status == 200 and page:
+            raise self._signed_out(response)
+        if status not in (200, 201, 204):
             raise self._refused(response, doing, needs)
         try:
             answer = azure_ml.decode_json(response) if response.content.strip() else None
@@ -240,12 +239,11 @@ class Client:
                 f"{response.headers.get('Content-Type', 'of no type')}, {len(response.content)} "
                 f'bytes: is there a proxy before {self.settings.organisation}?')
 
-    def _signed_out(self, response, page):
-        how = str(response.status_code)
-        if how != '401':
-            how += ', a sign-in page' if page and how[0] == '2' else ', a redirect to sign in'
-        if error_words(response)[0]:
-            how += ', ' + error_words(response)[0]
+    def _signed_out(self, response):
+        kind = {200: 'a sign-in page', 203: 'a sign-in page', 401: ''}.get(
+            response.status_code, 'a redirect to sign in')
+        how = ', '.join(filter(None, [
+            str(response.status_code), kind, error_words(response)[0]]))
         if self.settings.personal:
             text = (f'AZURE_DEVOPS_EXT_PAT is not accepted ({how}): the token is wrong, expired, '
                     'of another organisation or lacks a scope. Make one at '
@@ -280,8 +278,7 @@ class Client:
                     f"({words.split(':')[0]}).")
         elif status == 403:
             text = f"No permission to {doing}: {words or 'HTTP 403.'}"
-            if needs:
-                text += f' Ask for: {needs}.'
+            text += f' Ask for: {needs}.' if needs else ''
         elif status == 429:
             text = ('Azure DevOps is asked too often (429) and wants a pause of '
                     f"{response.headers.get('Retry-After', 'some')} s.")

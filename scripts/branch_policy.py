@@ -175,10 +175,10 @@ def apply_policies(client, repository, pipelines):
                       key=lambda policy: policy['id'])
     in_use = [policy['settings']['buildDefinitionId'] for policy in existing
               if policy['settings'].get('buildDefinitionId') in ids]
-    wanted = desired_policies((in_use or ids)[0], scope)
+    build = (in_use or ids)[0]
     print(f"Branch policies of {client.settings.branch} in {repository['name']}")
     remarks, others = [], existing
-    for name, body in wanted:
+    for name, body in desired_policies(build, scope):
         same = [policy for policy in existing if is_same(policy, body, ids)]
         others = [policy for policy in others if policy not in same]
         remarks += [f"duplicate: policy {policy['id']} does the same as policy {same[0]['id']}; "
@@ -188,8 +188,7 @@ def apply_policies(client, repository, pipelines):
     remarks += map(describe_policy, others)
     remarks += [f"pipeline {one['id']}, {one['name']}, is {one['queueStatus']}: no pull request "
                 'can pass until it is enabled' for one in definitions
-                if one['id'] == wanted[1][1]['settings']['buildDefinitionId']
-                and one.get('queueStatus', 'enabled') != 'enabled']
+                if one['id'] == build and one.get('queueStatus', 'enabled') != 'enabled']
     for remark in remarks:
         print('  ' + remark)
 
@@ -212,9 +211,8 @@ def put_policy_right(client, name, existing, body):
 
 @azure_ml.verb
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=(
-        argparse.RawDescriptionHelpFormatter))
-    parser.parse_args(argv)
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args(argv)
     client = azure_devops.Client(azure_devops.read_settings(os.environ))
     repository = find_repository(client)
     absent = absent_branch(client, repository)

@@ -59,18 +59,16 @@ KINDS = {
 TOKEN_OWNER = {'authenticatedUser': {'id': str, 'descriptor': str, 'providerDisplayName': str}}
 GROUP_FIELDS = {'id': int, 'type': str, 'variables?': {'*': {'value?': str}},
                 'variableGroupProjectReferences?': [{}]}
-CHECK = {'id': int, 'type': {'id': str}, 'resource': {}, 'settings?': {
-    'approvers?': [{'id': str}]}}
+CHECK = {'id': int, 'type': {'id': str}, 'settings?': {'approvers?': [{'id': str}]}}
 USERS = {'allPipelines?': {}, 'pipelines?': [{'id': int}]}
 
 
-def group_values(environ, group):
+def group_values(environ, variables):
     """The values that the variable group is to have: the environment's, else what is there.
 
-    group: the existing one or None. Raises SettingsError with all that is missing or malformed.
+    variables: of the existing group. Raises SettingsError with all that is missing or malformed.
     """
-    there = {name.upper(): one.get('value') or '' for name, one in (
-        (group or {}).get('variables') or {}).items()}
+    there = {name.upper(): one.get('value') or '' for name, one in variables.items()}
     known = {name: azure_devops.read_value(environ, name) or there.get(name, '')
              for name in WANTED + ('BASE_NAME', CONNECTION)}
     # What is there without a value is a secret.
@@ -119,9 +117,9 @@ def set_up_group(client, project, environ):
         if group['type'] != 'Vsts':
             raise AzureError(f'Variable group {GROUP} takes its values from a key vault '
                              f"(type {group['type']}): put them there.")
-    values = group_values(environ, group)
     group = group or {}
     variables, lines = dict(group.get('variables') or {}), []
+    values = group_values(environ, variables)
     spelt = {key.upper(): key for key in variables}
     for key, value in sorted(values.items()):
         have = variables.get(spelt.get(key), {})
@@ -136,9 +134,8 @@ def set_up_group(client, project, environ):
         'variables': {key: {'isSecret': True} if one.get('isSecret') else one
                       for key, one in variables.items()},
         'variableGroupProjectReferences': group.get('variableGroupProjectReferences') or [
-            {'name': GROUP, 'projectReference': {'id': project['id'], 'name': project['name']}}]}
-    if group.get('description'):
-        body['description'] = group['description']
+            {'name': GROUP, 'projectReference': {'id': project['id'], 'name': project['name']}}],
+        'description': group.get('description') or ''}
     # Variable groups are made for several projects at once, outside of any.
     kept = client.put_right('variable group ' + GROUP, group or None, lines, body, GROUPS,
                             fields={'id': int}, needs=LIBRARY)
@@ -163,7 +160,7 @@ def set_up_checks(client, environment, wanted):
             CHECKS, 'read the checks of the environment', CHECK,
             {'resourceType': 'environment', 'resourceId': environment, '$expand': 'settings'},
             needs=ADMINISTRATOR, version=PREVIEW))}
-    approval, lock = checks.get(APPROVAL['id'], {}), checks.get(LOCK['id'], {})
+    approval = checks.get(APPROVAL['id'], {})
     fields = approval.get('settings') or NO_APPROVAL
     approvers, lines = fields.get('approvers') or [], []
     # Without the setting any approval that is there will do; approvers of others stay.
@@ -173,11 +170,10 @@ def set_up_checks(client, environment, wanted):
         lines.append(f"approvers: {names + ' -> and' if names else 'none ->'} {approver['name']}")
         approvers = approvers + [approver]
     fields = dict(fields, approvers=[{'id': one['id']} for one in approvers])
-    resource = approval.get('resource') or {
-        'type': 'environment', 'id': str(environment), 'name': ENVIRONMENT}
+    resource = {'type': 'environment', 'id': str(environment), 'name': ENVIRONMENT}
     for title, kind, there, differences, wanted_fields in (
             ('approval before', APPROVAL, approval, lines, fields),
-            ('exclusive lock on', LOCK, lock, [], {})):
+            ('exclusive lock on', LOCK, checks.get(LOCK['id'], {}), [], {})):
         if there.get('isDisabled'):
             differences.append('isDisabled: true -> false')
         body = {'type': kind, 'timeout': there.get('timeout', APPROVAL_MINUTES),
@@ -223,17 +219,15 @@ def create_pipelines(client, repository, known):
 
 def permit_pipelines(client, kind, name, number, known):
     """Let pipelines use the resource; number: its id, None in a dry run."""
-    users = {known[path][0]['name']: known[path][0]['id'] for _, path, kinds in PIPELINES
-             if kind in kinds}
+    users = [known[path][0] for _, path, kinds in PIPELINES if kind in kinds]
     path, words = f'{PERMISSIONS}/{kind}/{number}', KINDS[kind][0]
     granted = {} if number is None else client.call(
         'GET', path, f'read who may use the {words}', fields=USERS, version=PREVIEW)
     everyone = (granted.get('allPipelines') or {}).get('authorized')
     ids = {one['id'] for one in granted.get('pipelines') or [] if one.get('authorized')}
-    lacking = {} if everyone else {
-        user: users[user] for user in sorted(users) if users[user] not in ids}
-    lines = [f'pipeline {user}: not allowed -> allowed' for user in lacking]
-    body = {'pipelines': [{'id': user, 'authorized': True} for user in lacking.values()]}
+    lacking = [] if everyone else [user for user in users if user['id'] not in ids]
+    lines = [f"pipeline {user['name']}: not allowed -> allowed" for user in lacking]
+    body = {'pipelines': [{'id': user['id'], 'authorized': True} for user in lacking]}
     client.put_right(f'use of {words} {name}', {}, lines, body, path, update='PATCH',
                      needs=KINDS[kind][-1], version=PREVIEW)
 
@@ -273,14 +267,13 @@ def set_up(client, environ):
 
 @azure_ml.verb
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=(
-        argparse.RawDescriptionHelpFormatter))
-    parser.parse_args(argv)
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args(argv)
     try:
         config = azure_devops.read_settings(os.environ)
     except settings.SettingsError as problems:
         try:
-            group_values(os.environ, None)
+            group_values(os.environ, {})
         except settings.SettingsError as more:
             raise settings.SettingsError(
                 f'{problems}\nAnd, unless they are in the variable group already, {more}') from None

@@ -45,11 +45,14 @@ def client_of(service, **changes):
     return azure_devops.Client(azure_devops.read_settings(dict(service.env, **changes)))
 
 
-def test_the_agents_own_settings_do():
+@pytest.mark.parametrize('address', [
+    'https://dev.azure.com/contoso', 'https://contoso.visualstudio.com',
+    'https://server:8443/tfs/DefaultCollection'])
+def test_the_agents_own_settings_do(address):
     settings = azure_devops.read_settings({
-        'SYSTEM_COLLECTIONURI': 'https://dev.azure.com/contoso/', 'SYSTEM_TEAMPROJECT': 'P',
+        'SYSTEM_COLLECTIONURI': address + '/', 'SYSTEM_TEAMPROJECT': 'P',
         'BUILD_REPOSITORY_NAME': 'R', 'SYSTEM_ACCESSTOKEN': 'token', 'BRANCH': 'refs/heads/main'})
-    assert settings[:6] == ('https://dev.azure.com/contoso', 'P', 'R', 'token', False, 'main')
+    assert settings[:6] == (address, 'P', 'R', 'token', False, 'main')
 
 
 def test_settings_say_everything_that_is_missing_at_once():
@@ -72,19 +75,11 @@ def test_what_cannot_be_used_is_refused_and_not_repeated(service, name, value, h
     assert hidden not in str(caught.value)
 
 
-@pytest.mark.parametrize('address', ['https://contoso.visualstudio.com',
-                                     'https://server:8443/tfs/DefaultCollection'])
-def test_other_forms_of_organisation_are_taken(service, address):
-    settings = dict(service.env, AZURE_DEVOPS_ORG_URL=address + '/')
-    assert azure_devops.read_settings(settings).organisation == address
-
-
 def test_both_kinds_of_token_sign_in_whatever_netrc_says(service, tmp_path, monkeypatch):
     (tmp_path / 'netrc').write_text('machine 127.0.0.1 login me password wrong\n')
     monkeypatch.setenv('NETRC', str(tmp_path / 'netrc'))
-    assert client_of(service).pages(REPOSITORIES, 'x', {})
-    agents = client_of(service, AZURE_DEVOPS_EXT_PAT='', SYSTEM_ACCESSTOKEN=service.system_token)
-    assert agents.pages(REPOSITORIES, 'x', {})
+    for own in ({}, {'AZURE_DEVOPS_EXT_PAT': '', 'SYSTEM_ACCESSTOKEN': service.system_token}):
+        assert client_of(service, **own).pages(REPOSITORIES, 'x', {})
 
 
 def test_all_pages_are_read(service):

@@ -13,9 +13,8 @@ import pipeline_yaml
 from conftest import ROOT
 from test_azure_devops import run, service
 
-SUBSCRIPTION = '00000000-0000-0000-0000-000000000001'
-VALUES = {'SUBSCRIPTION_ID': SUBSCRIPTION, 'RESOURCE_GROUP': 'rg', 'WORKSPACE_NAME': 'work',
-          'LOCATION': 'westeurope'}
+VALUES = {'SUBSCRIPTION_ID': '00000000-0000-0000-0000-000000000001', 'RESOURCE_GROUP': 'rg',
+          'WORKSPACE_NAME': 'work', 'LOCATION': 'westeurope'}
 EVERYTHING = dict({name: {'value': value} for name, value in VALUES.items()},
                   AZURE_RM_SVC_CONNECTION={'value': 'azure-resource-connection'})
 
@@ -23,7 +22,7 @@ EVERYTHING = dict({name: {'value': value} for name, value in VALUES.items()},
 @pytest.fixture
 def ready(service):
     """A project in which a person has done their part: the connection and the push."""
-    service.connection = service.add_connection('azure-resource-connection')
+    service.add_connection('azure-resource-connection')
     service.env.update(VALUES)
     return service
 
@@ -138,7 +137,7 @@ def test_what_others_put_in_the_group_stays(done):
     variables = group(done)['variables']
     # A value of ours that somebody made secret is left alone and need not be known.
     variables.update(MINE={'value': 'x'}, PASSWORD={'isSecret': True, 'value': 's'},
-                     SUBSCRIPTION_ID={'isSecret': True, 'value': SUBSCRIPTION})
+                     SUBSCRIPTION_ID={'isSecret': True, 'value': VALUES['SUBSCRIPTION_ID']})
     # Azure DevOps takes both spellings for the same variable.
     variables['location'] = variables.pop('LOCATION')
     group(done)['description'] = 'ours'

@@ -167,12 +167,11 @@ class Client:
         verb = 'create' if existing is None else 'update' if differences else 'ok'
         kept = existing or {}
         number = kept.get('id')
-        if verb != 'ok':
-            self.changes += 1
-            if not self.settings.dry_run:
-                kept = self.call('POST' if verb == 'create' else update,
-                                 f'{path}/{number}' if number else path,
-                                 f'{verb} the {name}', body, **more)
+        self.changes += verb != 'ok'
+        if verb != 'ok' and not self.settings.dry_run:
+            kept = self.call('POST' if verb == 'create' else update,
+                             f'{path}/{number}' if number else path, f'{verb} the {name}', body,
+                             **more)
         print(f'  {verb:8}{name}' + (f' (id {number})' if number else ''))
         for line in differences:
             print('            ' + line)

@@ -74,13 +74,11 @@ def is_same(existing, body, definitions):
     There may be other build policies on the branch: ours is the one that runs a pipeline of the
     pull request's YAML, or bears our name when that pipeline was deleted.
     """
-    fields, wanted = existing['settings'], body['settings']
-    if (existing['type']['id'].lower() != body['type']['id']
-            or comparable_scope(fields.get('scope')) != comparable_scope(wanted['scope'])):
-        return False
-    return body['type']['id'] != BUILD or (
-        fields.get('buildDefinitionId') in definitions
-        or fields.get('displayName') == wanted['displayName'])
+    kind, fields, wanted = body['type']['id'], existing['settings'], body['settings']
+    return (existing['type']['id'].lower() == kind
+            and comparable_scope(fields.get('scope')) == comparable_scope(wanted['scope'])
+            and (kind != BUILD or fields.get('buildDefinitionId') in definitions
+                 or fields.get('displayName') == wanted['displayName']))
 
 
 def applies_to(existing, repository, branch):
@@ -145,14 +143,14 @@ def absent_branch(client, repository):
 def find_pipelines(client, repository):
     """The pipelines of the repository: {path of the YAML file: [definition, ...]}, oldest first."""
     found = collections.defaultdict(list)
-    for definition in client.pages(
-            '{project}/_apis/build/definitions', 'list the pipelines', PIPELINE,
-            {'repositoryId': repository['id'], 'repositoryType': 'TfsGit',
-             'includeAllProperties': 'true', 'includeLatestBuilds': 'true'},
-            needs="'View build pipeline'"):
+    listed = client.pages('{project}/_apis/build/definitions', 'list the pipelines', PIPELINE,
+                          {'repositoryId': repository['id'], 'repositoryType': 'TfsGit',
+                           'includeAllProperties': 'true', 'includeLatestBuilds': 'true'},
+                          needs="'View build pipeline'")
+    for definition in sorted(listed, key=lambda one: one['id']):
         path = (definition.get('process') or {}).get('yamlFilename') or ''
         found[path.lstrip('/')].append(definition)
-    return {path: sorted(group, key=lambda one: one['id']) for path, group in found.items()}
+    return found
 
 
 def apply_policies(client, repository, pipelines):

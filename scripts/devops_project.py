@@ -29,7 +29,6 @@ PIPELINES = (('safe-driver-pr', 'devops/pr.yml', ()),
 FIRST_RUN = {'devops/workspace.yml': 'it makes the resources in Azure',
              'devops/ci.yml': 'only after its first run do pushes start it'}
 CONNECTION = 'AZURE_RM_SVC_CONNECTION'
-DEFAULT_CONNECTION = 'azure-resource-connection'
 WANTED = ('SUBSCRIPTION_ID', 'RESOURCE_GROUP', 'WORKSPACE_NAME', 'LOCATION')
 APPROVAL = {'id': '8c6f20a7-a545-4486-9777-f762fafe0d4d', 'name': 'Approval'}
 # The longest that Azure DevOps lets a deployment wait for an approval: 30 days.
@@ -74,7 +73,7 @@ def group_values(environ, variables):
     # What is there without a value is a secret.
     read = settings.read(known, needs=[name for name in WANTED if there.get(name) != ''])
     values = {name: getattr(read, name.lower()) for name in WANTED + ('BASE_NAME',)}
-    values[CONNECTION] = known[CONNECTION] or DEFAULT_CONNECTION
+    values[CONNECTION] = known[CONNECTION] or 'azure-resource-connection'
     return {name: value for name, value in values.items() if value}
 
 
@@ -110,14 +109,13 @@ def set_up_group(client, project, environ):
 
     Variables of others stay in it.
     """
-    group = find(client, 'variablegroup', GROUP)
+    group = find(client, 'variablegroup', GROUP) or {}
     if group:
         group = client.call('GET', f"{{project}}/{GROUPS}/{group['id']}",
                             'read the variable group', fields=GROUP_FIELDS, needs=LIBRARY)
         if group['type'] != 'Vsts':
             raise AzureError(f'Variable group {GROUP} takes its values from a key vault '
                              f"(type {group['type']}): put them there.")
-    group = group or {}
     variables, lines = dict(group.get('variables') or {}), []
     values = group_values(environ, variables)
     spelt = {key.upper(): key for key in variables}
@@ -142,19 +140,15 @@ def set_up_group(client, project, environ):
     return kept.get('id'), values
 
 
-def set_up_environment(client):
-    """The environment's id, None in a dry run that would create it."""
-    return client.put_right(
+def set_up_environment(client, wanted):
+    """The environment: someone must approve what goes to it, one deployment at a time.
+
+    wanted: the setting APPROVER. Returns its id, None in a dry run that would create it.
+    """
+    environment = client.put_right(
         f'environment {ENVIRONMENT}', find(client, 'environment', ENVIRONMENT), [],
         {'name': ENVIRONMENT, 'description': 'The service of the safe driver model'},
         ENVIRONMENTS, fields={'id': int}, needs=ADMINISTRATOR).get('id')
-
-
-def set_up_checks(client, environment, wanted):
-    """Someone must approve what goes to the environment, one deployment at a time.
-
-    wanted: the setting APPROVER.
-    """
     checks = {} if environment is None else {
         one['type']['id'].lower(): one for one in reversed(client.pages(
             CHECKS, 'read the checks of the environment', CHECK,
@@ -180,6 +174,7 @@ def set_up_checks(client, environment, wanted):
                 'isDisabled': False, 'resource': resource, 'settings': wanted_fields}
         client.put_right(f'{title} {ENVIRONMENT}', there or None, differences, body, CHECKS,
                          update='PATCH', needs=ADMINISTRATOR, version=PREVIEW)
+    return environment
 
 
 def how_to_connect(client, values):
@@ -241,8 +236,7 @@ def set_up(client, environ):
     repository = branch_policy.find_repository(client)
     print(f'Project {config.project} in {config.organisation}')
     group, values = set_up_group(client, repository['project'], environ)
-    environment = set_up_environment(client)
-    set_up_checks(client, environment, azure_devops.read_value(environ, 'APPROVER'))
+    environment = set_up_environment(client, azure_devops.read_value(environ, 'APPROVER'))
     connection = find(client, 'endpoint', values[CONNECTION])
     if not connection:
         missing.append(how_to_connect(client, values))

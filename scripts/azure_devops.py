@@ -22,8 +22,6 @@ READ_SECONDS = 30
 # Longest wait for one answer, retries and the service's own Retry-After included.
 DEADLINE_SECONDS = 120
 RETRY_SECONDS = (1, 2, 4)
-TRANSIENT = (429, 500, 502, 503, 504)
-IDENTITIES = '8a3d49b8-91f0-46ef-b33d-dda338c25db3'
 SCOPES = ('Code (read, write), Build (read, execute), Variable Groups (read, create, manage), '
           'Environment (read, manage), Pipeline Resources (use, manage), '
           'Service Connections (read), Identity (read)')
@@ -186,15 +184,6 @@ class Client:
             return f'Dry run: nothing was changed. Without DRY_RUN=1 this changes {things}.'
         return f'Changed {things}.'
 
-    def identities(self, search, doing):
-        """Users and groups whose name or mail address is `search`."""
-        area = self.call('GET', '_apis/resourceAreas/' + IDENTITIES, doing,
-                         version='7.1-preview.1')
-        # Azure DevOps Server has no separate host for identities and sends null.
-        base = check_answer(area or {}, {'locationUrl?': str}, doing).get('locationUrl')
-        return self.pages('_apis/identities', doing, {'id': str, 'providerDisplayName': str},
-                          {'searchFilter': 'General', 'filterValue': search}, base=base)
-
     def _call(self, method, path, doing, body, query, needs=None, version=VERSION, base=None):
         import requests
         project = urllib.parse.quote(self.settings.project, safe='')
@@ -211,7 +200,7 @@ class Client:
             except requests.RequestException as error:
                 problem = self._unreachable(error, doing)
             else:
-                if response.status_code not in TRANSIENT:
+                if response.status_code not in azure_ml.TRANSIENT:
                     return self._answer(response, doing, needs)
                 problem = self._refused(response, doing, needs)
                 asked = response.headers.get('Retry-After', '')
@@ -284,6 +273,6 @@ class Client:
         else:
             text = f'Azure DevOps did not {doing} (HTTP {status})'
             text += ': ' + words if words else '.'
-        if status in TRANSIENT:
+        if status in azure_ml.TRANSIENT:
             text += ' Run this again later; nothing is done twice.'
         return AzureError(text, status)

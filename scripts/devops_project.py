@@ -38,6 +38,7 @@ LOCK = {'id': '2ef31ad6-baa0-403a-8b45-2cbc9b4e5563', 'name': 'ExclusiveLock'}
 NO_APPROVAL = {'executionOrder': 'anyOrder', 'minRequiredApprovers': 1, 'instructions': '',
                'blockedApprovers': []}
 PREVIEW = '7.1-preview.1'
+IDENTITIES = '_apis/resourceAreas/8a3d49b8-91f0-46ef-b33d-dda338c25db3'
 GROUPS = '_apis/distributedtask/variablegroups'
 ENVIRONMENTS = '{project}/_apis/distributedtask/environments'
 CHECKS = '{project}/_apis/pipelines/checks/configurations'
@@ -55,7 +56,9 @@ KINDS = {
                  'endpointNames', str, READER, ENDPOINT)}
 
 # What is counted on in answers of the service: azure_devops.check_answer.
-TOKEN_OWNER = {'authenticatedUser': {'id': str, 'descriptor': str, 'providerDisplayName': str}}
+IDENTITY = {'id': str, 'providerDisplayName': str}
+TOKEN_OWNER = {'authenticatedUser': dict(IDENTITY, descriptor=str)}
+HOST = {'locationUrl?': str}
 GROUP_FIELDS = {'id': int, 'type': str, 'variables?': {'*': {'value?': str}},
                 'variableGroupProjectReferences?': [{}]}
 CHECK = {'id': int, 'type': {'id': str}, 'settings?': {'approvers?': [{'id': str}]}}
@@ -87,7 +90,12 @@ def find_approver(client, wanted):
                              'APPROVER to the mail address of a person or the name of a '
                              f'group, such as [{client.settings.project}]\\Contributors.')
     else:
-        found = client.identities(wanted, 'find the approver')
+        doing = 'find the approver'
+        area = client.call('GET', IDENTITIES, doing, version=PREVIEW)
+        # Azure DevOps Server has no separate host for identities and sends null.
+        host = azure_devops.check_answer(area or {}, HOST, doing).get('locationUrl')
+        found = client.pages('_apis/identities', doing, IDENTITY,
+                             {'searchFilter': 'General', 'filterValue': wanted}, base=host)
         if len(found) != 1:
             known = f'{len(found)} identities' if found else 'nobody'
             raise AzureError(f'APPROVER is {wanted!r}: Azure DevOps knows {known} by it. '

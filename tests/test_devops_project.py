@@ -187,13 +187,6 @@ def test_what_waits_for_a_person_is_done_by_a_later_run(ready):
     check_set_up(ready)
 
 
-def test_another_connection_name(done):
-    done.add_connection('mine')
-    code, text = run(devops_project, dict(done.env, AZURE_RM_SVC_CONNECTION='mine'))
-    assert 'AZURE_RM_SVC_CONNECTION: "azure-resource-connection" -> "mine"' in text
-    assert 'use of service connection mine' in text
-
-
 def test_the_approver_is_a_setting(ready):
     builds = dict(ready.env, AZURE_DEVOPS_EXT_PAT='', SYSTEM_ACCESSTOKEN=ready.system_token)
     code, text = run(devops_project, builds)
@@ -226,15 +219,17 @@ def test_what_only_a_person_can_put_right_is_said(done, spoil, approver, words):
     assert (done.groups, done.checks, done.definitions, done.policies) == before
 
 
-def test_a_pipeline_is_known_by_its_file_and_the_environment_by_its_whole_name(ready):
+def test_names_of_others(ready):
+    """A pipeline is known by its file, the environment by its whole name."""
     ready.add_pipeline('My CI', 'devops/ci.yml')
     ready.environments[99] = {'id': 99, 'name': 'safe-driver-old'}
-    code, text = run(devops_project, ready.env)
+    ready.add_connection('mine')
+    code, text = run(devops_project, dict(ready.env, AZURE_RM_SVC_CONNECTION='mine'))
     assert 'ok      pipeline My CI, devops/ci.yml' in text
-    assert len(ready.definitions) == 3
-    assert allowed(ready)['environment'] == ['My CI']
-    assert sorted(one['name'] for one in ready.environments.values()) == [
-        'safe-driver', 'safe-driver-old']
+    assert 'use of service connection mine' in text
+    assert group(ready)['variables']['AZURE_RM_SVC_CONNECTION'] == {'value': 'mine'}
+    assert (allowed(ready)['environment'], len(ready.definitions)) == (['My CI'], 3)
+    assert len(ready.environments) == 2
 
 
 def test_all_that_is_missing_at_once(service):

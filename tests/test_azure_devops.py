@@ -128,7 +128,7 @@ def test_a_bad_answer_is_a_sentence_without_the_token(service, waits, monkeypatc
     assert service.pat not in str(caught.value)
     assert base64.b64encode(f':{service.pat}'.encode()).decode() not in str(caught.value)
     # A pause longer than the deadline is not waited for.
-    assert sum(waits) < azure_devops.DEADLINE_SECONDS
+    assert not waits or fault != 'busy for long'
 
 
 def test_no_server_is_a_sentence(service, waits):

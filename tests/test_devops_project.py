@@ -196,7 +196,7 @@ def test_the_approver_is_a_setting(ready):
     # Without the setting any approval that is there will do.
     for env in (builds, ready.env):
         assert 'Nothing to change' in run(devops_project, env)[1]
-    check, lock = ready.checks.values()
+    check = next(iter(ready.checks.values()))
     check['settings']['minRequiredApprovers'] = 2
     run(devops_project, dict(ready.env, APPROVER='[Safe Driver]\\Contributors'))
     assert [one['id'] for one in check['settings']['approvers']] == [
@@ -226,7 +226,7 @@ def test_names_of_others(ready):
     ready.add_connection('mine')
     code, text = run(devops_project, dict(ready.env, AZURE_RM_SVC_CONNECTION='mine'))
     assert 'ok      pipeline My CI, devops/ci.yml' in text
-    assert 'use of service connection mine' in text
+    assert 'update  use of service connection mine' in text
     assert group(ready)['variables']['AZURE_RM_SVC_CONNECTION'] == {'value': 'mine'}
     assert (allowed(ready)['environment'], len(ready.definitions)) == (['My CI'], 3)
     assert len(ready.environments) == 2

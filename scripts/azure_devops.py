@@ -5,6 +5,7 @@
 """
 import collections
 import json
+import math
 import re
 import sys
 import time
@@ -21,8 +22,6 @@ READ_SECONDS = 30
 # Longest wait for one answer, retries and the service's own Retry-After included.
 DEADLINE_SECONDS = 120
 RETRY_SECONDS = (1, 2, 4)
-TRANSIENT = (429, 500, 502, 503, 504)
-IDENTITIES = '8a3d49b8-91f0-46ef-b33d-dda338c25db3'
 SCOPES = ('Code (read, write), Build (read, execute), Variable Groups (read, create, manage), '
           'Environment (read, manage), Pipeline Resources (use, manage), '
           'Service Connections (read), Identity (read)')
@@ -70,9 +69,7 @@ def read_settings(environ):
                         'like https://dev.azure.com/contoso, without user, project or repository')
     if found['token'] and not re.fullmatch('[!-~]+', found['token']):
         problems.append('AZURE_DEVOPS_EXT_PAT holds characters that no token has: paste it again')
-    branch = read_value(environ, 'BRANCH') or 'master'
-    if branch.startswith('refs/heads/'):
-        branch = branch[len('refs/heads/'):]
+    branch = re.sub('^refs/heads/', '', read_value(environ, 'BRANCH') or 'master')
     dry_run = read_value(environ, 'DRY_RUN').lower()
     if dry_run not in ON + OFF:
         problems.append(f'DRY_RUN is {dry_run!r}: it must be 1 or 0')
@@ -80,9 +77,9 @@ def read_settings(environ):
         plural, listed = 's' * (len(problems) > 1), '\n  '.join(problems)
         raise SettingsError(f'{len(problems)} setting{plural} to correct in the environment:\n'
                             f'  {listed}')
-    return Settings(found['organisation'].rstrip('/'), found['project'], found['repository'],
-                    found['token'], bool(read_value(environ, 'AZURE_DEVOPS_EXT_PAT')), branch,
-                    dry_run in ON)
+    found['organisation'] = found['organisation'].rstrip('/')
+    return Settings(personal=bool(read_value(environ, 'AZURE_DEVOPS_EXT_PAT')), branch=branch,
+                    dry_run=dry_run in ON, **found)
 
 
 def portal_page(settings, *parts):
@@ -134,15 +131,8 @@ class Client:
         self.session.headers.update({'Accept': 'application/json',
                                      # 401 rather than a redirect to the sign-in page
                                      'X-TFS-FedAuthRedirect': 'Suppress'})
-        self.session.auth = self._sign
-
-    def _sign(self, request):
-        """Basic with an empty user name for a personal token, Bearer for the agent's own."""
-        import requests
-        if self.settings.personal:
-            return requests.auth.HTTPBasicAuth('', self.settings.token)(request)
-        request.headers['Authorization'] = 'Bearer ' + self.settings.token
-        return request
+        # The agent's own token too: Microsoft's command line knows only this way for both.
+        self.session.auth = ('', settings.token)
 
     def pages(self, path, doing, fields, query=None, **more):
         """All items of a list, over all its pages. fields: of an item, see check_answer."""
@@ -169,21 +159,21 @@ class Client:
     def put_right(self, name, existing, differences, body, path, update='PUT', **more):
         """Create a thing when `existing` is None, update it when something differs; print it.
 
-        differences: lines for people; update: the method that does it. Returns the JSON of the
-        answer, or None when nothing was to be sent, as in a dry run.
+        differences: lines for people; update: the method that does it. Returns the thing as it is
+        then: in a dry run as it was, {} for nothing.
         """
         verb = 'create' if existing is None else 'update' if differences else 'ok'
-        number, answer = (existing or {}).get('id'), None
-        if verb != 'ok':
-            self.changes += 1
-            if not self.settings.dry_run:
-                answer = self.call('POST' if verb == 'create' else update,
-                                   f'{path}/{number}' if number else path,
-                                   f'{verb} the {name}', body, **more)
+        kept = existing or {}
+        number = kept.get('id')
+        self.changes += verb != 'ok'
+        if verb != 'ok' and not self.settings.dry_run:
+            kept = self.call('POST' if verb == 'create' else update,
+                             f'{path}/{number}' if number else path, f'{verb} the {name}', body,
+                             **more)
         print(f'  {verb:8}{name}' + (f' (id {number})' if number else ''))
         for line in differences:
             print('            ' + line)
-        return answer
+        return kept
 
     def summary(self):
         """The last line: what put_right did or would do."""
@@ -194,53 +184,39 @@ class Client:
             return f'Dry run: nothing was changed. Without DRY_RUN=1 this changes {things}.'
         return f'Changed {things}.'
 
-    def identities(self, search, doing):
-        """Users and groups whose name or mail address is `search`."""
-        area = self.call('GET', '_apis/resourceAreas/' + IDENTITIES, doing,
-                         version='7.1-preview.1')
-        # Azure DevOps Server has no separate host for identities and sends null.
-        base = check_answer(area or {}, {'locationUrl?': str}, doing).get('locationUrl')
-        return self.pages('_apis/identities', doing, {'id': str, 'providerDisplayName': str},
-                          {'searchFilter': 'General', 'filterValue': search}, base=base)
-
     def _call(self, method, path, doing, body, query, needs=None, version=VERSION, base=None):
         import requests
         project = urllib.parse.quote(self.settings.project, safe='')
-        url = f"{(base or self.settings.organisation).rstrip('/')}/{path}"
-        url = url.replace('{project}', project)
+        url = f"{(base or self.settings.organisation).rstrip('/')}/{path}".replace(
+            '{project}', project)
         query = dict(query or {}, **{'api-version': version})
         started = time.monotonic()
-        for pause in RETRY_SECONDS + (None,):
-            wait = pause
+        # After the last try no wait is short enough.
+        for wait in RETRY_SECONDS + (math.inf,):
             try:
                 response = self.session.request(
                     method, url, params=query, json=body, allow_redirects=False,
                     timeout=(CONNECT_SECONDS, READ_SECONDS))
             except requests.RequestException as error:
                 problem = self._unreachable(error, doing)
-                # What was sent may have been done: a POST is not sent twice.
-                again = method != 'POST'
             else:
-                status = response.status_code
-                if status not in TRANSIENT:
+                if response.status_code not in azure_ml.TRANSIENT:
                     return self._answer(response, doing, needs)
                 problem = self._refused(response, doing, needs)
-                again = status == 429 or method != 'POST'
                 asked = response.headers.get('Retry-After', '')
-                if pause is not None and asked.isdigit():
-                    wait = max(pause, int(asked))
-            if not again or wait is None or (
-                    time.monotonic() - started + wait > DEADLINE_SECONDS):
+                wait = max(wait, int(asked) if asked.isdigit() else 0)
+            # What was sent may have been done: a POST is repeated only when it was turned away.
+            again = method != 'POST' or problem.status == 429
+            if not again or time.monotonic() - started + wait > DEADLINE_SECONDS:
                 raise problem
             print(f'{problem} (trying again in {wait} s)', file=sys.stderr)
             time.sleep(wait)
 
     def _answer(self, response, doing, needs):
-        signed_out = response.status_code in (203, 401) or 300 <= response.status_code < 400
-        page = 'html' in response.headers.get('Content-Type', '')
-        if signed_out or response.status_code == 200 and page:
-            raise self._signed_out(response, page)
-        if response.status_code not in (200, 201, 204):
+        status, page = response.status_code, 'html' in response.headers.get('Content-Type', '')
+        if status in (203, 401) or 300 <= status < 400 or status == 200 and page:
+            raise self._signed_out(response)
+        if status not in (200, 201, 204):
             raise self._refused(response, doing, needs)
         try:
             answer = azure_ml.decode_json(response) if response.content.strip() else None
@@ -251,12 +227,11 @@ class Client:
                 f"{response.headers.get('Content-Type', 'of no type')}, {len(response.content)} "
                 f'bytes: is there a proxy before {self.settings.organisation}?')
 
-    def _signed_out(self, response, page):
-        how = str(response.status_code)
-        if how != '401':
-            how += ', a sign-in page' if page and how[0] == '2' else ', a redirect to sign in'
-        if error_words(response)[0]:
-            how += ', ' + error_words(response)[0]
+    def _signed_out(self, response):
+        kind = {200: 'a sign-in page', 203: 'a sign-in page', 401: ''}.get(
+            response.status_code, 'a redirect to sign in')
+        how = ', '.join(filter(None, [
+            str(response.status_code), kind, error_words(response)[0]]))
         if self.settings.personal:
             text = (f'AZURE_DEVOPS_EXT_PAT is not accepted ({how}): the token is wrong, expired, '
                     'of another organisation or lacks a scope. Make one at '
@@ -291,14 +266,13 @@ class Client:
                     f"({words.split(':')[0]}).")
         elif status == 403:
             text = f"No permission to {doing}: {words or 'HTTP 403.'}"
-            if needs:
-                text += f' Ask for: {needs}.'
+            text += f' Ask for: {needs}.' if needs else ''
         elif status == 429:
             text = ('Azure DevOps is asked too often (429) and wants a pause of '
                     f"{response.headers.get('Retry-After', 'some')} s.")
         else:
             text = f'Azure DevOps did not {doing} (HTTP {status})'
             text += ': ' + words if words else '.'
-        if status in TRANSIENT:
+        if status in azure_ml.TRANSIENT:
             text += ' Run this again later; nothing is done twice.'
         return AzureError(text, status)

@@ -29,7 +29,7 @@ POLICIES = '{project}/_apis/policy/configurations'
 # What is counted on in answers of the service: azure_devops.check_answer.
 REPOSITORY = {'id': str, 'name': str, 'project': {'id': str, 'name': str}}
 PIPELINE = {'id': int, 'name': str, 'process?': {'yamlFilename?': str}}
-POLICY = {'id': int, 'type': {'id': str}, 'createdBy?': {}, 'settings?': {
+POLICY = {'id': int, 'type': {'id': str}, 'createdBy?': {}, 'settings': {
     'minimumApproverCount?': int,
     'scope?': [{'repositoryId?': str, 'refName?': str, 'matchKind?': str}]}}
 
@@ -74,31 +74,28 @@ def is_same(existing, body, definitions):
     There may be other build policies on the branch: ours is the one that runs a pipeline of the
     pull request's YAML, or bears our name when that pipeline was deleted.
     """
-    fields, wanted = existing.get('settings') or {}, body['settings']
-    if (existing['type']['id'].lower() != body['type']['id']
-            or comparable_scope(fields.get('scope')) != comparable_scope(wanted['scope'])):
-        return False
-    return body['type']['id'] != BUILD or (
-        fields.get('buildDefinitionId') in definitions
-        or fields.get('displayName') == wanted['displayName'])
+    kind, fields, wanted = body['type']['id'], existing['settings'], body['settings']
+    return (existing['type']['id'].lower() == kind
+            and comparable_scope(fields.get('scope')) == comparable_scope(wanted['scope'])
+            and (kind != BUILD or fields.get('buildDefinitionId') in definitions
+                 or fields.get('displayName') == wanted['displayName']))
 
 
 def applies_to(existing, repository, branch):
     """Whether a policy bears on the branch, by its own scope or a wider one."""
     ref = 'refs/heads/' + branch
-    scope = (existing.get('settings') or {}).get('scope')
     return any(repository_id in (None, repository['id']) and (
         kind == 'defaultbranch' and repository.get('defaultBranch') == ref
         or kind == 'prefix' and ref.startswith(name or '')
         or kind == 'exact' and name in (None, ref))
-        for repository_id, name, kind in comparable_scope(scope))
+        for repository_id, name, kind in comparable_scope(existing['settings'].get('scope')))
 
 
 def differences(existing, body):
     """Lines 'field: is -> should be' of the fields that we own; existing None: all of them."""
     lines = []
     wanted = dict(body['settings'], isEnabled=True, isBlocking=True)
-    there = dict((existing or {}).get('settings') or {}, **(existing or {}))
+    there = dict(existing['settings'], **existing) if existing else {}
     for name in sorted(set(wanted) - {'scope'}):
         value = there.get(name)
         # The service leaves out what is false, 0 or empty.
@@ -110,8 +107,8 @@ def differences(existing, body):
 
 def describe_policy(policy):
     """A policy that is not ours, in a line."""
-    fields = policy.get('settings') or {}
-    label = fields.get('displayName') or policy['type'].get('displayName') or policy['type']['id']
+    label = (policy['settings'].get('displayName') or policy['type'].get('displayName')
+             or policy['type']['id'])
     state = ('required' if policy.get('isBlocking') else 'optional') if policy.get(
         'isEnabled') else 'switched off'
     return (f"left alone: policy {policy['id']}, {label} ({state}), made by "
@@ -146,14 +143,14 @@ def absent_branch(client, repository):
 def find_pipelines(client, repository):
     """The pipelines of the repository: {path of the YAML file: [definition, ...]}, oldest first."""
     found = collections.defaultdict(list)
-    for definition in client.pages(
-            '{project}/_apis/build/definitions', 'list the pipelines', PIPELINE,
-            {'repositoryId': repository['id'], 'repositoryType': 'TfsGit',
-             'includeAllProperties': 'true', 'includeLatestBuilds': 'true'},
-            needs="'View build pipeline'"):
+    listed = client.pages('{project}/_apis/build/definitions', 'list the pipelines', PIPELINE,
+                          {'repositoryId': repository['id'], 'repositoryType': 'TfsGit',
+                           'includeAllProperties': 'true', 'includeLatestBuilds': 'true'},
+                          needs="'View build pipeline'")
+    for definition in sorted(listed, key=lambda one: one['id']):
         path = (definition.get('process') or {}).get('yamlFilename') or ''
         found[path.lstrip('/')].append(definition)
-    return {path: sorted(group, key=lambda one: one['id']) for path, group in found.items()}
+    return found
 
 
 def apply_policies(client, repository, pipelines):
@@ -171,33 +168,32 @@ def apply_policies(client, repository, pipelines):
               'matchKind': 'exact'}]
     # All of the project: a filter that the service misread would look like 'no policy yet'.
     listed = client.pages(POLICIES, 'list the branch policies', POLICY, needs=READ)
-    existing = [policy for policy in listed if not policy.get('isDeleted')
-                and applies_to(policy, repository, client.settings.branch)]
+    existing = sorted((policy for policy in listed if not policy.get('isDeleted')
+                       and applies_to(policy, repository, client.settings.branch)),
+                      key=lambda policy: policy['id'])
     in_use = [policy['settings']['buildDefinitionId'] for policy in existing
               if policy['settings'].get('buildDefinitionId') in ids]
-    wanted = desired_policies((in_use or ids)[0], scope)
+    build = (in_use or ids)[0]
     print(f"Branch policies of {client.settings.branch} in {repository['name']}")
-    remarks = []
-    for name, body in wanted:
-        same = sorted((policy for policy in existing if is_same(policy, body, ids)),
-                      key=lambda policy: policy['id'])
+    remarks, others = [], existing
+    for name, body in desired_policies(build, scope):
+        same = [policy for policy in existing if is_same(policy, body, ids)]
+        others = [policy for policy in others if policy not in same]
         remarks += [f"duplicate: policy {policy['id']} does the same as policy {same[0]['id']}; "
                     f"delete it: az repos policy delete --id {policy['id']}"
                     for policy in same[1:]]
         put_policy_right(client, name, same[0] if same else None, body)
-    remarks += [describe_policy(policy) for policy in existing
-                if not any(is_same(policy, body, ids) for _, body in wanted)]
+    remarks += map(describe_policy, others)
     remarks += [f"pipeline {one['id']}, {one['name']}, is {one['queueStatus']}: no pull request "
                 'can pass until it is enabled' for one in definitions
-                if one['id'] == wanted[1][1]['settings']['buildDefinitionId']
-                and one.get('queueStatus', 'enabled') != 'enabled']
+                if one['id'] == build and one.get('queueStatus', 'enabled') != 'enabled']
     for remark in remarks:
         print('  ' + remark)
 
 
 def put_policy_right(client, name, existing, body):
     """Create or update one policy. Raises AzureError also when the service keeps less."""
-    there, wanted = (existing or {}).get('settings') or {}, body['settings']
+    there, wanted = existing['settings'] if existing else {}, body['settings']
     if 'minimumApproverCount' in wanted:
         # More reviewers than asked stay.
         wanted['minimumApproverCount'] = max(wanted['minimumApproverCount'],
@@ -205,7 +201,7 @@ def put_policy_right(client, name, existing, body):
     kept = client.put_right(name, existing, differences(existing, body),
                             dict(body, settings=dict(there, **wanted)), POLICIES,
                             fields=POLICY, needs=EDIT_POLICIES)
-    lost = kept and differences(kept, body)
+    lost = [] if client.settings.dry_run else differences(kept, body)
     if lost:
         raise AzureError(f"Azure DevOps took the {name} but did not keep it all: "
                          f"{'; '.join(lost)}")
@@ -213,9 +209,8 @@ def put_policy_right(client, name, existing, body):
 
 @azure_ml.verb
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=(
-        argparse.RawDescriptionHelpFormatter))
-    parser.parse_args(argv)
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args(argv)
     client = azure_devops.Client(azure_devops.read_settings(os.environ))
     repository = find_repository(client)
     absent = absent_branch(client, repository)

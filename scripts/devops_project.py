@@ -29,7 +29,6 @@ PIPELINES = (('safe-driver-pr', 'devops/pr.yml', ()),
 FIRST_RUN = {'devops/workspace.yml': 'it makes the resources in Azure',
              'devops/ci.yml': 'only after its first run do pushes start it'}
 CONNECTION = 'AZURE_RM_SVC_CONNECTION'
-DEFAULT_CONNECTION = 'azure-resource-connection'
 WANTED = ('SUBSCRIPTION_ID', 'RESOURCE_GROUP', 'WORKSPACE_NAME', 'LOCATION')
 APPROVAL = {'id': '8c6f20a7-a545-4486-9777-f762fafe0d4d', 'name': 'Approval'}
 # The longest that Azure DevOps lets a deployment wait for an approval: 30 days.
@@ -39,45 +38,46 @@ LOCK = {'id': '2ef31ad6-baa0-403a-8b45-2cbc9b4e5563', 'name': 'ExclusiveLock'}
 NO_APPROVAL = {'executionOrder': 'anyOrder', 'minRequiredApprovers': 1, 'instructions': '',
                'blockedApprovers': []}
 PREVIEW = '7.1-preview.1'
-GROUPS = '{project}/_apis/distributedtask/variablegroups'
+IDENTITIES = '_apis/resourceAreas/8a3d49b8-91f0-46ef-b33d-dda338c25db3'
+GROUPS = '_apis/distributedtask/variablegroups'
 ENVIRONMENTS = '{project}/_apis/distributedtask/environments'
 CHECKS = '{project}/_apis/pipelines/checks/configurations'
 PERMISSIONS = '{project}/_apis/pipelines/pipelinepermissions'
 LIBRARY = "the role 'Administrator' on the variable group (Pipelines > Library > Security)"
 ADMINISTRATOR = "the role 'Administrator' on the environment (Pipelines > Environments > Security)"
 ENDPOINT = "the role 'Administrator' on the service connection (Project settings)"
-# What a pipeline can use, by the service's name for it: words for people, permission to ask for.
-KINDS = {'variablegroup': ('variable group', LIBRARY),
-         'environment': ('environment', ADMINISTRATOR),
-         'endpoint': ('service connection', ENDPOINT)}
+READER = "the role 'Reader' on the service connections"
+# What a pipeline can use, by the service's name for it: words for people, list, filter by name,
+# type of its id, permissions to read the list and to let pipelines use it.
+KINDS = {
+    'variablegroup': ('variable group', '{project}/' + GROUPS, 'groupName', int, LIBRARY, LIBRARY),
+    'environment': ('environment', ENVIRONMENTS, 'name', int, ADMINISTRATOR, ADMINISTRATOR),
+    'endpoint': ('service connection', '{project}/_apis/serviceendpoint/endpoints',
+                 'endpointNames', str, READER, ENDPOINT)}
 
 # What is counted on in answers of the service: azure_devops.check_answer.
-TOKEN_OWNER = {'authenticatedUser': {'id': str, 'descriptor': str, 'providerDisplayName': str}}
+IDENTITY = {'id': str, 'providerDisplayName': str}
+TOKEN_OWNER = {'authenticatedUser': dict(IDENTITY, descriptor=str)}
+HOST = {'locationUrl?': str}
 GROUP_FIELDS = {'id': int, 'type': str, 'variables?': {'*': {'value?': str}},
                 'variableGroupProjectReferences?': [{}]}
-CHECK = {'id': int, 'type': {'id': str}, 'resource': {}, 'settings?': {
-    'approvers?': [{'id': str}]}}
+CHECK = {'id': int, 'type': {'id': str}, 'settings?': {'approvers?': [{'id': str}]}}
 USERS = {'allPipelines?': {}, 'pipelines?': [{'id': int}]}
 
 
-def group_values(environ, group):
+def group_values(environ, variables):
     """The values that the variable group is to have: the environment's, else what is there.
 
-    group: the existing one or None. Raises SettingsError with all that is missing or malformed.
+    variables: of the existing group. Raises SettingsError with all that is missing or malformed.
     """
-    there = {name.upper(): one.get('value') or '' for name, one in (
-        (group or {}).get('variables') or {}).items()}
-    known = {}
-    for name in WANTED + ('BASE_NAME', CONNECTION):
-        value = azure_devops.read_value(environ, name) or there.get(name)
-        if value:
-            known[name] = value
-    connection = known.setdefault(CONNECTION, DEFAULT_CONNECTION)
-    secrets = [name for name in WANTED if name in there and not there[name]]
-    read = settings.read(known, needs=[name for name in WANTED if name not in secrets])
+    there = {name.upper(): one.get('value') or '' for name, one in variables.items()}
+    known = {name: azure_devops.read_value(environ, name) or there.get(name, '')
+             for name in WANTED + ('BASE_NAME', CONNECTION)}
+    # What is there without a value is a secret.
+    read = settings.read(known, needs=[name for name in WANTED if there.get(name) != ''])
     values = {name: getattr(read, name.lower()) for name in WANTED + ('BASE_NAME',)}
-    values = {name: value for name, value in values.items() if value}
-    return dict(values, **{CONNECTION: connection})
+    values[CONNECTION] = known[CONNECTION] or 'azure-resource-connection'
+    return {name: value for name, value in values.items() if value}
 
 
 def find_approver(client, wanted):
@@ -90,7 +90,12 @@ def find_approver(client, wanted):
                              'APPROVER to the mail address of a person or the name of a '
                              f'group, such as [{client.settings.project}]\\Contributors.')
     else:
-        found = client.identities(wanted, 'find the approver')
+        doing = 'find the approver'
+        area = client.call('GET', IDENTITIES, doing, version=PREVIEW)
+        # Azure DevOps Server has no separate host for identities and sends null.
+        host = azure_devops.check_answer(area or {}, HOST, doing).get('locationUrl')
+        found = client.pages('_apis/identities', doing, IDENTITY,
+                             {'searchFilter': 'General', 'filterValue': wanted}, base=host)
         if len(found) != 1:
             known = f'{len(found)} identities' if found else 'nobody'
             raise AzureError(f'APPROVER is {wanted!r}: Azure DevOps knows {known} by it. '
@@ -99,18 +104,12 @@ def find_approver(client, wanted):
     return {'id': one['id'], 'name': one.get('customDisplayName') or one['providerDisplayName']}
 
 
-def find_group(client):
-    """The variable group with its project references, or None."""
-    for group in client.pages(GROUPS, 'list the variable groups', {'id': int, 'name': str},
-                              {'groupName': GROUP}, needs=LIBRARY):
-        if group['name'].lower() == GROUP:
-            group = client.call('GET', f"{GROUPS}/{group['id']}", 'read the variable group',
-                                fields=GROUP_FIELDS, needs=LIBRARY)
-            if group['type'] != 'Vsts':
-                raise AzureError(f'Variable group {GROUP} takes its values from a key vault '
-                                 f"(type {group['type']}): put them there.")
-            return group
-    return None
+def find(client, kind, name):
+    """The resource of this kind (of KINDS) and name as its list has it, or None."""
+    words, path, name_filter, number, needs, _ = KINDS[kind]
+    listed = client.pages(path, f'list the {words}s', {'id': number, 'name': str},
+                          {name_filter: name}, needs=needs)
+    return next((one for one in listed if one['name'].lower() == name.lower()), None)
 
 
 def set_up_group(client, project, environ):
@@ -118,10 +117,15 @@ def set_up_group(client, project, environ):
 
     Variables of others stay in it.
     """
-    group = find_group(client)
-    values = group_values(environ, group)
-    group = group or {}
+    group = find(client, 'variablegroup', GROUP) or {}
+    if group:
+        group = client.call('GET', f"{{project}}/{GROUPS}/{group['id']}",
+                            'read the variable group', fields=GROUP_FIELDS, needs=LIBRARY)
+        if group['type'] != 'Vsts':
+            raise AzureError(f'Variable group {GROUP} takes its values from a key vault '
+                             f"(type {group['type']}): put them there.")
     variables, lines = dict(group.get('variables') or {}), []
+    values = group_values(environ, variables)
     spelt = {key.upper(): key for key in variables}
     for key, value in sorted(values.items()):
         have = variables.get(spelt.get(key), {})
@@ -136,69 +140,49 @@ def set_up_group(client, project, environ):
         'variables': {key: {'isSecret': True} if one.get('isSecret') else one
                       for key, one in variables.items()},
         'variableGroupProjectReferences': group.get('variableGroupProjectReferences') or [
-            {'name': GROUP, 'projectReference': {'id': project['id'], 'name': project['name']}}]}
-    if group.get('description'):
-        body['description'] = group['description']
+            {'name': GROUP, 'projectReference': {'id': project['id'], 'name': project['name']}}],
+        'description': group.get('description') or ''}
     # Variable groups are made for several projects at once, outside of any.
-    answer = client.put_right(
-        'variable group ' + GROUP, group or None, lines, body,
-        '_apis/distributedtask/variablegroups', fields={'id': int}, needs=LIBRARY)
-    return (answer or group).get('id'), values
+    kept = client.put_right('variable group ' + GROUP, group or None, lines, body, GROUPS,
+                            fields={'id': int}, needs=LIBRARY)
+    return kept.get('id'), values
 
 
-def set_up_environment(client):
-    """The environment's id, None in a dry run that would create it."""
-    fields = {'id': int, 'name': str}
-    listed = client.pages(ENVIRONMENTS, 'list the environments', fields, {'name': ENVIRONMENT},
-                          needs=ADMINISTRATOR)
-    there = next((one for one in listed if one['name'].lower() == ENVIRONMENT), None)
-    made = client.put_right(
-        f'environment {ENVIRONMENT}', there, [],
-        {'name': ENVIRONMENT, 'description': 'The service of the safe driver model'},
-        ENVIRONMENTS, fields=fields, needs=ADMINISTRATOR)
-    return (made or there or {}).get('id')
+def set_up_environment(client, wanted):
+    """The environment: someone must approve what goes to it, one deployment at a time.
 
-
-def set_up_checks(client, environment, wanted):
-    """Someone must approve what goes to the environment, one deployment at a time.
-
-    wanted: the setting APPROVER.
+    wanted: the setting APPROVER. Returns its id, None in a dry run that would create it.
     """
+    environment = client.put_right(
+        f'environment {ENVIRONMENT}', find(client, 'environment', ENVIRONMENT), [],
+        {'name': ENVIRONMENT, 'description': 'The service of the safe driver model'},
+        ENVIRONMENTS, fields={'id': int}, needs=ADMINISTRATOR).get('id')
     checks = {} if environment is None else {
         one['type']['id'].lower(): one for one in reversed(client.pages(
             CHECKS, 'read the checks of the environment', CHECK,
             {'resourceType': 'environment', 'resourceId': environment, '$expand': 'settings'},
             needs=ADMINISTRATOR, version=PREVIEW))}
-    approver = find_approver(client, wanted)
-    approval, lock = checks.get(APPROVAL['id'], {}), checks.get(LOCK['id'], {})
+    approval = checks.get(APPROVAL['id'], {})
     fields = approval.get('settings') or NO_APPROVAL
     approvers, lines = fields.get('approvers') or [], []
     # Without the setting any approval that is there will do; approvers of others stay.
-    if not approval or wanted and approver['id'].lower() not in [
-            one['id'].lower() for one in approvers]:
+    approver = find_approver(client, wanted) if wanted or not approval else None
+    if approver and approver['id'].lower() not in [one['id'].lower() for one in approvers]:
         names = ', '.join(one.get('displayName') or one['id'] for one in approvers)
         lines.append(f"approvers: {names + ' -> and' if names else 'none ->'} {approver['name']}")
         approvers = approvers + [approver]
     fields = dict(fields, approvers=[{'id': one['id']} for one in approvers])
-    resource = approval.get('resource') or {
-        'type': 'environment', 'id': str(environment), 'name': ENVIRONMENT}
+    resource = {'type': 'environment', 'id': str(environment), 'name': ENVIRONMENT}
     for title, kind, there, differences, wanted_fields in (
             ('approval before', APPROVAL, approval, lines, fields),
-            ('exclusive lock on', LOCK, lock, [], {})):
+            ('exclusive lock on', LOCK, checks.get(LOCK['id'], {}), [], {})):
         if there.get('isDisabled'):
             differences.append('isDisabled: true -> false')
         body = {'type': kind, 'timeout': there.get('timeout', APPROVAL_MINUTES),
                 'isDisabled': False, 'resource': resource, 'settings': wanted_fields}
         client.put_right(f'{title} {ENVIRONMENT}', there or None, differences, body, CHECKS,
                          update='PATCH', needs=ADMINISTRATOR, version=PREVIEW)
-
-
-def find_connection(client, name):
-    """The id of the service connection, or None."""
-    there = client.pages('{project}/_apis/serviceendpoint/endpoints',
-                         'list the service connections', {'id': str}, {'endpointNames': name},
-                         needs="the role 'Reader' on the service connections")
-    return there[0]['id'] if there else None
+    return environment
 
 
 def how_to_connect(client, values):
@@ -221,37 +205,34 @@ def create_pipelines(client, repository, known):
     first_runs = []
     for name, path, _ in PIPELINES:
         there = known.get(path, [None])[0]
-        answer = client.put_right(
+        pipeline = client.put_right(
             f"pipeline {there['name'] if there else name}, {path}", there, [],
             {'name': name, 'folder': '\\', 'configuration': {
                 'type': 'yaml', 'path': '/' + path, 'repository': {
                     'id': repository['id'], 'name': repository['name'],
                     'type': 'azureReposGit'}}},
             '{project}/_apis/pipelines', fields={'id': int, 'name': str},
-            needs="'Create build pipeline'")
-        if not there:
-            known[path] = [answer or {'id': 'that of ' + name, 'name': name}]
-        if path in FIRST_RUN and not known[path][0].get('latestBuild'):
-            first_runs.append(f"Run {known[path][0]['name']} once: {FIRST_RUN[path]}:\n"
+            needs="'Create build pipeline'") or {'id': 'that of ' + name, 'name': name}
+        known.setdefault(path, [pipeline])
+        if path in FIRST_RUN and not pipeline.get('latestBuild'):
+            first_runs.append(f"Run {pipeline['name']} once: {FIRST_RUN[path]}:\n"
                               f"{azure_devops.portal_page(client.settings, '_build')}")
     return first_runs
 
 
 def permit_pipelines(client, kind, name, number, known):
     """Let pipelines use the resource; number: its id, None in a dry run."""
-    users = {known[path][0]['name']: known[path][0]['id'] for _, path, kinds in PIPELINES
-             if kind in kinds}
-    path, (words, needs) = f'{PERMISSIONS}/{kind}/{number}', KINDS[kind]
+    users = [known[path][0] for _, path, kinds in PIPELINES if kind in kinds]
+    path, words = f'{PERMISSIONS}/{kind}/{number}', KINDS[kind][0]
     granted = {} if number is None else client.call(
         'GET', path, f'read who may use the {words}', fields=USERS, version=PREVIEW)
     everyone = (granted.get('allPipelines') or {}).get('authorized')
     ids = {one['id'] for one in granted.get('pipelines') or [] if one.get('authorized')}
-    lacking = {} if everyone else {
-        user: users[user] for user in sorted(users) if users[user] not in ids}
-    lines = [f'pipeline {user}: not allowed -> allowed' for user in lacking]
-    body = {'pipelines': [{'id': user, 'authorized': True} for user in lacking.values()]}
+    lacking = [] if everyone else [user for user in users if user['id'] not in ids]
+    lines = [f"pipeline {user['name']}: not allowed -> allowed" for user in lacking]
+    body = {'pipelines': [{'id': user['id'], 'authorized': True} for user in lacking]}
     client.put_right(f'use of {words} {name}', {}, lines, body, path, update='PATCH',
-                     needs=needs, version=PREVIEW)
+                     needs=KINDS[kind][-1], version=PREVIEW)
 
 
 def set_up(client, environ):
@@ -263,10 +244,9 @@ def set_up(client, environ):
     repository = branch_policy.find_repository(client)
     print(f'Project {config.project} in {config.organisation}')
     group, values = set_up_group(client, repository['project'], environ)
-    environment = set_up_environment(client)
-    set_up_checks(client, environment, azure_devops.read_value(environ, 'APPROVER'))
-    connection = find_connection(client, values[CONNECTION])
-    if connection is None:
+    environment = set_up_environment(client, azure_devops.read_value(environ, 'APPROVER'))
+    connection = find(client, 'endpoint', values[CONNECTION])
+    if not connection:
         missing.append(how_to_connect(client, values))
     absent = branch_policy.absent_branch(client, repository)
     if absent:
@@ -282,21 +262,20 @@ def set_up(client, environ):
     permit_pipelines(client, 'variablegroup', GROUP, group, known)
     permit_pipelines(client, 'environment', ENVIRONMENT, environment, known)
     if connection:
-        permit_pipelines(client, 'endpoint', values[CONNECTION], connection, known)
+        permit_pipelines(client, 'endpoint', values[CONNECTION], connection['id'], known)
     branch_policy.apply_policies(client, repository, known)
     return missing, first_runs
 
 
 @azure_ml.verb
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=(
-        argparse.RawDescriptionHelpFormatter))
-    parser.parse_args(argv)
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args(argv)
     try:
         config = azure_devops.read_settings(os.environ)
     except settings.SettingsError as problems:
         try:
-            group_values(os.environ, None)
+            group_values(os.environ, {})
         except settings.SettingsError as more:
             raise settings.SettingsError(
                 f'{problems}\nAnd, unless they are in the variable group already, {more}') from None

@@ -52,8 +52,9 @@ class AzureDevOps(ThreadingHTTPServer):
         self.permissions = collections.defaultdict(dict)
         self.users = self._users()
         self.pat, self.system_token = secrets.token_hex(26), secrets.token_hex(40)
-        self.signed_in = {'Basic ' + b64encode(f':{self.pat}'.encode()).decode(): self.users[0],
-                          'Bearer ' + self.system_token: self.users[-1]}
+        self.signed_in = {
+            'Basic ' + b64encode(f':{token}'.encode()).decode(): user for token, user in (
+                (self.pat, self.users[0]), (self.system_token, self.users[-1]))}
         self.add_repository(REPOSITORY, ['master'])
         self.env = {'AZURE_DEVOPS_ORG_URL': f'{self.address}/{ORGANISATION}',
                     'AZURE_DEVOPS_PROJECT': PROJECT, 'AZURE_DEVOPS_REPOSITORY': REPOSITORY,

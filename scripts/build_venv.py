@@ -76,10 +76,8 @@ def pins(part, version):
     if version == CONTAINER:
         lines = CONTAINER_PINS.read_text().splitlines()
         return [line for line in lines if line and not line.startswith('#')]
-    lines = dependencies.requirements(dependencies.LIST.read_text(), part)
-    if version not in SDK_PYTHONS:
-        lines = [line for line in lines if not line.startswith(SDK_PACKAGES)]
-    return lines
+    return [line for line in dependencies.requirements(dependencies.LIST.read_text(), part)
+            if version in SDK_PYTHONS or not line.startswith(SDK_PACKAGES)]
 
 
 def build(venv, part, uv):
@@ -119,9 +117,9 @@ def build(venv, part, uv):
 
 def check(stamp):
     """Print what this interpreter lacks; write `stamp` unless that makes everything impossible."""
-    lacking = [name for name in ESSENTIAL + tuple(OTHERS) if importlib.util.find_spec(name) is None]
-    essential = [name for name in lacking if name in ESSENTIAL]
-    others = [f'{name} ({OTHERS[name]})' for name in lacking if name in OTHERS]
+    essential = [name for name in ESSENTIAL if importlib.util.find_spec(name) is None]
+    others = [f'{name} ({lost})' for name, lost in OTHERS.items()
+              if importlib.util.find_spec(name) is None]
     if others:
         print(f"note: {sys.executable} lacks {', '.join(others)}", file=sys.stderr)
     if essential:
@@ -145,15 +143,14 @@ def main(argv=None):
         return check(args.stamp)
     try:
         build(args.venv, args.part, shutil.which('uv'))
+        return 0
     except subprocess.CalledProcessError as error:
-        command = ' '.join(map(str, error.cmd))
-        print(f'error: "{command}" failed with exit code {error.returncode}; its output is above. '
-              'Is the package index reachable?', file=sys.stderr)
-        return 1
+        problem = (f'"{" ".join(error.cmd)}" failed with exit code {error.returncode}; its output '
+                   'is above. Is the package index reachable?')
     except (RuntimeError, OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    return 0
+        problem = error
+    print(f'error: {problem}', file=sys.stderr)
+    return 1
 
 
 if __name__ == '__main__':

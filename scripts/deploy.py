@@ -86,9 +86,7 @@ def parts_of(service):
 
 
 def must_replace(service, wanted, config):
-    """Whether cores or memory differ, which ACI cannot change. Raises AzureError."""
-    if service is None:
-        return False
+    """Whether cores or memory differ, which ACI cannot change."""
     has = service.container_resource_requirements
     differ = (has.cpu, has.memory_in_gb) != (wanted['cpu_cores'], wanted['memory_gb'])
     if differ and not config.aci_replace:
@@ -101,14 +99,13 @@ def must_replace(service, wanted, config):
     return differ
 
 
-def create_or_update(space, config, service, source, environment, parts, tags, size):
+def create_or_update(space, config, source, environment, parts, tags, size):
     """Create or update the service and wait until it answers. Raises AzureError with the reason.
 
-    source: the folder of score.py; parts: what the service is to run; size: (cores, GB).
+    source: the folder (Path) of score.py; parts: what the service is to run; size: (cores, GB).
     """
     end = time.monotonic() + 60 * config.deploy_timeout_minutes
     name = config.aci_deployment_name
-    wanted = atomic.read_json(Path(source) / SETTINGS)
     with azure_ml.asking(f"find version {parts['version']} of the model {parts['model']}",
                          config.call_timeout_seconds):
         from azureml.core.model import InferenceConfig, Model
@@ -116,7 +113,8 @@ def create_or_update(space, config, service, source, environment, parts, tags, s
         model = Model(space, parts['model'], version=int(parts['version']), expand=False)
     # LightGBM counts the cores of the host, not those that the container may use.
     environment.environment_variables = dict(
-        wanted['environment'], OMP_NUM_THREADS=str(math.ceil(size[0])))
+        atomic.read_json(source / SETTINGS)['environment'],
+        OMP_NUM_THREADS=str(math.ceil(size[0])))
     configuration = AciWebservice.deploy_configuration(
         cpu_cores=size[0], memory_gb=size[1], auth_enabled=True, enable_app_insights=True,
         tags={key: str(value) for key, value in dict(parts, **tags).items()},
@@ -128,19 +126,19 @@ def create_or_update(space, config, service, source, environment, parts, tags, s
                     space, name, [model], InferenceConfig(
                         entry_script='score.py', source_directory=str(source),
                         environment=environment), configuration, overwrite=True)
+            break
         except azure_ml.AzureError as error:
             # Another deployment is under way: it may be this one, whose answer was lost.
             if error.status != 409 or time.monotonic() > end:
                 raise
-        else:
-            wait_until_healthy(service, config, end)
-            return service
         service = find_service(space, config)
         if service:
             wait_until_idle(service, config)
             if runs_parts(service, parts):
                 return service
         time.sleep(PAUSE_SECONDS)
+    wait_until_healthy(service, config, end)
+    return service
 
 
 def wait_until_healthy(service, config, end):
@@ -167,7 +165,6 @@ def wait_until_healthy(service, config, end):
 
 
 def runs_parts(service, parts):
-    """Whether the service runs these parts and is healthy."""
     return service.state == 'Healthy' and parts_of(service) == parts
 
 
@@ -217,25 +214,24 @@ def deploy_model(config, name, version):
     environment = workspace.environment(space, config, 'scoring')
     parts = {'model': name, 'version': str(version), 'environment': environment.name,
              'scoring': fingerprint(SOURCE)}
+    wanted, replace = atomic.read_json(SOURCE / SETTINGS), False
     service = find_service(space, config)
     if service:
         wait_until_idle(service, config)
-    wanted = atomic.read_json(SOURCE / SETTINGS)
-    replace = must_replace(service, wanted, config)
-    # A stage that is run again deploys again, so that its failure hook may roll back.
-    again = service and attempt_of(service, config) not in (None, str(config.system_stageattempt))
-    if service and runs_parts(service, parts) and not replace and not again:
-        print(f'the service {service.name} runs version {version} already')
-        return service_facts(service)
-    tags = previous_tags(service, parts)
-    tags.update(build_tags(config))
+        replace = must_replace(service, wanted, config)
+        # A stage that is run again deploys again, so that its failure hook may roll back.
+        again = attempt_of(service, config) not in (None, str(config.system_stageattempt))
+        if runs_parts(service, parts) and not replace and not again:
+            print(f'the service {service.name} runs version {version} already')
+            return service_facts(service)
+    tags = dict(previous_tags(service, parts), **build_tags(config))
     if replace:
         with azure_ml.asking(f'delete the service {service.name}', config.call_timeout_seconds):
             service.delete()
     done = 'update to' if service and not replace else 'create with'
     print(f'service {config.aci_deployment_name}: {done} version {version} of {name}', flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / SOURCE.name
+        source = Path(folder, SOURCE.name)
         shutil.copytree(str(SOURCE), str(source), ignore=shutil.ignore_patterns(*NOT_UPLOADED))
         store = workspace.datastore(space, config)
         with azure_ml.asking('store the scoring files', config.call_timeout_seconds):
@@ -245,7 +241,7 @@ def deploy_model(config, name, version):
                                            for path in source.rglob('*') if path.is_file()])
         try:
             return service_facts(create_or_update(
-                space, config, service, source, environment, parts, tags,
+                space, config, source, environment, parts, tags,
                 (wanted['cpu_cores'], wanted['memory_gb'])))
         except azure_ml.AzureError:
             show_logs(space, config)
@@ -257,10 +253,9 @@ def deploy_model(config, name, version):
 
 def service_facts(service):
     """The content of service.json."""
-    tags = service.tags or {}
-    previous = tags.get('previous_version')
-    return {'name': service.name, 'scoring_uri': service.scoring_uri, 'model': tags['model'],
-            'version': int(tags['version']),
+    previous = service.tags.get('previous_version')
+    return {'name': service.name, 'scoring_uri': service.scoring_uri,
+            'model': service.tags['model'], 'version': int(service.tags['version']),
             'previous_version': int(previous) if previous else None}
 
 

@@ -46,8 +46,7 @@ class Azure:
         self.manager.header()
         self.subscription = f'/subscriptions/{config.subscription_id}'
         self.group = f'{self.subscription}/resourceGroups/{config.resource_group}'
-        # Both from check_workspace, without which nothing needs them.
-        self.workspace = self.space = None
+        self.workspace = self.space = None  # by check_workspace
 
     def get(self, path, version, advice, **query):
         """The JSON answer. Raises AzureError with the advice for 404.
@@ -103,7 +102,7 @@ def allowed(action, permissions):
 
 
 def check_permission(azure):
-    """https://learn.microsoft.com/rest/api/authorization/permissions"""
+    # https://learn.microsoft.com/rest/api/authorization/permissions
     found = azure.get(azure.group + '/providers/Microsoft.Authorization/permissions',
                       '2022-04-01', 'the permissions cannot be read').get('value', [])
     refused = [action for action in WRITES if not allowed(action, found)]
@@ -200,12 +199,14 @@ def check_dataset(azure):
 
 
 # Title, check, the title of the check that it makes no sense without.
-CHECKS = (
+BEFORE_WORKSPACE = (
     ('subscription', check_subscription, None),
     ('providers', check_providers, 'subscription'),
     ('resource group', check_group, 'subscription'),
     ('permission', check_permission, 'resource group'),
     ('machine size', check_size, 'subscription'),
+)
+CHECKS = BEFORE_WORKSPACE + (
     ('workspace', check_workspace, 'resource group'),
     ('identity', check_identity, 'workspace'),
     ('registry', check_registry, 'workspace'),
@@ -219,25 +220,22 @@ def print_line(title, state, text):
     print(f'{title:16} {state:8} {indented}', flush=True)
 
 
-def outcome(check, azure):
-    """(state, text) of a check."""
-    try:
-        return 'ok', str(check(azure))
-    except Unseen as error:
-        return 'unknown', str(error)
-    except AzureError as error:
-        return 'MISSING', str(error)
-    except (LookupError, TypeError, AttributeError) as error:
-        return 'MISSING', ("Azure's answer is not of the form that is expected "
-                           f'({type(error).__name__}: {error})\n{azure_ml.ODD}')
-
-
 def run_checks(azure, checks):
     """Print a line per check; the number of those that found something missing."""
     bad = []
     for title, check, needed in checks:
-        state, text = outcome(check, azure) if needed not in bad else (
-            'unknown', f'not checked without the {needed}')
+        state = 'MISSING'
+        try:
+            if needed in bad:
+                raise Unseen(f'not checked without the {needed}')
+            state, text = 'ok', str(check(azure))
+        except Unseen as error:
+            state, text = 'unknown', str(error)
+        except AzureError as error:
+            text = str(error)
+        except (LookupError, TypeError, AttributeError) as error:
+            text = ("Azure's answer is not of the form that is expected "
+                    f'({type(error).__name__}: {error})\n{azure_ml.ODD}')
         if state == 'MISSING' or needed in bad:
             bad.append(title)
         print_line(title, state, text)
@@ -257,15 +255,13 @@ def main(argv=None):
             title = 'sign-in'
             azure = Azure(config)
             print_line(title, 'ok', azure.way)
-            titles = [title for title, _, _ in CHECKS]
-            checks = CHECKS[:titles.index('workspace')] if args.before_workspace else CHECKS
+            checks = BEFORE_WORKSPACE if args.before_workspace else CHECKS
             bad = run_checks(azure, checks)
     except (settings.SettingsError, AzureError) as error:
         print_line(title, 'MISSING', str(error))
         return 2 if isinstance(error, settings.SettingsError) else 1
     if bad:
-        print(f'error: {bad} of {len(checks) + 2} checks found something missing',
-              file=sys.stderr)
+        print(f'error: {bad} of {len(checks) + 2} checks found something missing', file=sys.stderr)
     return 1 if bad else 0
 
 

@@ -60,7 +60,7 @@ def roll_back(config):
         try:
             # No previous_ tags: what was just left is not to be put back by another rollback.
             service = deploy.create_or_update(
-                space, config, service, source, environment, parts, deploy.build_tags(config),
+                space, config, source, environment, parts, deploy.build_tags(config),
                 (size.cpu, size.memory_in_gb))
         except azure_ml.AzureError:
             deploy.show_logs(space, config)

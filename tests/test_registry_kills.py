@@ -65,7 +65,7 @@ def test_kills_neither_lose_nor_double_nor_block(tmp_path):
                 assert victim.is_alive()
                 victim.kill()
                 victim.join()
-                leftovers += any(path.name.startswith('.new-') for path in home.iterdir())
+                leftovers += (home / '.new').exists()
     finally:
         for process in running:
             process.kill()

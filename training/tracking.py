@@ -59,13 +59,21 @@ def find_build(versions, tags):
 def read_json(path):
     """The JSON object in the file path; TrackingError when there is none."""
     try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        if not isinstance(content, dict):
+            raise ValueError('it is not a JSON object')
+        return content
     except (OSError, ValueError) as error:
         raise TrackingError(f'{path} cannot be read: {error}')
-    if not isinstance(content, dict):
-        raise TrackingError(f'{path} cannot be read: it is not a JSON object')
-    return content
+
+
+def _flush(path):
+    """Have a file or folder on the disk: a registered version outlives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -76,8 +84,7 @@ def replacing(path):
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
         yield temporary
-        with open(temporary, 'rb+') as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
@@ -91,13 +98,11 @@ def write_json(path, content):
 
 
 def decision_path(path):
-    """The file for a decision: path, or decision.json in it where it is a folder, as pipeline data
-    of Azure ML may be."""
+    """The file for a decision: in the folder path, as pipeline data of Azure ML may be, or path."""
     return os.path.join(path, 'decision.json') if os.path.isdir(path) else path
 
 
 def sha256(path):
-    """The SHA-256 of the file path in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         for block in iter(lambda: file.read(1 << 20), b''):
@@ -125,10 +130,10 @@ class Folder:
     """One machine. REGISTRY/NAME/VERSION/ holds the folder `model` and tags.json.
 
     A version appears by one rename, so it is there whole or not at all. Registrations take turns
-    by a lock that the operating system gives back when its holder dies; what a dead one left
-    begins with a dot and is swept by the next.
+    by a lock that the operating system gives back when its holder dies; the next one sweeps .new.
     """
     run_id = None
+    store = staticmethod(write_json)
 
     def __init__(self, registry=None):
         self.registry = registry
@@ -159,16 +164,21 @@ class Folder:
         home.mkdir(parents=True, exist_ok=True)
         with open(home / '.lock', 'w') as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in home.glob('.new-*'):
-                shutil.rmtree(left)
-            found = find_build(self._versions(name), tags)
+            new = home / '.new'
+            if new.exists():
+                shutil.rmtree(new)
+            versions = []
+            for version in whole_versions(home):
+                versions.append((version, {}))
+                # One whose tags are spoilt is no build's, but it is there.
+                with contextlib.suppress(TrackingError):
+                    versions[-1] = version, read_json(home / str(version) / TAGS)
+            found = find_build(versions, tags)
             if found:
                 return found
             taken = [int(path.name) for path in home.iterdir() if VERSION.fullmatch(path.name)]
             version = max(taken, default=0) + 1
-            new = Path(tempfile.mkdtemp(prefix='.new-', dir=home))
-            new.chmod(0o755)
-            (new / MODEL).mkdir()
+            (new / MODEL).mkdir(parents=True)
             for file in model_files(model_folder):
                 _flush(shutil.copy(file, new / MODEL / file.name))
             write_json(new / TAGS, tags)
@@ -178,10 +188,6 @@ class Folder:
             _flush(home)
         return version, None
 
-    def store(self, path, content):
-        """Write content as JSON to the file path."""
-        write_json(path, content)
-
     def _home(self, name):
         if not self.registry:
             raise TrackingError('no registry is given: name its folder with --registry')
@@ -189,24 +195,6 @@ class Folder:
             raise TrackingError(f'a model cannot be named {name!r}: only letters, digits, "_", "-" '
                                 'and "." will do, the first a letter or digit')
         return Path(self.registry, name)
-
-    def _versions(self, name):
-        """[(version, tags), ...] of all whole versions, lowest first; no tags if spoilt."""
-        home, versions = self._home(name), []
-        for version in whole_versions(home):
-            versions.append((version, {}))
-            with contextlib.suppress(TrackingError):
-                versions[-1] = version, read_json(home / str(version) / TAGS)
-        return versions
-
-
-def _flush(path):
-    """Have a file or folder on the disk: a registered version outlives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class AzureML:
@@ -224,10 +212,9 @@ class AzureML:
 
     def fetch_table(self, data=None, dataset_name=None, dataset_version=None, data_file_path=None,
                     datastore_name=None):
-        """(path of the downloaded table, its part of the lineage).
+        """(path of the downloaded table, its part of the lineage, with "latest" settled).
 
-        Of a file of the datastore (default: the workspace's own) where data_file_path is given,
-        else of a dataset; its version "latest" is settled here.
+        Of a file of the datastore (default: the workspace's own), if given, else of a dataset.
         """
         from azureml.core import Dataset, Datastore
         dataset_version = dataset_version or 'latest'
@@ -259,14 +246,12 @@ class AzureML:
                           'dataset_name': dataset.name, 'dataset_version': dataset.version}
 
     def log(self, metrics):
-        """Log the numbers among metrics to this step and to its pipeline run, which shows them.
-
-        What is logged to a run other than one's own is lost at the process's end unless flushed.
-        """
+        """Log the numbers among metrics to this step and to its pipeline run, which shows them."""
         for run in self.runs:
             for key, value in metrics.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     run.log(key, value)
+            # What is logged to a run other than one's own is else lost at the process's end.
             run.flush()
 
     def champion(self, name):
@@ -288,6 +273,7 @@ class AzureML:
         The files go to this run first, so that the model shows the run that made it. (The SDK's
         Model.register refuses a folder outside the working directory since azureml-core 1.61.)
         """
+        from azureml.core import Dataset
         tags = dict(tags, run_id=self.run_id, experiment_name=self.run.experiment.name)
         found = self._find(name, tags)
         if found:
@@ -296,10 +282,24 @@ class AzureML:
         prefix = f'models/{uuid.uuid4().hex[:8]}/{MODEL}'
         files = model_files(model_folder)
         self.run.upload_files([f'{prefix}/{file.name}' for file in files], list(map(str, files)))
-        self._register(name, prefix, tags)
+        datasets = None
+        if tags.get('dataset_version'):
+            datasets = [('training', Dataset.get_by_name(
+                self.workspace, tags['dataset_name'], int(tags['dataset_version'])))]
+        for pause in SECONDS_AFTER_COLLISION:
+            try:
+                self.run.register_model(name, prefix, tags=tags, datasets=datasets)
+                break
+            except Exception as error:
+                # The answer may be lost, or another run of this build quicker.
+                if self._find(name, tags):
+                    break
+                if '409' not in str(error) or pause is None:
+                    raise TrackingError(f'model {name} cannot be registered in workspace '
+                                        f'{self.workspace.name}: {_first_line(error)}')
+            time.sleep(pause)
         version, known = self._find(name, tags)
-        # Where an answer was lost, the SDK has asked again and made another version; and another
-        # run of this build may have been quicker.
+        # Where an answer was lost, the SDK has asked again and made another version.
         for model in self._models(name):
             if model.version != version and (model.tags or {}).get('run_id') == self.run_id:
                 model.delete()
@@ -324,25 +324,6 @@ class AzureML:
 
     def _find(self, name, tags):
         return find_build([(model.version, model.tags or {}) for model in self._models(name)], tags)
-
-    def _register(self, name, prefix, tags):
-        """Make a new version, unless another process registered this build meanwhile."""
-        from azureml.core import Dataset
-        datasets = None
-        if tags.get('dataset_version'):
-            datasets = [('training', Dataset.get_by_name(
-                self.workspace, tags['dataset_name'], int(tags['dataset_version'])))]
-        for pause in SECONDS_AFTER_COLLISION:
-            try:
-                self.run.register_model(name, prefix, tags=tags, datasets=datasets)
-                return
-            except Exception as error:
-                if self._find(name, tags):
-                    return
-                if '409' not in str(error) or pause is None:
-                    raise TrackingError(f'model {name} cannot be registered in workspace '
-                                        f'{self.workspace.name}: {_first_line(error)}')
-            time.sleep(pause)
 
 
 def _first_line(error):

@@ -250,14 +250,12 @@ def main(argv=None):
     parser.add_argument('--out', type=Path, required=True, help='folder for tables and picture')
     parser.add_argument('--registry', type=Path, required=True, help='folder of registered models')
     parser.add_argument('--model-name', required=True, help='name of the registered model')
-    parser.add_argument('--rounds', type=int, default=5, help='how many (default 5)')
+    parser.add_argument('--rounds', type=int, choices=range(1, 100), metavar='1..99', default=5,
+                        help='how many (default 5)')
     parser.add_argument('--seconds', type=float, default=3.0, help='of each measurement')
     args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error(f'--rounds is {args.rounds}: it takes one at least')
     if not Path('/proc/self/smaps_rollup').exists():
-        print('error: this benchmark reads /proc, which only Linux has', file=sys.stderr)
-        return 1
+        parser.error('it reads /proc, which only Linux has')
     # The servers are sessions of their own and would outlive a benchmark that is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit('error: ended by SIGTERM'))
     folder = args.out.resolve() / 'scoring'

@@ -62,10 +62,6 @@ def run_python(*words):
         'peak memory, MB': usage.ru_maxrss * scale / 1e6}
 
 
-def make_table(path, rows, seed):
-    run_python(TRAINING / 'sample.py', '--rows', rows, '--seed', seed, '--out', path)
-
-
 def train_subject(subject, data, test_data, folder):
     """Train once: {figure: number}, and as 'curve' the test AUC after so many trees."""
     shutil.rmtree(str(folder), ignore_errors=True)
@@ -120,11 +116,12 @@ def measure_rounds(args):
     with tempfile.TemporaryDirectory(dir=str(args.out)) as folder:
         folder = Path(folder)
         data, test_data = folder / 'table.csv', folder / 'test.csv'
-        make_table(test_data, TEST_ROWS, TEST_SEED)
+        sample = TRAINING / 'sample.py'
+        run_python(sample, '--rows', TEST_ROWS, '--seed', TEST_SEED, '--out', test_data)
         # Whoever is first would pay for reading the packages from the disk.
         run_python('-c', 'import lightgbm, pandas')
         for number in range(1, args.rounds + 1):
-            make_table(data, args.rows, number)
+            run_python(sample, '--rows', args.rows, '--seed', number, '--out', data)
             rounds.append(bench_report.run_round(number, list(PARAMETERS), train_subject, data,
                                                  test_data, folder / 'model'))
     return rounds
@@ -134,10 +131,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, required=True, help='folder for tables and picture')
     parser.add_argument('--rows', type=int, default=595212, help='rows of the sample tables')
-    parser.add_argument('--rounds', type=int, default=5, help='how many tables (default 5)')
+    parser.add_argument('--rounds', type=int, choices=range(1, 100), metavar='1..99', default=5,
+                        help='how many tables (default 5)')
     args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error(f'--rounds is {args.rounds}: it takes one at least')
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         rounds = measure_rounds(args)

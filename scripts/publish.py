@@ -20,14 +20,12 @@ SOURCE = 'training'
 
 def code_commit(config):
     """The commit of the build; else git's, with -dirty where files differ from it, or 'none'."""
-    def git(*words):
-        return subprocess.check_output(('git',) + words, cwd=str(ROOT), stderr=subprocess.DEVNULL,
-                                       timeout=10).decode().strip()
     if config.build_sourceversion:
         return config.build_sourceversion
+    command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=-']
     try:
-        changed = git('status', '--porcelain', '--untracked-files=no')
-        return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
+        return subprocess.check_output(command, cwd=str(ROOT), stderr=subprocess.DEVNULL,
+                                       timeout=10).decode().strip()
     except (OSError, subprocess.SubprocessError):
         return 'none'
 

@@ -103,7 +103,7 @@ def test_without_contributor_on_the_group_the_sentence_says_so(azure, role, said
 
 
 def test_a_provider_that_is_not_registered_is_named_with_what_to_do(azure):
-    azure.unregister('Microsoft.KeyVault')
+    azure.unregistered.add('microsoft.keyvault')
     with pytest.raises(azure_ml.AzureError, match="namespace 'Microsoft.KeyVault'.*\n.*preflight"):
         create(azure)
     assert made(azure) == KINDS[:1]

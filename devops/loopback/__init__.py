@@ -9,7 +9,7 @@ Neither needs the other, nor its packages.
 
 
 def start(folder, python=None):
-    """Start loopback Azure ML on `folder` and return its Cloud; stop() it, or use `with`.
+    """Start loopback Azure ML on `folder` and return its Cloud, which ends with its `with`.
 
     Blobs, steps, containers and the log of requests are in the folder, all else is in memory and
     ends with it. Steps and containers run with the interpreter `python`, else with this one. A

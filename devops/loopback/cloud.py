@@ -35,6 +35,7 @@ class Cloud:
         self.python = os.path.abspath(python or sys.executable)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         os.chmod(self.folder, 0o700)
+        # unregistered: resource providers, in lower case.
         self.unknown, self.unregistered = [], set()
         # Whether storage accounts take their keys; a policy may forbid it (allowSharedKeyAccess).
         self.shared_keys = True
@@ -62,9 +63,6 @@ class Cloud:
         return self
 
     def __exit__(self, *_):
-        self.stop()
-
-    def stop(self):
         """End all processes and connections."""
         self.jobs.stop()
         self.containers.stop()
@@ -120,10 +118,6 @@ class Cloud:
     def set_role(self, role, scope):
         """Give the service principal this role, or with None none, at this scope."""
         resource_manager.assign(self, sign_in.OBJECT, role, scope)
-
-    def unregister(self, namespace):
-        """A resource provider that the owner of the subscription has not registered."""
-        self.unregistered.add(namespace.lower())
 
     def report(self, text):
         """Note something that the stand-in does not know or does wrong."""

@@ -3,8 +3,8 @@
 Sources: the page "Azure Machine Learning inference HTTP server" for its variables and options;
 azureml/core/model.py (InferenceConfig) for the assets, which Azure unpacks in /var/azureml-app;
 the v1 deployment pages for AZUREML_MODEL_DIR: azureml-models/NAME/VERSION for one model, else
-azureml-models. A container that ends is started again, as ACI does; the second crash in a row of a
-container that never answered fails its deployment.
+azureml-models. The second crash of a container that never answered fails its deployment. One that
+answered and ends is not started again here, though ACI does that.
 """
 import os
 import shutil
@@ -110,8 +110,7 @@ class _Container:
             self._gone.set()
 
     def _run(self, command, folder, variables):
-        crashes = 0
-        while crashes < CRASHES:
+        for _ in range(CRASHES):
             port = _free_port()
             with self._lock:
                 if self._over.is_set():
@@ -123,11 +122,9 @@ class _Container:
                 self._report('Healthy')
                 self._process.wait()
                 self.port = None
-                self._report('Unhealthy')
-                crashes = -1
+                return self._report('Unhealthy')
             processes.kill(self._process)
             self._process.wait()
-            crashes += 1
         self._report('Failed', deployment_error(
             400, 'CrashLoopBackOff', 'Your container application crashed. This may be caused by '
             "errors in your scoring file's init() function.\n1. Please check the logs for your "

@@ -35,11 +35,9 @@ def clean_environ(interpreter, home):
     """The least environment that a Python program needs; no variable of the caller, hence none
     of its secrets."""
     os.makedirs(home, mode=0o700, exist_ok=True)
-    path = [
-        os.path.dirname(interpreter), '/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin',
-        '/sbin', '/bin'
-    ]
-    return {'PATH': os.pathsep.join(path), 'HOME': home, 'LANG': 'C.UTF-8', 'LC_ALL': 'C.UTF-8',
+    folder = os.path.dirname(interpreter)
+    path = f'{folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+    return {'PATH': path, 'HOME': home, 'LANG': 'C.UTF-8', 'LC_ALL': 'C.UTF-8',
             'PYTHONUNBUFFERED': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
 
 

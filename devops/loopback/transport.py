@@ -61,7 +61,6 @@ def dispatch(call):
 
 class Proxy(ThreadingHTTPServer):
     """The listening socket."""
-    daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, cloud):

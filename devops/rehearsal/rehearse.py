@@ -67,7 +67,7 @@ SET_UPS = {
     'rights': lambda azure: azure.set_role('Reader', azure.group(GROUP['RESOURCE_GROUP'])),
     # Contributor on the group is enough: this one is green.
     'group-only': lambda azure: azure.set_role(None, azure.subscription),
-    'provider': lambda azure: azure.unregister('Microsoft.KeyVault'),
+    'provider': lambda azure: azure.unregistered.add('microsoft.keyvault'),
     'keys': lambda azure: setattr(azure, 'shared_keys', False),
 }
 FAULTS = tuple(COMMITS) + tuple(STRIKES) + tuple(SET_UPS)
@@ -403,8 +403,7 @@ def main(argv=None):
     try:
         out = args.out.resolve()
         with take_folder(out):
-            return 0 if rehearse(path.name, args.fault, out, os.environ,
-                                 args.connection) else 1
+            return int(not rehearse(path.name, args.fault, out, os.environ, args.connection))
     except KeyboardInterrupt:
         print(f'error: stopped; what has ended is in {args.out}', file=sys.stderr)
     except (RehearsalError, pipeline_yaml.PipelineError, OSError) as error:

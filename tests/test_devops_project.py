@@ -257,6 +257,7 @@ def spoilt_forms(body):
 
 # Other tests cover these lines; here they would be counted thousands of times.
 @pytest.mark.no_cover
+@pytest.mark.end_to_end
 def test_an_answer_of_another_form_is_a_sentence(ready, monkeypatch):
     """The answers of two runs are played back, each in turn in another form."""
     send, recorded, tried = requests.Session.request, {}, set()

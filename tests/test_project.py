@@ -145,6 +145,7 @@ for script in sys.argv[1:]:
 """
 
 
+@pytest.mark.end_to_end
 def test_help_of_a_script_is_cheap_and_its_docstring_shows_the_command():
     output = subprocess.run([sys.executable, '-c', HELP] + list(map(str, SCRIPTS)), check=True,
                             stdout=subprocess.PIPE, universal_newlines=True).stdout

@@ -41,6 +41,7 @@ def register_until_killed(registry, model, worker, said):
             print(version, build, file=file, flush=True)
 
 
+@pytest.mark.end_to_end
 def test_kills_neither_lose_nor_double_nor_block(tmp_path):
     """Four processes register at once, and one after the other is killed at a random moment."""
     model = tmp_path / 'model'

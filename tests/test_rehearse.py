@@ -278,6 +278,7 @@ def test_hooks_of_a_deployment(project, deploy, smoke, result, hooks):
     assert ('failure hook succeeded' in project.rows[0][3]) == ('failure' in hooks)
 
 
+@pytest.mark.end_to_end
 def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project, monkeypatch):
     monkeypatch.setattr(job_runner, 'MINUTE', 1)
     text = pipeline(stage('a', script('exec sleep 60'), script('echo never'),

@@ -58,6 +58,7 @@ def check_words(page, content):
     return len(list(root.iter(SVG))), text
 
 
+@pytest.mark.end_to_end
 def test_report_shows_plots_figures_and_lineage(content):
     pytest.importorskip('matplotlib', reason='no plots without matplotlib')
     plots, text = check_words(report.page(*content), content)
@@ -75,6 +76,7 @@ def test_report_without_matplotlib_keeps_the_tables(content, monkeypatch):
     assert 'plots are left out: matplotlib is not installed' in text
 
 
+@pytest.mark.end_to_end
 def test_report_of_a_model_without_a_tree_that_splits_and_with_early_stopping(content):
     result, features, label, _, _ = content
     flat = np.full(len(label), 0.04)

@@ -65,6 +65,7 @@ def test_all_of_it_is_made_in_the_group_and_found_by_a_second_run(azure, capsys)
     assert made(azure) == KINDS * 2
 
 
+@pytest.mark.end_to_end
 def test_interrupted_at_every_resource_it_goes_on_and_a_lost_answer_makes_nothing_twice(azure):
     for number in range(len(KINDS)):
         azure.faults.add('forbidden', path='PUT ', skip=min(number, 1))
@@ -76,6 +77,7 @@ def test_interrupted_at_every_resource_it_goes_on_and_a_lost_answer_makes_nothin
     assert made(azure) == KINDS
 
 
+@pytest.mark.end_to_end
 def test_what_is_under_way_is_waited_for(azure, capsys):
     for _ in KINDS:
         azure.faults.add('late-resource', seconds=0.05)

@@ -6,7 +6,7 @@ import pytest
 import pipeline_checks
 from conftest import ROOT
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.no_cover, pytest.mark.end_to_end]
 
 MAKE = pipeline_checks.CONTAINER + 'make '
 # File that is changed, old text, new text, words that a problem has to say. The first occurrence

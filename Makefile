@@ -50,6 +50,8 @@ TABLE        := $(or $(DATA),$(OUT)/data/safe_driver.csv)
 MODEL        := $(OUT)/model/model.txt $(OUT)/model/metrics.json $(OUT)/model/report.html
 DECISION     := $(OUT)/decision.json
 REGISTRATION := $(OUT)/registration.json
+# Scripts write a result whole or not at all: a failure or Ctrl-C takes none away.
+.PRECIOUS: $(OUT)/data/safe_driver.csv $(MODEL) $(DECISION) $(REGISTRATION)
 REGISTERED   := $(wildcard $(OUT)/registry/$(MODEL_NAME)/[1-9]*/tags.json)
 TESTRESULTS  := $(OUT)/test-results
 COVERAGE      := $(addprefix --cov=,training scoring scripts)

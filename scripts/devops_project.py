@@ -46,14 +46,14 @@ PERMISSIONS = '{project}/_apis/pipelines/pipelinepermissions'
 LIBRARY = "the role 'Administrator' on the variable group (Pipelines > Library > Security)"
 ADMINISTRATOR = "the role 'Administrator' on the environment (Pipelines > Environments > Security)"
 ENDPOINT = "the role 'Administrator' on the service connection (Project settings)"
-READER = "the role 'Reader' on the service connections"
+CONNECTION_READER = "the role 'Reader' on the service connections"
 # What a pipeline can use, by the service's name for it: words for people, list, filter by name,
 # type of its id, permissions to read the list and to let pipelines use it.
 KINDS = {
     'variablegroup': ('variable group', '{project}/' + GROUPS, 'groupName', int, LIBRARY, LIBRARY),
     'environment': ('environment', ENVIRONMENTS, 'name', int, ADMINISTRATOR, ADMINISTRATOR),
     'endpoint': ('service connection', '{project}/_apis/serviceendpoint/endpoints',
-                 'endpointNames', str, READER, ENDPOINT)}
+                 'endpointNames', str, CONNECTION_READER, ENDPOINT)}
 
 # What is counted on in answers of the service: azure_devops.check_answer.
 IDENTITY = {'id': str, 'providerDisplayName': str}

@@ -41,7 +41,7 @@ class Azure:
     def __init__(self, config):
         self.config = config
         authentication = sign_in.authentication(os.environ)
-        self.way = type(authentication).__name__.replace('Authentication', '')
+        self.sign_in = type(authentication).__name__.replace('Authentication', '')
         self.manager = arm.Manager(authentication, LONGEST_SECONDS)
         self.manager.header()
         self.subscription = f'/subscriptions/{config.subscription_id}'
@@ -254,7 +254,7 @@ def main(argv=None):
             print_line(title, 'ok', 'well-formed')
             title = 'sign-in'
             azure = Azure(config)
-            print_line(title, 'ok', azure.way)
+            print_line(title, 'ok', azure.sign_in)
             checks = BEFORE_WORKSPACE if args.before_workspace else CHECKS
             bad = run_checks(azure, checks)
     except (settings.SettingsError, AzureError) as error:

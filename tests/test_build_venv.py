@@ -24,15 +24,15 @@ def path_folder(tmp_path, monkeypatch):
     return tmp_path / 'bin'
 
 
-@pytest.mark.parametrize('there, chosen', [
+@pytest.mark.parametrize('there, best', [
     ({'python3': '3.13', 'python3.11': '3.11'}, 'python3.11'),
     ({'python3': '3.7', 'python3.11': '3.11'}, 'python3'),
     ({'python3': '3.12', 'python3.11': '; exit 127'}, 'python3'),
 ])
-def test_the_python_that_fits_best_is_chosen(path_folder, there, chosen):
+def test_the_python_that_fits_best_is_taken(path_folder, there, best):
     for name, version in there.items():
         fake_python(path_folder, name, version)
-    assert build_venv.find_python(None) == (str(path_folder / chosen), there[chosen])
+    assert build_venv.find_python(None) == (str(path_folder / best), there[best])
 
 
 def test_without_a_suitable_python_the_message_says_which_and_how(path_folder, tmp_path, capsys):

@@ -33,6 +33,5 @@ def test_every_finding_is_printed_and_in_the_junit_file(run, capsys):
 
 def test_clean_files_pass(run, capsys):
     code, root = run('x = 1\n')
-    assert code == 0
-    assert root.findall('.//failure') == []
+    assert code == 0 and root.findall('.//failure') == []
     assert '1 files, 0 findings' in capsys.readouterr().out

@@ -184,11 +184,14 @@ def test_a_changed_table_of_ones_own_retrains(project):
     assert project.make('retrain', 'DATA=own.csv') == ALL[1:]
 
 
-def test_a_failed_step_stops_and_is_done_again(project):
-    project.write('training/evaluate.py', 'broken')
+@pytest.mark.parametrize('number', [1, 2, 3])
+def test_a_failed_step_stops_takes_no_result_away_and_is_done_again(project, number):
+    results = set(project.folder.glob('outputs/**/*'))
+    project.write(f'training/{ALL[number]}.py', 'broken')
     assert project.make('retrain', fails=True) == []
-    project.write('training/evaluate.py', '')
-    assert project.make('retrain') == ALL[2:]
+    assert set(project.folder.glob('outputs/**/*')) == results
+    project.write(f'training/{ALL[number]}.py')
+    assert project.make('retrain') == ALL[number:]
 
 
 def test_serving_does_not_retrain_what_is_registered(project):

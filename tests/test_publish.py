@@ -22,5 +22,4 @@ def test_the_commit_is_the_builds_or_gits_and_dirty_where_files_differ(tmp_path,
     assert publish.code_commit(config) == commit
     (tmp_path / 'train.py').write_text('2')
     assert publish.code_commit(config) == commit + '-dirty'
-    built = settings.read({'BUILD_SOURCEVERSION': 'c' * 40})
-    assert publish.code_commit(built) == 'c' * 40
+    assert publish.code_commit(settings.read({'BUILD_SOURCEVERSION': 'c' * 40})) == 'c' * 40

@@ -259,6 +259,7 @@ def main(argv=None):
             bad = run_checks(azure, checks)
     except (settings.SettingsError, AzureError) as error:
         print_line(title, 'MISSING', str(error))
+        print(f'error: nothing else was checked: put the {title} right first', file=sys.stderr)
         return 2 if isinstance(error, settings.SettingsError) else 1
     if bad:
         print(f'error: {bad} of {len(checks) + 2} checks found something missing', file=sys.stderr)

@@ -115,10 +115,8 @@ def federated_tokens(environ):
     def assertion():
         return oidc_token(uri, connection, job_token)
 
-    # What it has by default is longer than our deadlines.
-    limits = {'retry_total': 3, 'connection_timeout': azure_ml.ANSWER_SECONDS,
-              'read_timeout': azure_ml.ANSWER_SECONDS}
-    return renewed(ClientAssertionCredential(tenant, client, assertion, **limits),
+    # It repeats for long by itself, azure_ml.asking ends that; 1.15 takes no options.
+    return renewed(ClientAssertionCredential(tenant, client, assertion),
                    'the federated credential of the app registration must have the issuer and the '
                    'subject that the service connection shows')
 

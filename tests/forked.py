@@ -7,7 +7,6 @@ import os
 import runpy
 import subprocess
 import sys
-
 from multiprocessing import forkserver
 
 # Of the project's own modules none: a step has those of its snapshot.
@@ -15,7 +14,6 @@ IMPORTED = ('lightgbm', 'azureml.core', 'flask', 'gunicorn.app.base', 'gunicorn.
 
 
 def prepare():
-    """Let the process begin to import."""
     multiprocessing.set_forkserver_preload(IMPORTED)
     forkserver.ensure_running()
 
@@ -50,6 +48,9 @@ def become(words, folder, environ, log):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
+    # The server for Python 3.7 does not find its azureml.contrib in a fork.
+    if sys.version_info < (3, 8):
+        os.execve(sys.executable, [sys.executable] + words, environ)
     # Drawing takes as long as the training of a small table, and nobody looks at the report here.
     sys.modules['matplotlib'] = None
     sys.path[:] = [os.path.dirname(os.path.join(folder, words[0]))] + [

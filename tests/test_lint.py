@@ -27,8 +27,7 @@ def test_every_finding_is_printed_and_in_the_junit_file(run, capsys):
     assert shown.count('E225') == first.text.count('E225') == 2
     assert 'file1.py:3:4 W291' in shown and 'file1.py:3:4 W291' in first.text
     assert 'E9' in second.text
-    assert len(root.findall('.//testcase')) == 3
-    assert root.find('testsuite').get('failures') == '2'
+    assert len(root.findall('.//testcase')) == 3 and root.find('testsuite').get('failures') == '2'
 
 
 def test_clean_files_pass(run, capsys):

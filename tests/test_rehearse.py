@@ -16,7 +16,7 @@ import pipeline_yaml
 import rehearse
 from conftest import ROOT, python_of_one_thread
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.no_cover, pytest.mark.end_to_end]
 
 JOB = {'SYSTEM_OIDCREQUESTURI': 'http://devops/job', 'SYSTEM_ACCESSTOKEN': 'j0b t0ken'}
 CONNECTION = {'tenantId': 'tenant', 'servicePrincipalId': 'me', 'servicePrincipalKey': 's3cret'}

@@ -18,7 +18,7 @@ from conftest import ROOT
 
 requests = pytest.importorskip('requests')
 pytest.importorskip('trustme')
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.no_cover, pytest.mark.end_to_end]
 from loopback import resource_manager  # noqa: needs trustme
 
 LOGIN = 'https://login.microsoftonline.com/'

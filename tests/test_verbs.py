@@ -143,9 +143,10 @@ def verbs(tmp_path_factory):
         # The real Azure is slower.
         for name, seconds in (('arm.PAUSE_SECONDS', 0.1), ('workspace.PAUSE_SECONDS', 0.1),
                               ('azure_ml.FIRST_PAUSE_SECONDS', 0.1),
-                              ('deploy.PAUSE_SECONDS', 0.1), ('run.FIRST_PAUSE_SECONDS', 0.1),
+                              ('deploy.PAUSE_SECONDS', 0.3), ('run.FIRST_PAUSE_SECONDS', 0.3),
                               ('run.LONGEST_PAUSE_SECONDS', 0.3)):
             patch.setattr(name, seconds)
+        forked.hasten(patch.setattr)
         # What a subscription's owner gives to a team.
         azure.add_group('verbs-RG')
         found = Verbs(azure, folder)

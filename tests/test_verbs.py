@@ -262,9 +262,6 @@ def test_preflight_names_what_is_missing_with_what_to_do(verbs, empty, workspace
     assert lines['sign-in'].startswith('ok') and lines['machine size'].startswith('ok')
     assert 'az group create --name absent-group --location northeurope' in lines['resource group']
     assert lines['workspace'].startswith('unknown')
-    text = verbs('preflight', code=1, DATASET_NAME='absent')
-    assert re.findall('^(.*?) +MISSING', text, re.M) == ['dataset']
-    assert 'make dataset DATA=' in text
     assert 'renew the secret' in verbs('preflight', code=1, servicePrincipalKey='wrong')
 
 
@@ -276,12 +273,10 @@ def test_preflight_finds_nothing_missing(verbs, dataset):
 def test_a_workspace_that_is_there_is_left_alone_but_for_the_number_of_nodes(verbs, workspace):
     assert 'workspace verbs-space: created' in workspace
     assert 'compute cluster verbs-cluster: created' in workspace
-    again = verbs('workspace', AML_CLUSTER_MAX_NODES='3')
+    again = verbs('workspace', AML_CLUSTER_MAX_NODES='4')
     assert 'workspace verbs-space: there already' in again
-    assert 'compute cluster verbs-cluster: there already' in again
+    assert 'compute cluster verbs-cluster: updated' in again
     assert again.count('registered, its image is built') == 2
-    assert 'compute cluster verbs-cluster: updated' in verbs(
-        'workspace', AML_CLUSTER_MAX_NODES='4')
     assert len(verbs.rows('environments')) == 2
 
 
@@ -324,14 +319,6 @@ def test_figures_are_on_the_pipelines_run(verbs, trained):
     assert str(figures['auc']) == model['kvTags']['auc']
 
 
-def test_a_build_runs_once(verbs, trained):
-    before = len(verbs.pipeline_runs())
-    text = verbs('run', BUILD_BUILDID='1')
-    assert f"run {verbs.read('run.json')['run_id']} of build 1: attached" in text
-    assert '##vso' not in text
-    assert len(verbs.pipeline_runs()) == before
-
-
 def test_a_failed_step_is_shown_with_the_end_of_its_log(verbs, failed):
     assert 'step train failed: Execution failed' in failed
     assert '  RuntimeError: loopback: this step fails on demand' in failed
@@ -366,9 +353,6 @@ def test_a_service_is_deployed_and_answers_as_the_model(verbs, deployed):
     assert 'service verbs-service: create with version 1 of verbs-model' in deployed[0]
     assert 'answers as verbs-model version 1 does' in verbs('smoke_test', '--service', 'aci')
     assert 'runs version 1 already' in verbs('deploy', BUILD_BUILDID='1', SYSTEM_STAGEATTEMPT='3')
-    verbs.azure.faults.add('scoring-500')
-    text = verbs('smoke_test', '--service', 'aci', code=1)
-    assert 'status 500' in text and 'An unexpected error' in text
 
 
 def test_a_kept_version_is_not_deployed(verbs, deployed, tmp_path):
@@ -396,7 +380,6 @@ def test_rollback_puts_back_what_ran_and_only_what_its_build_changed(verbs, spoi
     assert now['scoring'] == was['previous_scoring'] != was['scoring']
     assert service['state'] == 'Healthy'
     assert 'nothing to roll back: ' in verbs('rollback', BUILD_BUILDID='6')
-    assert 'names none before it' in verbs('rollback', code=1)
     assert 'MODEL_VERSION=n make deploy creates it' in verbs(
         'rollback', code=1, ACI_DEPLOYMENT_NAME='absent')
 

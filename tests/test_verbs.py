@@ -440,6 +440,7 @@ def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_bac
     assert set(arrived) == {name for name, _, _, _ in settings.SETTINGS}
 
 
+@pytest.mark.no_cover
 def test_requests_and_answers_fit_the_models_of_the_sdk(verbs, rolled_back, late, failed):
     problems, used = sdk_contract.violations(list(verbs.azure.exchanges))
     unused = [row for row in sdk_contract.CONTRACT if row not in used]

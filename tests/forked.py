@@ -2,8 +2,6 @@
 
 Imported afresh, as on Azure, these cost a step or a container most of its time.
 """
-import importlib
-import inspect
 import multiprocessing
 import os
 import runpy
@@ -13,22 +11,20 @@ import time
 import types
 from multiprocessing import forkserver
 
+from _pytest.monkeypatch import MonkeyPatch
+
 # Of the project's own modules none: a step has those of its snapshot.
 IMPORTED = ('lightgbm', 'azureml.core', 'flask', 'gunicorn.app.base', 'gunicorn.workers.gthread')
 
 
-def hasten(setattr=setattr):
-    """Make the SDK look for what it waits for more often, and leave its telemetry without stacks.
-
-    setattr: of a pytest.MonkeyPatch, where that is to end.
-    """
-    queue = importlib.import_module('azureml._common.async_utils.task_queue')
+def hasten(patch):
+    """Have the SDK wait in shorter steps and leave stacks out of its telemetry. A MonkeyPatch."""
+    from msrest.universal_http.requests import ClientRetryPolicy as policy
     often = types.SimpleNamespace(time=time.time, sleep=lambda _, sleep=time.sleep: sleep(0.02))
-    setattr(queue, 'time', often)
-    setattr(inspect, 'stack', list)
+    patch.setattr('azureml._common.async_utils.task_queue.time', often)
+    patch.setattr('inspect.stack', list)
     # Each of its many clients looks a thousand numbers up in this list.
-    retries = importlib.import_module('msrest.universal_http.requests').ClientRetryPolicy
-    setattr(retries, 'safe_codes', frozenset(retries.safe_codes))
+    patch.setattr(policy, 'safe_codes', frozenset(policy.safe_codes))
 
 
 def prepare():
@@ -71,7 +67,7 @@ def become(words, folder, environ, log):
         os.execve(sys.executable, [sys.executable] + words, environ)
     # Drawing takes as long as the training of a small table, and nobody looks at the report here.
     sys.modules['matplotlib'] = None
-    hasten()
+    hasten(MonkeyPatch())
     sys.path[:] = [os.path.dirname(os.path.join(folder, words[0]))] + [
         path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
     if words[0] == '-c':

@@ -146,7 +146,7 @@ def verbs(tmp_path_factory):
                               ('deploy.PAUSE_SECONDS', 0.3), ('run.FIRST_PAUSE_SECONDS', 0.3),
                               ('run.LONGEST_PAUSE_SECONDS', 0.3)):
             patch.setattr(name, seconds)
-        forked.hasten(patch.setattr)
+        forked.hasten(patch)
         # What a subscription's owner gives to a team.
         azure.add_group('verbs-RG')
         found = Verbs(azure, folder)

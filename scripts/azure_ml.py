@@ -41,7 +41,7 @@ ADVICE = {
     401: 'the sign-in was refused: check the service connection, renew its secret if it has one, '
          'or run `az login`',
     403: 'the sign-in has no right to do this: give it the role Contributor on the resource group',
-    404: 'it is not there: `make preflight` tells which name is wrong',
+    404: 'it is not there: correct its name or version; `make preflight` checks most names',
     409: 'another operation on it is under way: run this again in a few minutes',
     429: 'Azure is throttling: run this again in a few minutes; nothing is done twice',
 }
@@ -158,7 +158,8 @@ def explain(what, error):
         reason = f'HTTP {status}, {reason}'
     elif any(map(is_connection, chain(error))):
         host = re.search(r"host='([^']+)'", reason)
-        reason = f'no connection to {host.group(1)}' if host else 'no connection: ' + reason
+        lack = 'answer from' if 'Read timed out' in reason else 'connection to'
+        reason = f'no {lack} {host.group(1)}' if host else 'no connection: ' + reason
         advice = CONNECTION
         if UNTRUSTED in str(error):
             reason += ': its certificate is not trusted here'
@@ -255,7 +256,7 @@ def request(what, seconds, method, url, **more):
 
 
 def decode_json(response):
-    """The JSON of an answer. Raises ValueError when it is something else."""
+    """The JSON of an answer. Raises ValueError or RecursionError when it is something else."""
     # Some answers of Azure DevOps begin with a byte order mark.
     return json.loads(response.content.decode('utf-8-sig'))
 
@@ -264,6 +265,6 @@ def json_object(response):
     """The JSON object that an answer is, or {}."""
     try:
         found = decode_json(response)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {}

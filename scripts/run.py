@@ -28,7 +28,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1, 15
 def pipeline_to_run(space, config, out):
     """The PublishedPipeline that pipeline.json names, else the newest of the settings' name."""
     from azureml.pipeline.core import PublishedPipeline
-    known = atomic.read_json(Path(out) / 'pipeline.json')
+    known = atomic.read_json(Path(out) / 'pipeline.json', 'id', 'name')
     name = known['name'] if known else config.training_pipeline_name
     try:
         with azure_ml.asking(f'find the published pipeline {name}', config.call_timeout_seconds):
@@ -61,11 +61,8 @@ def runs_of(space, config, build_id):
 def run_to_attach_to(space, config, build_id):
     """The run of this build that is done or under way, done ones first, or None."""
     found = runs_of(space, config, build_id)
-    for states in (DONE, UNDER_WAY):
-        for run, status in found:
-            if status in states:
-                return run
-    return None
+    return next((run for states in (DONE, UNDER_WAY) for run, status in found if status in states),
+                None)
 
 
 def submit_pipeline(space, config, published, build_id):

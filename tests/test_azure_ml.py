@@ -5,6 +5,7 @@ import sys
 import pytest
 import requests
 
+import atomic
 import azure_ml
 from conftest import ROOT
 
@@ -108,3 +109,13 @@ def test_an_answer_that_a_library_stumbles_over_is_one_sentence():
     with pytest.raises(KeyError):
         with azure_ml.asking('look', 10):
             {}['a mistake of ours']
+
+
+@pytest.mark.parametrize('content', [
+    '[]', '{}', 'null', '7', '{"id": 1}', '{', '\xff', '[' * 100000], ids=range(8))
+def test_a_file_of_another_form_is_not_taken_for_none(content, tmp_path):
+    path = tmp_path / 'pipeline.json'
+    assert atomic.read_json(path, 'id', 'name') is None
+    path.write_bytes(content.encode('latin-1'))
+    with pytest.raises(ValueError, match='pipeline.json holds no JSON object with id, name: rem'):
+        atomic.read_json(path, 'id', 'name')

@@ -93,7 +93,7 @@ def error_words(response):
     Form, of recorded answers: {"$id", "innerException", "message", "typeName", "typeKey", ...}.
     """
     answer = azure_ml.json_object(response)
-    return str(answer.get('message') or '').strip(), str(answer.get('typeKey', ''))
+    return azure_ml.sentence(answer.get('message') or ''), str(answer.get('typeKey', ''))
 
 
 def check_answer(answer, fields, doing, path=''):

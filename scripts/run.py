@@ -112,7 +112,7 @@ def watch_run(run, config, cluster):
                 errors = cluster.get_status().errors if waiting and cluster else None
             if errors:
                 error = errors[0].get('error', errors[0])
-                states.append((f'compute cluster {cluster.name}', azure_ml.clean(
+                states.append((f'compute cluster {cluster.name}', azure_ml.sentence(
                     f"{error.get('code')}: {error.get('message')}")))
             troubled = False
         except azure_ml.AzureError as error:
@@ -148,7 +148,7 @@ def failure_of(run, seconds):
             continue
         details = step.get_details()
         error = (details.get('error') or {}).get('error') or {}
-        yield f"step {step.name} failed: {azure_ml.clean(error.get('message') or 'no reason')}"
+        yield f"step {step.name} failed: {azure_ml.sentence(error.get('message') or 'no reason')}"
         logs = details.get('logFiles') or {}
         name = next((name for name in LOGS if name in logs), max(logs, default=None))
         if name:
@@ -223,7 +223,7 @@ def main(argv=None):
     print(f"{result['result']} {result['model']} version {result['version']}: {result['reason']}")
     if os.environ.get('TF_BUILD'):
         for name in ('result', 'version'):
-            print(f'##vso[task.setvariable variable={name};isOutput=true]{result[name]}')
+            azure_ml.set_output(name, result[name])
     return 0
 
 

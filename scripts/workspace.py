@@ -204,7 +204,7 @@ def create_compute(workspace, config):
         if target.provisioning_state != 'Succeeded':
             raise azure_ml.AzureError(
                 f'the compute cluster {name} is {target.provisioning_state}: '
-                f'{azure_ml.clean(str(target.provisioning_errors))}')
+                f'{azure_ml.sentence(target.provisioning_errors)}')
     if target.vm_size.lower() != config.aml_compute_cluster_cpu_sku.lower():
         done += f', with machines of size {target.vm_size}; to change the size, delete it first'
     return done

@@ -7,6 +7,7 @@ import requests
 
 import atomic
 import azure_ml
+import settings
 from conftest import ROOT
 
 # In parts: what looks like a token is looked for in all that a rehearsal writes, this file too.
@@ -31,8 +32,30 @@ def test_texts_are_cleaned_of_secrets(text):
     assert 's3cr3tkey' not in cleaned and 'eyJ' not in cleaned and '***' in cleaned
 
 
-def test_no_text_of_others_commands_the_agent():
-    assert '##vso[' not in azure_ml.clean('##vso[task.setvariable variable=x]1')
+@pytest.mark.parametrize('text, harmless', [
+    ('x ##vso[a b=c]1 ##vso[d]\r\ny', 'x # #vso[a b=c]1 # #vso[d]\ny'),
+    ('##[error]x', '# #[error]x'), ('####vso[', '### #vso['), ('## Title [1]', '## Title [1]'),
+    # The agent compares by culture, to which these characters are nothing.
+    ('#\u200d#v\xads\0o\ufe0f[', '# #v?s?o\ufe0f['),
+    ('\x1b[1mx\x07\u202e\ty', '?[1mx??\ty'), ('x' * 9999 + '\nz', 'x' * 2000 + ' ...\nz')],
+    ids=str.split('command colour more title unseen control long'))
+def test_no_text_of_others_commands_the_agent(text, harmless, capsys):
+    @azure_ml.verb
+    def main(argv=None):
+        print(text)
+        azure_ml.set_output('result', text)
+        if argv:
+            raise argv(text)
+        return 0
+
+    assert azure_ml.clean(text) == azure_ml.clean(harmless) == harmless
+    for error, code in ((None, 0), (azure_ml.AzureError, 1), (settings.SettingsError, 2),
+                        (OSError, 1), (KeyError, 1)):
+        assert main(error) == code
+        out, err = capsys.readouterr()
+        printed, output = out.split('##vso[task.setvariable variable=result;isOutput=true]')
+        assert (printed, len(output.splitlines())) == (harmless + '\n', 1)
+        assert azure_ml.clean(output + err) == output + err
 
 
 @pytest.mark.parametrize('error, status, said', [

@@ -22,8 +22,10 @@ EVERYTHING = dict({name: {'value': value} for name, value in VALUES.items()},
 
 
 @pytest.fixture
-def ready(service):
+def ready(service, monkeypatch, tmp_path):
     """A project in which a person has done their part: the connection and the push."""
+    monkeypatch.setattr(devops_project, 'CI', tmp_path / 'ci.yml')
+    devops_project.CI.write_text('trigger: [master]\n')
     service.add_connection('azure-resource-connection')
     service.env.update(VALUES)
     return service
@@ -75,6 +77,9 @@ def test_every_pipeline_of_devops_is_set_up_with_what_its_yaml_uses():
                     'endpoint': f"'azureSubscription': '$({devops_project.CONNECTION})'" in jobs,
                     'environment': f"'environment': '{devops_project.ENVIRONMENT}'" in jobs}
             found['devops/' + path.name] = {kind for kind in uses if uses[kind]}
+        if path == devops_project.CI:
+            assert devops_project.trigger_branches(path.read_text()) == pipeline['trigger'][
+                'branches']['include']
     assert found == {path: set(uses) for _, path, uses in devops_project.PIPELINES}
 
 
@@ -206,9 +211,27 @@ def test_the_approver_is_a_setting(ready):
     assert check['settings']['minRequiredApprovers'] == 2
 
 
+def test_a_branch_whose_pushes_start_nothing_is_said(done):
+    done.branches[done.repositories[0]['id']].append('main')
+    done.repositories[0]['defaultBranch'] = 'refs/heads/main'
+    code, text = run(devops_project, dict(done.env, BRANCH='main'))
+    assert (code, 'to main start devops/ci.yml, whose trigger names master' in text) == (1, True)
+    devops_project.CI.write_text('trigger: [main]\n')
+    assert run(devops_project, dict(done.env, BRANCH='main'))[0] == 0
+
+
+@pytest.mark.parametrize('text, branches', [
+    ('trigger:\n- main\npr: none', ['main']), ('trigger: none\npr: [x]', []),
+    ('pr: [x]', ['*']), ('trigger: [main, "refs/heads/rel/*"]', ['main', 'rel/*']),
+    ("trigger:\n  branches:\n    include:\n    - 'main' # x\n    exclude:\n    - old", ['main']),
+    ('trigger:\n  branches: {include: [main]}\n  paths:\n    include:\n    - docs', ['main'])])
+def test_the_branches_of_a_trigger_are_read_in_all_its_forms(text, branches):
+    assert devops_project.trigger_branches(text) == branches
+
+
 @pytest.mark.parametrize('spoil, approver, words', [
     (lambda done: done.repositories[0].update(defaultBranch='refs/heads/main'), '',
-     'Make master the default branch'),
+     'Make master the default branch, where pipelines look for their YAML, or set BRANCH'),
     (lambda done: list(done.definitions.values())[-1]['process'].update(yamlFilename='other.yml'),
      '', 'already exists'),
     (lambda done: group(done).update(type='AzureKeyVault'), '', 'key vault'),

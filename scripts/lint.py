@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import atomic
+import azure_ml
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ('training', 'scoring', 'scripts', 'devops', 'tests')
@@ -47,6 +48,7 @@ def junit(found):
     return ElementTree.tostring(suites, 'utf-8')
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--junit', type=Path, required=True, help='JUnit file to write')

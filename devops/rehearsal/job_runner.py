@@ -184,8 +184,8 @@ class Job:
                     name, properties, value = command.groups()
                     if not self.run_command(name, properties, value, step):
                         unknown.append(name)
-                    line = f'##[{name} {properties}]{value}'
-                stream.write(self.mask_secrets(line) + '\n')
+                # What has been carried out is no command any more, wherever this log is shown.
+                stream.write(self.mask_secrets(line).replace('##vso[', '# #[') + '\n')
         finally:
             end()
             watcher.join()

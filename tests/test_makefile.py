@@ -2,6 +2,7 @@
 import modulefinder
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ ALL = ['sample', 'train', 'evaluate', 'register']
 REAL = ('Makefile', 'conda_dependencies.yml', 'scripts/dependencies.py', 'scripts/build_venv.py')
 # In place of Python: notes the script's name and writes what the script of that name would.
 STAND_IN = '''#!/bin/sh
+[ $1 = -c ] && echo True && exit
 script=$1 name=${1##*/} name=${name%.py} out= stamp=
 grep -q broken $script && exit 1
 while [ $# -gt 0 ]; do
@@ -34,8 +36,8 @@ echo $name >> log
 '''
 # The Python of the set-up; what it printed is kept while the list of versions stays as it is.
 PYTHON3 = f'''#!/bin/sh
-[ $1 = -c ] && exit
-[ -e name ] && [ ! conda_dependencies.yml -nt name ] || {sys.executable} -ES "$@" > name
+[ $1 = -Ec ] && exit
+[ -e name ] && [ ! conda_dependencies.yml -nt name ] || {shlex.quote(sys.executable)} -ES "$@" > name
 cat name
 '''
 

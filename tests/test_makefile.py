@@ -14,7 +14,8 @@ from conftest import ROOT
 pytestmark = pytest.mark.no_cover
 
 ALL = ['sample', 'train', 'evaluate', 'register']
-REAL = ('Makefile', 'conda_dependencies.yml', 'scripts/dependencies.py', 'scripts/build_venv.py')
+REAL = ['Makefile', 'conda_dependencies.yml'] + [
+    f'scripts/{name}.py' for name in ('dependencies', 'build_venv', 'ctrl_c')]
 # In place of Python: notes the script's name and writes what the script of that name would.
 STAND_IN = '''#!/bin/sh
 [ $1 = -c ] && echo True && exit

@@ -291,8 +291,7 @@ def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project
 
 def test_what_a_step_leaves_running_is_ended(project):
     lock = project.folder.with_name('lock')
-    command = (f'{sys.executable} holder.py {lock} > started & until grep -q held started; do :; '
-               'done')
+    command = f'mkfifo held; "{sys.executable}" holder.py "{lock}" > held & read -r word < held'
     assert project.run(pipeline(stage('a', script(command)))) == {'a': 'succeeded'}
     with open(str(lock)) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -371,8 +370,9 @@ def test_steps_get_nothing_of_this_machine_that_an_agent_would_not_have():
     kept = rehearse.agent_environ({
         'PATH': '/bin', 'MAKEFLAGS': ' -- OUT=/tmp', 'OUT': '/tmp', 'servicePrincipalKey': 'x',
         'PYTHONPATH': '/x', 'PIP_INDEX_URL': 'u', 'PYTHON': 'bin/python', 'https_proxy': 'p'})
-    assert kept == {'PATH': '/bin', 'PIP_INDEX_URL': 'u', 'https_proxy': 'p', 'ROWS': rehearse.ROWS,
-                    'PYTHON': os.path.abspath('bin/python')}
+    assert kept == dict(
+        rehearse.NO_GIT_SETTINGS, PATH='/bin', PIP_INDEX_URL='u', https_proxy='p',
+        ROWS=rehearse.ROWS, PYTHON=os.path.abspath('bin/python'))
 
 
 @pytest.mark.parametrize('args', [

@@ -217,7 +217,8 @@ class Job:
 
     def step_checkout(self, step, stream):
         if subprocess.call(['git', 'clone', '--quiet', str(self.run.origin), '.'],
-                           cwd=str(self.sources), stdout=stream, stderr=subprocess.STDOUT):
+                           cwd=str(self.sources), stdout=stream, stderr=subprocess.STDOUT,
+                           env=self.environ):
             raise StepError('git clone failed')
 
     def step_script(self, step, stream):

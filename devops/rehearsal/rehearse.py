@@ -28,6 +28,8 @@ NEEDED_FIRST = {'ci.yml': ['workspace.yml']}
 KEPT = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE',
         'REQUESTS_CA_BUNDLE', 'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY')
 KEPT_BEGINNINGS = ('PIP_', 'UV_')
+# No signing, hooks or templates of whoever rehearses.
+NO_GIT_SETTINGS = {'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1'}
 ROWS = '20000'
 GROUP = {'AZURE_RM_SVC_CONNECTION': 'rehearsal', 'RESOURCE_GROUP': 'rehearsal-RG',
          'WORKSPACE_NAME': 'rehearsal-AML-WS', 'LOCATION': 'westeurope', 'BASE_NAME': 'rehearsal'}
@@ -83,11 +85,13 @@ class RehearsalError(Exception):
 
 def git(*args, folder=ROOT):
     """Output of a git command. Raises RehearsalError."""
-    name = ['-c', 'user.name=rehearsal', '-c', 'user.email=rehearsal@localhost']
+    settings = ['user.name=rehearsal', 'user.email=rehearsal@localhost', 'safe.directory=*']
+    words = ['git'] + [word for setting in settings for word in ('-c', setting)] + list(args)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
     try:
-        done = subprocess.run(['git'] + name + list(args), cwd=str(folder),
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True)
+        done = subprocess.run(words, cwd=str(folder), stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True,
+                              env=dict(environ, **NO_GIT_SETTINGS))
     except FileNotFoundError:
         raise RehearsalError('git is missing, and a rehearsal makes fresh checkouts with it')
     if done.returncode:
@@ -210,6 +214,7 @@ def agent_environ(environ):
     kept = {name: value for name, value in environ.items()
             if name.upper() in KEPT or name.startswith(KEPT_BEGINNINGS)}
     python = environ.get('PYTHON', '')
+    kept.update(NO_GIT_SETTINGS)
     kept.update({'PYTHON': os.path.abspath(python) if '/' in python else python,
                  'CONTAINER': environ.get('CONTAINER'), 'ROWS': environ.get('ROWS') or ROWS})
     return {name: value for name, value in kept.items() if value}
@@ -390,25 +395,26 @@ def main(argv=None):
         parser.error(f'{args.pipeline} is no pipeline file of devops/')
     if args.fault and args.fault not in WITHOUT_AZURE and path.name not in NEEDED_FIRST:
         parser.error(f'FAULT={args.fault} is for PIPELINE=devops/ci.yml')
-    import pipeline_checks
-    import pipeline_yaml
-    found = [problem for name in NEEDED_FIRST.get(path.name, []) + [path.name]
-             for problem in pipeline_checks.find_problems(path.with_name(name))]
-    if found:
-        listed = '\n  '.join(found)
-        print(f'error: nothing is run, the pipelines have problems:\n  {listed}', file=sys.stderr)
-        return 2
     for number in STOPS:
         signal.signal(number, stop)
     try:
+        import pipeline_checks
+        found = [problem for name in NEEDED_FIRST.get(path.name, []) + [path.name]
+                 for problem in pipeline_checks.find_problems(path.with_name(name))]
+        if found:
+            listed = '\n  '.join(found)
+            print(f'error: nothing is run, the pipelines have problems:\n  {listed}',
+                  file=sys.stderr)
+            return 2
         out = args.out.resolve()
         with take_folder(out):
             return int(not rehearse(path.name, args.fault, out, os.environ, args.connection))
     except KeyboardInterrupt:
         print(f'error: stopped; what has ended is in {args.out}', file=sys.stderr)
-    except (RehearsalError, pipeline_yaml.PipelineError, OSError) as error:
+        return 130
+    except (RehearsalError, ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-    return 1
+        return 1
 
 
 if __name__ == '__main__':

@@ -4,14 +4,11 @@ import sys
 
 
 def end(kind, error, trace):
-    """In place of sys.excepthook, which sees what no `with` or `finally` has to clear up any more.
-
-    Threads of the SDK, which wait for an answer, do not hold up the end.
-    """
+    """In place of sys.excepthook. Threads of the SDK that wait for an answer do not hold it up."""
     if not issubclass(kind, KeyboardInterrupt):
         return sys.__excepthook__(kind, error, trace)
     sys.stdout.flush()
-    os.write(2, b'error: stopped\n')
+    print('error: stopped', file=sys.stderr, flush=True)
     os._exit(130)
 
 

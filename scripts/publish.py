@@ -22,10 +22,14 @@ def code_commit(config):
     """The commit of the build; else git's, with -dirty where files differ from it, or 'none'."""
     if config.build_sourceversion:
         return config.build_sourceversion
+    # A repository around an unpacked archive knows none of its files.
+    known = ['git', 'ls-files', '--error-unmatch', '.']
     command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=-']
     try:
-        return subprocess.check_output(command, cwd=str(ROOT), stderr=subprocess.DEVNULL,
-                                       timeout=10).decode().strip()
+        for words in known, command:
+            said = subprocess.check_output(words, cwd=str(ROOT), stderr=subprocess.DEVNULL,
+                                           timeout=10)
+        return said.decode().strip()
     except (OSError, subprocess.SubprocessError):
         return 'none'
 

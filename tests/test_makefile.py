@@ -2,7 +2,6 @@
 import modulefinder
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -38,7 +37,7 @@ echo $name >> log
 # The Python of the set-up; what it printed is kept while the list of versions stays as it is.
 PYTHON3 = f'''#!/bin/sh
 [ $1 = -Ec ] && exit
-[ -e name ] && [ ! conda_dependencies.yml -nt name ] || {shlex.quote(sys.executable)} -ES "$@" > name
+[ -e name ] && [ ! conda_dependencies.yml -nt name ] || "{sys.executable}" -ES "$@" > name
 cat name
 '''
 

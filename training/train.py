@@ -214,10 +214,14 @@ def fit(frame, parameters):
 
 def code_commit():
     """The commit of this file's repository, with -dirty where files differ from it, or None."""
+    # A repository around an unpacked archive knows none of its files.
+    known = ['git', 'ls-files', '--error-unmatch', '.']
     command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=-']
     try:
-        return subprocess.check_output(command, cwd=str(FOLDER), stderr=subprocess.DEVNULL,
-                                       timeout=10).decode().strip()
+        for words in known, command:
+            said = subprocess.check_output(words, cwd=str(FOLDER), stderr=subprocess.DEVNULL,
+                                           timeout=10)
+        return said.decode().strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

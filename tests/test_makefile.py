@@ -15,9 +15,12 @@ pytestmark = pytest.mark.no_cover
 ALL = ['sample', 'train', 'evaluate', 'register']
 REAL = ['Makefile', 'conda_dependencies.yml'] + [
     f'scripts/{name}.py' for name in ('dependencies', 'build_venv', 'ctrl_c')]
+# No sign in it is for make or the shell.
+ODD = '$(shell touch run) `touch run`; touch run "\'#*?[x]<a>|\\&(1)%~.csv'
 # In place of Python: notes the script's name and writes what the script of that name would.
 STAND_IN = '''#!/bin/sh
 [ $1 = -c ] && echo True && exit
+{ printf '%s\\n' "$@"; env; } >> given
 script=$1 name=${1##*/} name=${name%.py} out= stamp=
 grep -q broken $script && exit 1
 while [ $# -gt 0 ]; do
@@ -37,7 +40,7 @@ echo $name >> log
 # The Python of the set-up; what it printed is kept while the list of versions stays as it is.
 PYTHON3 = f'''#!/bin/sh
 [ $1 = -Ec ] && exit
-[ -e name ] && [ ! conda_dependencies.yml -nt name ] || "{sys.executable}" -ES "$@" > name
+[ -e name ] && [ ! conda_dependencies.yml -nt name ] || "{sys.executable}" -ES "$@" > name || exit
 cat name
 '''
 
@@ -56,14 +59,15 @@ class Project:
     def write(self, name, text=''):
         (self.folder / name).write_text(text)
 
-    def make(self, *words, fails=False):
-        """Names of the scripts that make ran, in order."""
+    def make(self, *words, fails=False, **environ):
+        """Names of the scripts that make ran, in order; output: what it said."""
         log = self.folder / 'log'
         log.write_text('')
         done = subprocess.run(
             ['make', 'PYTHON=./python'] + list(words), cwd=str(self.folder),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
-            env={'PATH': f'{self.folder}:/usr/bin:/bin'})
+            env=dict(environ, PATH=f'{self.folder}:/usr/bin:/bin'))
+        self.output = done.stdout
         assert (done.returncode != 0) == fails, done.stdout
         return log.read_text().split()
 
@@ -105,6 +109,9 @@ def project(made, tmp_path):
 
 @pytest.mark.parametrize('change, redone', [
     ('PORT=7', []),
+    # As good as not given.
+    ('ROWS=', []),
+    ('OUT=', []),
     ('ROWS=5', ALL),
     ('PARAMETERS=training/parameters_challenge.json', ALL[1:]),
     ('DATA=other.csv', ALL[1:]),
@@ -177,13 +184,19 @@ def test_a_changed_pin_retrains_only_if_training_needs_it(project, old, new, red
     assert project.make('retrain') == redone
 
 
+def test_a_list_of_versions_that_cannot_be_read_stops_make(project):
+    project.write('conda_dependencies.yml', 'dependencies:\n  - pandas  # training\n')
+    assert project.make('retrain', fails=True) == []
+    assert 'pandas: no pinned version' in project.output
+
+
 def test_a_changed_table_of_ones_own_retrains(project):
-    project.write('own.csv', 'x')
-    assert project.make('retrain', 'DATA=own.csv') == ALL[1:]
+    project.write(ODD)
+    assert project.make('retrain', 'DATA=' + ODD) == ALL[1:]
     project.age()
-    assert project.make('retrain', 'DATA=own.csv') == []
-    project.write('own.csv', 'y')
-    assert project.make('retrain', 'DATA=own.csv') == ALL[1:]
+    assert project.make('retrain', DATA=ODD) == []
+    project.write(ODD)
+    assert project.make('retrain', 'DATA=' + ODD) == ALL[1:]
 
 
 @pytest.mark.parametrize('number', [1, 2, 3])
@@ -201,17 +214,49 @@ def test_serving_does_not_retrain_what_is_registered(project):
     assert project.make('serve', 'ROWS=77') == []
 
 
-def test_a_name_with_a_blank_is_refused(project):
-    assert project.make('retrain', 'OUT=my outputs', fails=True) == []
+@pytest.mark.parametrize('given', ['environment', 'command line'])
+def test_a_value_is_text_and_the_surroundings_stay_outside(project, given):
+    names = ['DATA', 'PARAMETERS', 'RUN_EVALUATION', 'ALLOW_RUN_CANCEL', 'BUILD_BUILDID', 'PORT']
+    values = dict.fromkeys(names, ODD)
+    words = map('='.join, values.items()) if given == 'command line' else []
+    assert project.make('retrain', 'serve', *words, **values, PYTHONHOME='there', GIT_DIR='there',
+                        PYTHONPATH='there') == ALL[1:]
+    said = (project.folder / 'given').read_text().splitlines()
+    assert said.count(ODD) == 8 and f'BUILD_BUILDID={ODD}' in said
+    assert 'there' not in ' '.join(said) and not (project.folder / 'run').exists()
+
+
+@pytest.mark.parametrize('given, said', [
+    ('OUT=my outputs', "OUT is 'my outputs': make cannot handle blanks"),
+    ('OUT=a(1)', "OUT is 'a(1)'"), ('OUT=$(HOME)', "OUT is '$(HOME)'"), ('OUT=-o', "OUT is '-o'"),
+    ("MODEL_NAME=it's", "MODEL_NAME is 'it's'"), ('VENV=a;b', "VENV is 'a;b'"),
+    ('ROWS=1\ntouch run', 'ROWS has a line break'),
+    ('PYTHON=/no/such', 'PYTHON is /no/such, and no Python'), ('PYTHON=true', 'PYTHON is true,')])
+def test_what_make_cannot_handle_is_one_sentence(project, given, said):
+    assert project.make('retrain', given, fails=True) == [] and said in project.output
+
+
+def test_a_venv_whose_interpreter_is_gone_is_built_again(project):
+    (project.folder / 'devops').mkdir()
+    (project.folder / '.venv' / 'bin').mkdir(parents=True)
+    for name in ('devops/openhack_requirements.txt', '.venv/.local'):
+        project.write(name)
+    project.age()
+    for interpreter, words in ((sys.executable, 0), ('/no/such', 1)):
+        (project.folder / '.venv/bin/python').symlink_to(interpreter)
+        project.make('-n', 'lint', 'PYTHON=')
+        assert project.output.count('build_venv') == words
+        (project.folder / '.venv/bin/python').unlink()
 
 
 def test_clean_removes_what_make_made_and_nothing_else(project):
-    gone = ['.venv', '.coverage', 'outputs/model', 'outputs/decision.json', 'scripts/__pycache__']
-    kept = ['Makefile', 'scripts', 'outputs/mine.txt',
+    gone = ['.venv', '.coverage', 'outputs/model', 'outputs/decision.json', 'scripts/__pycache__',
+            'outputs/data/safe_driver.csv']
+    kept = ['Makefile', 'scripts', 'outputs/mine.txt', 'outputs/data/mine.csv',
             'outputs/registry/safe_driver_model/1/tags.json']
     for folder in ('.venv/bin', 'scoring', 'devops', 'tests', 'scripts/__pycache__'):
         (project.folder / folder).mkdir(parents=True, exist_ok=True)
-    for name in ('.coverage', 'outputs/mine.txt'):
+    for name in ('.coverage', 'outputs/mine.txt', 'outputs/data/mine.csv'):
         project.write(name)
     project.make('clean')
     there = {name for name in gone + kept if (project.folder / name).exists()}

@@ -370,9 +370,8 @@ def test_steps_get_nothing_of_this_machine_that_an_agent_would_not_have():
     kept = rehearse.agent_environ({
         'PATH': '/bin', 'MAKEFLAGS': ' -- OUT=/tmp', 'OUT': '/tmp', 'servicePrincipalKey': 'x',
         'PYTHONPATH': '/x', 'PIP_INDEX_URL': 'u', 'PYTHON': 'bin/python', 'https_proxy': 'p'})
-    assert kept == dict(
-        rehearse.NO_GIT_SETTINGS, PATH='/bin', PIP_INDEX_URL='u', https_proxy='p',
-        ROWS=rehearse.ROWS, PYTHON=os.path.abspath('bin/python'))
+    assert kept == {'PATH': '/bin', 'PIP_INDEX_URL': 'u', 'https_proxy': 'p', 'ROWS': rehearse.ROWS,
+                    'PYTHON': os.path.abspath('bin/python')}
 
 
 @pytest.mark.parametrize('args', [

@@ -217,8 +217,7 @@ class Job:
 
     def step_checkout(self, step, stream):
         if subprocess.call(['git', 'clone', '--quiet', str(self.run.origin), '.'],
-                           cwd=str(self.sources), stdout=stream, stderr=subprocess.STDOUT,
-                           env=self.environ):
+                           cwd=str(self.sources), stdout=stream, stderr=subprocess.STDOUT):
             raise StepError('git clone failed')
 
     def step_script(self, step, stream):

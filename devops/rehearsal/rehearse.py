@@ -27,7 +27,7 @@ NEEDED_FIRST = {'ci.yml': ['workspace.yml']}
 # What a step gets of this machine's environment; a hosted agent has none of the rest.
 KEPT = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE',
         'REQUESTS_CA_BUNDLE', 'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY')
-KEPT_BEGINNINGS = ('PIP_', 'UV_')
+KEPT_BEGINNINGS = ('PIP_', 'UV_', 'GIT_CONFIG_')
 # No signing, hooks or templates of whoever rehearses.
 NO_GIT_SETTINGS = {'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1'}
 ROWS = '20000'
@@ -85,13 +85,11 @@ class RehearsalError(Exception):
 
 def git(*args, folder=ROOT):
     """Output of a git command. Raises RehearsalError."""
-    settings = ['user.name=rehearsal', 'user.email=rehearsal@localhost', 'safe.directory=*']
-    words = ['git'] + [word for setting in settings for word in ('-c', setting)] + list(args)
-    environ = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+    name = ['-c', 'user.name=rehearsal', '-c', 'user.email=rehearsal@localhost']
     try:
-        done = subprocess.run(words, cwd=str(folder), stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, universal_newlines=True,
-                              env=dict(environ, **NO_GIT_SETTINGS))
+        done = subprocess.run(['git', '-c', 'safe.directory=*'] + name + list(args),
+                              cwd=str(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True)
     except FileNotFoundError:
         raise RehearsalError('git is missing, and a rehearsal makes fresh checkouts with it')
     if done.returncode:
@@ -214,7 +212,6 @@ def agent_environ(environ):
     kept = {name: value for name, value in environ.items()
             if name.upper() in KEPT or name.startswith(KEPT_BEGINNINGS)}
     python = environ.get('PYTHON', '')
-    kept.update(NO_GIT_SETTINGS)
     kept.update({'PYTHON': os.path.abspath(python) if '/' in python else python,
                  'CONTAINER': environ.get('CONTAINER'), 'ROWS': environ.get('ROWS') or ROWS})
     return {name: value for name, value in kept.items() if value}
@@ -397,6 +394,7 @@ def main(argv=None):
         parser.error(f'FAULT={args.fault} is for PIPELINE=devops/ci.yml')
     for number in STOPS:
         signal.signal(number, stop)
+    os.environ.update(NO_GIT_SETTINGS)
     try:
         import pipeline_checks
         found = [problem for name in NEEDED_FIRST.get(path.name, []) + [path.name]

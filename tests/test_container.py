@@ -121,17 +121,18 @@ def test_tools_that_were_fetched_come_before_an_old_make_of_the_image(
     assert subprocess.call(check) == 1
 
 
-@pytest.mark.parametrize('words', [[], ['--prepare', 'make', 'test']])
-def test_wrong_use_exits_with_2(words):
-    with pytest.raises(SystemExit) as end:
-        container.main(words)
-    assert end.value.code == 2
-
-
-def test_without_docker_one_sentence_says_so(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('words, root, said', [
+    ([], ROOT, 'either --prepare or a command'),
+    (['--prepare', 'make', 'test'], ROOT, 'either --prepare or a command'),
+    (['make'], ROOT / 'a,b', 'a path without'), (['make'], ROOT / 'a:b', 'a path without'),
+    (['make'], ROOT, 'error: there is no docker here')])
+def test_what_cannot_be_is_one_sentence(words, root, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(container, 'ROOT', root)
     monkeypatch.setenv('PATH', str(tmp_path))
-    assert container.main(['make', 'test']) == 1
-    assert 'error: there is no docker here' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        sys.exit(container.main(words))
+    text = capsys.readouterr().err
+    assert said in text and end.value.code == (1 if 'no docker' in text else 2)
 
 
 def test_a_cancelled_step_reaches_the_script_behind_make(docker, tmp_path):

@@ -342,7 +342,7 @@ def test_only_an_earlier_rehearsal_is_replaced_but_not_its_cache_nor_one_under_w
     with rehearse.take_folder(out):
         (out / 'ci').mkdir()
         (out / 'cache').mkdir()
-        for folder in (out, tmp_path):
+        for folder in (out, tmp_path, tmp_path / 'a:b'):
             with pytest.raises(rehearse.RehearsalError):
                 rehearse.take_folder(folder)
         assert (out / 'ci').exists()

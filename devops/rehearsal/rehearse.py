@@ -222,6 +222,8 @@ def take_folder(out):
 
     Raises RehearsalError when it holds something else or another rehearsal is under way in it.
     """
+    if os.pathsep in str(out):
+        raise RehearsalError(f'no program can be found in {out}: use a path without a colon')
     if out.is_dir() and not (out / MARK).exists() and any(out.iterdir()):
         raise RehearsalError(f'{out} holds something else than a rehearsal and is left alone: '
                              'name another folder')

@@ -106,10 +106,8 @@ def snapshot(root, origin, out):
     git('init', '--quiet', str(origin))
     git('symbolic-ref', 'HEAD', 'refs/heads/master', folder=origin)
     options = ['--git-dir', str(origin / '.git'), '--work-tree', str(root)]
-    if root in out.parents:
-        (origin / '.git' / 'info').mkdir(exist_ok=True)
-        (origin / '.git' / 'info' / 'exclude').write_text(f'/{out.relative_to(root).parts[0]}/\n')
-    git(*options, 'add', '--all', folder=root)
+    own = [f':!/{out.relative_to(root).parts[0]}/'] if root in out.parents else []
+    git(*options, 'add', '--all', '.', *own, folder=root)
     git(*options, 'commit', '--quiet', '--no-verify', '-m', 'Rehearsal', folder=root)
     git('reset', '--quiet', '--hard', folder=origin)
     if not (root / '.git').exists():

@@ -23,7 +23,7 @@ def code_commit(config):
     if config.build_sourceversion:
         return config.build_sourceversion
     # A repository around an unpacked archive knows none of its files, and is not that of the code.
-    command = 'git rev-parse --verify HEAD:./ && git describe --always --dirty --abbrev=40 --match=-'
+    command = 'git rev-parse HEAD:./ && git describe --always --dirty --abbrev=40 --match=-'
     try:
         return subprocess.check_output(command, shell=True, cwd=str(ROOT), timeout=10,
                                        stderr=subprocess.DEVNULL).decode().split()[-1]

@@ -101,16 +101,15 @@ def build(venv, part, uv):
     listed.write_text(wanted)
     note = ', the Azure SDK among them (700 MB, some minutes)' if part == 'full' else ''
     print(f'Installing {len(lines)} pinned packages into {venv}{note}', flush=True)
+    # --no-user: whatever someone's pip.conf says.
     install = [uv, 'pip', 'install', '--python', str(python)] if uv else [
-        str(python), '-m', 'pip', 'install', '--disable-pip-version-check']
+        str(python), '-m', 'pip', 'install', '--no-user', '--disable-pip-version-check']
     install += [] if sys.stdout.isatty() else ['-q']
-    # Whose pip installs for the user elsewhere gets the packages here all the same.
-    environ = dict(os.environ, PIP_USER='0')
     # The others need a pip that knows their wheels.
     own = [line for line in lines if line.startswith('pip==')]
     if own and not uv:
-        subprocess.run(install + own, check=True, env=environ)
-    subprocess.run(install + ['-r', str(listed)], check=True, env=environ)
+        subprocess.run(install + own, check=True)
+    subprocess.run(install + ['-r', str(listed)], check=True)
     if part == 'full' and version not in SDK_PYTHONS:
         print(f'warning: azureml-sdk needs Python 3.10 or 3.11, this is {version}: the Azure ML '
               'targets will not work and their tests are skipped', file=sys.stderr)

@@ -232,10 +232,8 @@ def take_folder(out):
     except OSError:
         raise RehearsalError(f'another rehearsal is under way in {out}') from None
     for path in out.iterdir():
-        if path.is_dir() and path.name != 'cache':
-            shutil.rmtree(str(path))
-        elif path.is_file() and path.name != MARK:
-            path.unlink()
+        if path.name not in ('cache', MARK):
+            (shutil.rmtree if path.is_dir() else os.unlink)(str(path))
     return lock
 
 
@@ -400,8 +398,7 @@ def main(argv=None):
         found = [problem for name in NEEDED_FIRST.get(path.name, []) + [path.name]
                  for problem in pipeline_checks.find_problems(path.with_name(name))]
         if found:
-            listed = '\n  '.join(found)
-            print(f'error: nothing is run, the pipelines have problems:\n  {listed}',
+            print('\n  '.join(['error: nothing is run, the pipelines have problems:'] + found),
                   file=sys.stderr)
             return 2
         out = args.out.resolve()

@@ -110,9 +110,8 @@ def snapshot(root, origin, out):
     git(*options, 'add', '--all', '.', *own, folder=root)
     git(*options, 'commit', '--quiet', '--no-verify', '-m', 'Rehearsal', folder=root)
     git('reset', '--quiet', '--hard', folder=origin)
-    if not (root / '.git').exists():
-        return []
-    return [line[3:] for line in git('status', '--porcelain', folder=root).splitlines()]
+    status = git('status', '--porcelain', folder=root) if (root / '.git').exists() else ''
+    return [line[3:] for line in status.splitlines()]
 
 
 def commit(origin, files):

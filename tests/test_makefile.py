@@ -167,6 +167,12 @@ def test_a_changed_pin_retrains_only_if_training_needs_it(project, old, new, red
     assert project.make('retrain') == redone
 
 
+def test_a_list_of_versions_that_cannot_be_read_stops_make(project):
+    project.write('conda_dependencies.yml', 'dependencies:\n  - pandas  # training\n')
+    assert project.make('retrain', fails=True) == []
+    assert 'pandas: no pinned version' in project.output
+
+
 def test_a_changed_table_of_ones_own_retrains(project):
     project.write(ODD)
     assert project.make('retrain', 'DATA=' + ODD) == ALL[1:]
@@ -201,6 +207,16 @@ def test_a_value_is_text_and_the_surroundings_stay_outside(project, given):
     said = (project.folder / 'given').read_text().splitlines()
     assert said.count(ODD) == 8 and f'BUILD_BUILDID={ODD}' in said
     assert 'there' not in ' '.join(said) and not (project.folder / 'run').exists()
+
+
+@pytest.mark.parametrize('given, said', [
+    ('OUT=my outputs', "OUT is 'my outputs': make cannot handle blanks"),
+    ('OUT=a(1)', "OUT is 'a(1)'"), ('OUT=$(HOME)', "OUT is '$(HOME)'"), ('OUT=-o', "OUT is '-o'"),
+    ("MODEL_NAME=it's", "MODEL_NAME is 'it's'"), ('VENV=a;b', "VENV is 'a;b'"),
+    ('ROWS=1\ntouch run', 'ROWS has a line break'),
+    ('PYTHON=/no/such', 'PYTHON is /no/such, and no Python'), ('PYTHON=true', 'PYTHON is true,')])
+def test_what_make_cannot_handle_is_one_sentence(project, given, said):
+    assert project.make('retrain', given, fails=True) == [] and said in project.output
 
 
 def test_a_venv_whose_interpreter_is_gone_is_built_again(project):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / 'scripts'))
+import ctrl_c  # noqa: E402, F401
+
 VARIABLES = ROOT / 'devops' / 'variables.yml'
 TOOLS = ROOT / '.container' / 'tools'
 # Set inside, to these values: the user of the agent has no entry in the image's /etc/passwd. With

@@ -13,7 +13,8 @@ from conftest import ROOT
 pytestmark = pytest.mark.no_cover
 
 ALL = ['sample', 'train', 'evaluate', 'register']
-REAL = ('Makefile', 'conda_dependencies.yml', 'scripts/dependencies.py', 'scripts/build_venv.py')
+REAL = ['Makefile', 'conda_dependencies.yml'] + [
+    f'scripts/{name}.py' for name in ('dependencies', 'build_venv', 'ctrl_c')]
 # No sign in it is for make or the shell.
 ODD = '$(shell touch run) `touch run`; touch run "\'#*?[x]<a>|\\&(1)%~.csv'
 # In place of Python: notes the script's name and writes what the script of that name would.

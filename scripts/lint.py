@@ -30,8 +30,10 @@ def findings(files):
                 found[self.filename].append(f'{self.filename}:{line_number}:{offset + 1} {text}')
             return code
 
-    pycodestyle.StyleGuide(max_line_length=MAX_LINE_LENGTH, reporter=Collector,
-                           repeat=True).check_files(found)
+    guide = pycodestyle.StyleGuide(max_line_length=MAX_LINE_LENGTH, reporter=Collector, repeat=True)
+    # Not its check_files, which ends at Ctrl-C as if all files were checked.
+    for path in found:
+        guide.input_file(path)
     return found
 
 

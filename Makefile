@@ -30,7 +30,7 @@ PIPELINE       ?= devops/ci.yml
 FAULT          ?=
 CONNECTION     ?= federated
 
-# Whoever queues a build sets some of them: a value is a text, in which $$ and quotes mean nothing to make or the shell.
+# Whoever queues a build sets some of them: a value is text, in which $ and quotes mean nothing to make or the shell.
 define newline
 
 

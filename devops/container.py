@@ -90,9 +90,9 @@ def main(argv=None):
     name = image(VARIABLES.read_text(encoding='utf-8'))
     if bool(args.words) == args.prepare:
         parser.error('either --prepare or a command is needed')
-    if not name or ',' in str(ROOT):
+    if not name or set(',:"') & set(str(ROOT)):
         parser.error('devops/variables.yml names no CONTAINER_IMAGE' if not name else
-                     f'docker cannot mount {ROOT}: use a path without a comma')
+                     f'docker cannot mount {ROOT}: use a path without , : and "')
     if not shutil.which('docker'):
         raise azure_ml.AzureError('there is no docker here: install Docker Engine, or run make '
                                   'without the container')

@@ -3,6 +3,8 @@ import json
 import os
 from pathlib import Path
 
+import ctrl_c  # noqa: F401
+
 
 def write_bytes(path, content):
     """Write the content; the file then holds all of it, or what it held before."""

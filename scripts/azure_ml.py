@@ -16,6 +16,7 @@ import time
 import traceback
 import warnings
 
+import ctrl_c  # noqa: F401
 import settings
 
 # By default the SDK repeats a request after 32, 64 and 128 s when it is throttled, and after up to

@@ -101,8 +101,9 @@ def build(venv, part, uv):
     listed.write_text(wanted)
     note = ', the Azure SDK among them (700 MB, some minutes)' if part == 'full' else ''
     print(f'Installing {len(lines)} pinned packages into {venv}{note}', flush=True)
+    # --no-user: whatever someone's pip.conf says.
     install = [uv, 'pip', 'install', '--python', str(python)] if uv else [
-        str(python), '-m', 'pip', 'install', '--disable-pip-version-check']
+        str(python), '-m', 'pip', 'install', '--no-user', '--disable-pip-version-check']
     install += [] if sys.stdout.isatty() else ['-q']
     # The others need a pip that knows their wheels.
     own = [line for line in lines if line.startswith('pip==')]

@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+import ctrl_c  # noqa: F401
+
 LIST = Path(__file__).resolve().parent.parent / 'conda_dependencies.yml'
 TAGS = ('training', 'scoring', 'control', 'tools', 'cloud')
 LINE = re.compile(r'^(?P<indent> +)- (?P<package>[^#\s]+)\s*(?:#\s*(?P<tags>.*?)\s*)?$')

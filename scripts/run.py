@@ -218,7 +218,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         print(f'error: stopped; if it was submitted, {how_to_go_on(build_id)}',
               file=sys.stderr)
-        return 1
+        return 130
     atomic.write_json(Path(args.out) / 'run.json', result)
     print(f"{result['result']} {result['model']} version {result['version']}: {result['reason']}")
     if os.environ.get('TF_BUILD'):

@@ -81,7 +81,7 @@ def test_a_given_interpreter_is_told_what_it_lacks(tmp_path, monkeypatch, capsys
 
 def test_a_given_interpreter_that_lacks_everything_stops_make(tmp_path):
     bare = fake_python(tmp_path, 'bare', '')
-    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -ES "$@"\n')
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -ES "$@"\n')
     done = subprocess.run(
         ['make', '-C', str(ROOT), 'train', f'PYTHON={bare}', f'OUT={tmp_path}/out'],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)

@@ -158,6 +158,8 @@ def test_help_of_a_script_is_cheap_and_its_docstring_shows_the_command():
         modules = {name.split('.')[0] for name in shown.split('loaded True')[-1].split()}
         if 'loaded True' not in shown or 'usage' not in shown or modules & HEAVY:
             wrong.append(f'{path.name}: --help is not cheap, it loads {sorted(modules & HEAVY)}')
+        if owner(path) in ('scripts', 'devops') and 'ctrl_c' not in modules:
+            wrong.append(f'{path.name}: Ctrl-C prints a traceback')
     assert wrong == []
 
 

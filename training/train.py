@@ -214,10 +214,11 @@ def fit(frame, parameters):
 
 def code_commit():
     """The commit of this file's repository, with -dirty where files differ from it, or None."""
-    command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=-']
+    # A repository around an unpacked archive knows none of its files, and is not that of the code.
+    command = 'git rev-parse HEAD:./ && git describe --always --dirty --abbrev=40 --match=-'
     try:
-        return subprocess.check_output(command, cwd=str(FOLDER), stderr=subprocess.DEVNULL,
-                                       timeout=10).decode().strip()
+        return subprocess.check_output(command, shell=True, cwd=str(FOLDER), timeout=10,
+                                       stderr=subprocess.DEVNULL).decode().split()[-1]
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -8,8 +8,10 @@ from parameters import LIGHTGBM, ParametersError, load_parameters
 
 
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
-def test_own_files_of_parameters_are_good(path):
-    assert load_parameters(str(path)) == json.loads(path.read_text())
+def test_own_files_of_parameters_are_good_with_a_byte_order_mark_too(path, tmp_path):
+    marked = tmp_path / 'p.json'
+    marked.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    assert load_parameters(str(path)) == load_parameters(marked) == json.loads(path.read_text())
 
 
 def test_the_challenges_parameters_are_the_challenges():

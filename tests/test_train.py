@@ -152,7 +152,7 @@ def test_dropped_columns_have_no_say(frame, parameters):
 
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
 def test_hold_out_rows_have_no_say(frame, parameters, path):
-    """Other targets change the model wherever they are but in the hold-out."""
+    """Other targets change the model but in the hold-out, with which its bytes are the same."""
     path = parameters(path=path, rounds=5)
     parts = table.split_of(frame['id'].to_numpy())
     texts = []
@@ -183,7 +183,7 @@ def test_fewer_non_claims_leave_the_probabilities_calibrated(frame, parameters):
 
 
 def test_a_thousand_rows_still_give_a_model_that_tells_rows_apart(caplog):
-    model, _, probability, rest = fit(sample.generate(1200, 1), DEFAULT)
+    model, _, probability, rest = fit(next(sample.generate(1200, 1)), DEFAULT)
     assert len(set(probability)) > 10
     assert rest['rounds'] > 1
     assert 'few rows: min_data_in_leaf is lowered from 300' in caplog.text
@@ -207,12 +207,6 @@ def test_subsample_keeps_all_claims_and_the_total_weight():
     assert set(weight[label[kept] == 1]) == {1}
     assert (train.subsample(label, rows, 0.3, 1)[0] == kept).all()
     assert train.subsample(label, rows, 1, 1) == (rows, None)
-
-
-@pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
-def test_same_input_gives_the_same_bytes(frame, parameters, path):
-    path = parameters(path=path, rounds=5)
-    assert len({fit(frame, path)[0].model_to_string() for _ in range(2)}) == 1
 
 
 def test_failures_are_said_and_leave_an_earlier_result_alone(model, data, parameters, tmp_path,

@@ -114,7 +114,7 @@ def load_parameters(path):
     "direction", "least_gain"}}. Raises ParametersError that lists every problem.
     """
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8-sig') as file:
             parameters = json.load(file, object_pairs_hook=once)
     except (OSError, ValueError) as error:
         raise ParametersError(f'{path}: cannot be read: {error}')

@@ -3,6 +3,7 @@ import html
 import io
 import math
 import string
+from pathlib import Path
 
 import metrics
 
@@ -17,56 +18,7 @@ STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'tex
          'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
          'legend.frameon': False}
 
-PAGE = string.Template('''<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<meta name="viewport" content="width=device-width, initial-scale=1"/>
-<title>Safe driver model, $day</title>
-<style>
-body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 62rem; color: #1d2733;
-  background: #fff; font: 16px/1.5 $fonts, sans-serif }
-h1 { margin: 0; font-size: 1.9rem; line-height: 1.2 }
-h2 { margin: 2.4rem 0 .3rem; font-size: 1.2rem }
-p { margin: .3rem 0 .8rem }
-.quiet, th, caption { color: #5a6672 }
-.tiles { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr));
-  margin: 1.5rem 0 }
-.tile { border-top: 3px solid #14568c; background: #f3f6f9; padding: .7rem .9rem }
-.tile b { display: block; font-size: 1.6rem; font-weight: 600; line-height: 1.3 }
-.tile span { font-size: .85rem; color: #5a6672 }
-.pair { display: grid; gap: 0 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
-figure { margin: .8rem 0 0; break-inside: avoid }
-figcaption { font-size: .9rem; color: #5a6672 }
-svg { display: block; width: 100%; height: auto }
-.narrow { max-width: 40rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; margin: .5rem 0; font-size: .92rem }
-th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid #dde3e8; text-align: left;
-  vertical-align: top; overflow-wrap: anywhere }
-th { font-weight: 500 }
-tr { break-inside: avoid }
-.numbers th, .numbers td { text-align: right; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; white-space: nowrap }
-.names th { width: 11rem }
-@media print { body { padding: 0; font-size: 10.5pt } .tile { border: 1px solid #b9cbdb }
-  .pair { grid-template-columns: 1fr 1fr } h2 { break-after: avoid } }
-</style>
-</head>
-<body>
-<h1>Safe driver model</h1>
-<p class="quiet">$subtitle</p>
-<p>$sentence</p>
-<div class="tiles">$tiles</div>
-$body
-<h2>Parameters</h2>
-<div class="pair">$parameters</div>
-<h2>Where it comes from</h2>
-$lineage
-</body>
-</html>
-''')
+PAGE = string.Template(Path(__file__).with_name('report_page.html').read_text(encoding='utf-8'))
 
 
 def page(result, features, label, probability, curve):

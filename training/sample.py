@@ -23,16 +23,6 @@ MISSING_PREFIX = 'missing '
 INTERCEPT = -3.7608
 
 
-def generate(rows, seed):
-    """A pandas.DataFrame of `rows` rows in the columns of the real table.
-
-    Whole numbers are int8, id int32, fractions float64 with the ten digits of the real table. The
-    same seed gives the same rows, and a longer table begins with the rows of a shorter one.
-    """
-    import pandas
-    return pandas.concat(list(_chunks(rows, seed)), ignore_index=True)
-
-
 def claim_probabilities(frame):
     """The probability of a claim by which the target of each row was drawn, shape (rows,).
 
@@ -85,8 +75,12 @@ def log_odds(frame):
     return alone + categories + together
 
 
-def _chunks(rows, seed):
-    """The table in frames of CHUNK_ROWS rows, the last one shorter."""
+def generate(rows, seed):
+    """A table of `rows` rows in frames of CHUNK_ROWS, the last one shorter.
+
+    Whole numbers are int8, id int32, fractions float64 with the ten digits of the real table. The
+    same seed gives the same rows, and a longer table begins with the rows of a shorter one.
+    """
     import numpy
     import pandas
     correlations, choices = table.PUBLISHED['correlations'], table.PUBLISHED['choices']
@@ -175,7 +169,7 @@ def main(argv=None):
     try:
         with tracking.replacing(args.out) as unfinished, open(unfinished, 'w', newline='\n') as out:
             out.write(','.join(table.COLUMNS) + '\n')
-            for frame in _chunks(args.rows, args.seed):
+            for frame in generate(args.rows, args.seed):
                 out.writelines(_lines(frame))
     except OSError as error:
         print(f'error: {args.out} cannot be written: {error.strerror}', file=sys.stderr)

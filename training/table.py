@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -34,6 +35,8 @@ LONGEST_HEADER_BYTES = 1 << 20
 LARGEST_FLOAT32 = 3.4028235e38
 EMPTY_WORDS = {'', 'nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none'}
 LINE = 'number of the line in the file'
+# An exponent of a number beyond all floats: at some of many digits pandas ends the process.
+LONG_EXPONENT = r'([eE][-+]?)0*[1-9]\d{2,}'
 
 log = logging.getLogger('table')
 
@@ -162,7 +165,8 @@ def _blocks(stream):
     """What follows the header in blocks of whole lines: (number of its first line, bytes)."""
     line = 2
     for data in iter(lambda: stream.read(BLOCK_BYTES) + stream.readline(), b''):
-        yield line, data
+        # Some programs of Windows end a file with Ctrl-Z.
+        yield line, data.rstrip(b'\x1a')
         line += data.count(b'\n')
 
 
@@ -193,6 +197,8 @@ def _parse_fast(header, line, data):
     rows = data.count(b'\n') + (not data.endswith(b'\n'))
     # pandas would take one cell too many in every row for an index, and stop reading at a NUL.
     if data.count(b',') != rows * (len(header) - 1) or b'\0' in data:
+        return None
+    if (b'e' in data or b'E' in data) and re.search(LONG_EXPONENT.encode(), data):
         return None
     types = {position: ('float32' if _is_fraction(name) else 'int64') if name in KNOWN else 'object'
              for position, name in enumerate(header)}
@@ -230,7 +236,7 @@ def _parse_with_care(header, line, data):
     # What follows the last line end is empty, unless the file is cut off.
     last = line + data.count(b'\n')
     for line, text in enumerate(data.split(b'\n'), line):
-        if not text.strip():
+        if not text.strip(b' \t\r\x1a'):
             continue
         if b'\0' in text:
             problems.add('NUL bytes in {count} line{s}', line=line)
@@ -257,7 +263,8 @@ def _parse_with_care(header, line, data):
     table = numpy.array(rows, dtype=object).reshape(len(rows), len(header))
     for name, cells in zip(header, table.T):
         if name in KNOWN:
-            values = pandas.to_numeric(cells, errors='coerce')
+            safe = re.sub(LONG_EXPONENT, r'\g<1>300', '\n'.join(cells)).split('\n')
+            values = pandas.to_numeric(numpy.array(safe[:len(cells)], object), errors='coerce')
             columns[name] = _check_cells(name, cells, values, lines, problems)
     return columns, problems
 

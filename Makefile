@@ -154,7 +154,7 @@ $(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.
 $(call VALUES,rows table parameters run-evaluation model-name build training-pins): FORCE
 	@mkdir -p $(@D); value='$(VALUE)'; echo "$$value" | cmp -s - $@ || echo "$$value" > $@
 
-TABLE_CODE := training/table.py training/tracking.py training/columns.json
+TABLE_CODE := training/table.py training/tracking.py training/console.py training/columns.json
 
 $(OUT)/data/safe_driver.csv: training/sample.py training/tracking.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(ROWS) --out $@

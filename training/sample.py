@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 
+import console
 import table
 import tracking
 
@@ -179,4 +180,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

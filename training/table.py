@@ -9,12 +9,13 @@ import csv
 import gzip
 import io
 import json
-import logging
 import os
 import re
 import sys
 import zlib
 from pathlib import Path
+
+import console
 
 PUBLISHED = json.loads(Path(__file__).with_name('columns.json').read_text())
 KNOWN = PUBLISHED['columns']
@@ -37,8 +38,6 @@ EMPTY_WORDS = {'', 'nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none'}
 LINE = 'number of the line in the file'
 # An exponent of a number beyond all floats: at some of many digits pandas ends the process.
 LONG_EXPONENT = r'([eE][-+]?)0*[1-9]\d{2,}'
-
-log = logging.getLogger('table')
 
 
 class TableError(ValueError):
@@ -113,7 +112,7 @@ def read_table(path):
     if problems:
         raise TableError('\n- '.join([f'{path} cannot be used:'] + list(problems.sentences())))
     for sentence in _unusual(columns):
-        log.warning('%s: %s', path, sentence)
+        console.log.warning('%s: %s', path, sentence)
     return pandas.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)
 
 
@@ -350,7 +349,6 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', required=True, help='the table: a CSV file, may be in gzip')
     path = parser.parse_args(argv).data
-    logging.basicConfig(level=logging.WARNING, format='warning: %(message)s')
     try:
         table = read_table(path)
     except TableError as error:
@@ -364,4 +362,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import datetime
 import json
-import logging
 import math
 import os
 import platform
@@ -16,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import console
 import table
 import tracking
 from parameters import LIGHTGBM, ParametersError, dropped, load_parameters
@@ -27,8 +27,6 @@ SECONDS_BETWEEN_LINES = 10
 BOOTSTRAP_DRAWS = 1000
 # How LightGBM refuses a number: Check failed: (num_leaves) > (1) at .../config_auto.cpp, line 344 .
 FAILED_CHECK = re.compile(r'Check failed: \((.*)\) (\S+) \((.*)\) at .*')
-
-log = logging.getLogger('train')
 
 
 class TrainingError(RuntimeError):
@@ -90,7 +88,7 @@ def progress(rounds):
             spoken = now
             seconds = (now - start) / done * (rounds - done)
             print(f'{begin}round {done} of {rounds}, at most {seconds:.0f} s left', end=end,
-                  file=sys.stderr, flush=True)
+                  file=sys.__stderr__, flush=True)
     return say
 
 
@@ -152,7 +150,7 @@ def lowered(own, rows, claims):
         for given in [name] + LIGHTGBM[name]:
             if result.get(given, 0) > cap:
                 result[given] = cap
-                log.warning('few rows: %s is lowered from %g to %g', given, own[given], cap)
+                console.log.warning('few rows: %s is lowered from %g to %g', given, own[given], cap)
     return result
 
 
@@ -191,7 +189,7 @@ def fit(frame, parameters):
             [progress(parameters['rounds']), lightgbm.record_evaluation(recorded)])
         boosting = time.monotonic() - start
         if sys.stderr.isatty():
-            print('\r\033[K', end='', file=sys.stderr, flush=True)
+            print('\r\033[K', end='', file=sys.__stderr__, flush=True)
     except lightgbm.basic.LightGBMError as error:
         reason = FAILED_CHECK.sub(r'\1 must be \2 \3', str(error).strip())
         raise TrainingError(f'LightGBM refuses: {reason}')
@@ -307,7 +305,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not (args.data or os.environ.get('AZUREML_RUN_ID')):
         parser.error('--data is needed outside of Azure ML')
-    logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     try:
         run(args)
     except (ParametersError, TrainingError, table.TableError, tracking.TrackingError,
@@ -318,4 +315,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

@@ -79,6 +79,22 @@ def both(*damages):
     return damage
 
 
+CALC = [name for name in table.FEATURES if 'calc' in name]
+blank_calc = both(*[set_cells(name, b'0', range(2, ROWS + 2)) for name in CALC])
+
+
+def add_copies(lines, columns=()):
+    """Damage: these lines again under new ids, with the cells of the line before in `columns`."""
+    def damage(content):
+        rows = cells_of(content)
+        for line in lines:
+            rows.append([b'%d' % (10 ** 7 + line)] + rows[line - 1][1:])
+            for position in map(table.COLUMNS.index, columns):
+                rows[-1][position] = rows[line - 2][position]
+        return joined(rows)
+    return damage
+
+
 DAMAGES = [
     ('missing id', drop_column('id'), ['1 missing column: id']),
     ('missing target', drop_column('target'), ['1 missing column: target']),
@@ -95,6 +111,12 @@ DAMAGES = [
           set_cells('ps_reg_01', b'1e-99999999999', [46])),
      ["ps_car_12: 1 number too large, first in line 44 ('3.402e384873397172')",
       "ps_ind_01: 1 number too large, first in line 45 ('-1E+2147483648')"]),
+    ('copies under new ids', add_copies([5, 3, 4]),
+     ['3 rows with all 57 features of an earlier row', 'line 1,002 (the same as line 5)']),
+    ('a copy with another target', both(add_copies([5]), set_cells('target', b'1', [1002])),
+     ['1 row with all 57 features']),
+    ('copies without values in ps_calc_*', both(blank_calc, add_copies(range(3, 30))),
+     ['27 rows with all 57 features']),
     ('just too large', set_cells('ps_ind_01', b'9223372036854775808', [46]),
      ['ps_ind_01: 1 number too large', 'line 46']),
     ('target 2 and -1', both(set_cells('target', b'2', [11, 21]), set_cells('target', b'-1', [2])),
@@ -267,6 +289,21 @@ def test_values_never_seen_are_a_warning_with_counts(good, write, caplog):
     assert 'ps_car_11_cat: 3 values not in the published table, from 105 to 105' in text
     assert 'ps_ind_02_cat: 1 value not in' in text
     assert 'ps_car_13: 2 values' in text and 'ps_reg_01: 1 value' in text
+
+
+@pytest.mark.parametrize('damage, words', [
+    (add_copies(range(3, 30), CALC), '27 rows equal an earlier one in all of the columns other '
+     'than ps_calc_*, first line 1,002 as line 3'),
+    (add_copies(range(3, 30), ['ps_car_13', 'target']), 'in all of the columns ps_calc_*, first'),
+    (add_copies(range(3, 30), [name for name in table.COLUMNS if table.KNOWN[name]['type'] ==
+                               'float32']), 'in all of the columns of whole numbers, first'),
+    (both(blank_calc, add_copies([3])), None),
+    (set_cells('target', b'1', range(100, 200)), 'of the rows are claims, in the published table'),
+    (set_cells('target', b'1', range(100, 110)), None)])
+def test_near_copies_and_a_strange_share_of_claims_are_told(good, write, caplog, damage, words):
+    table.read_table(write(damage(good)))
+    text = '\n'.join(message for message in caplog.messages if 'not in the' not in message)
+    assert words in text if words else text == ''
 
 
 @pytest.mark.parametrize('end', [b'\x1a', b'\x1a\x1a', b'\r\n\x1a\r\n', b'\n\x1a'])

@@ -107,6 +107,7 @@ def test_model_takes_the_57_numbers_and_gives_the_reported_figures(model, data):
     assert result['rows'] == {'training': 6000 - len(rows), 'early_stopping': 0,
                               'hold_out': len(rows)}
     assert result['claims']['hold_out'] == rows['target'].sum()
+    assert [text.split(' is ')[0] for text in result['warnings']] == ['few rows: min_data_in_leaf']
     given = json.loads(DEFAULT.read_text())
     # There are too few rows for some, and what was used is told.
     lowered = re.search(r'\[min_data_in_leaf: (\d+)\]', (model / 'model.txt').read_text()).group(1)
@@ -123,6 +124,19 @@ def test_report_shows_the_plots(model):
                   f'AUC of the hold-out rows as trees are added; {rounds} are kept'):
         assert words in text
     assert 'left out' not in text
+
+
+@pytest.mark.end_to_end
+def test_an_auc_that_the_data_cannot_give_is_doubted_in_log_metrics_and_report(
+        frame, parameters, tmp_path, caplog):
+    leak = frame.assign(ps_calc_04=frame['target'])
+    leak.to_csv(str(tmp_path / 'leak.csv'), index=False)
+    path = parameters({'min_data_in_leaf': 9, 'feature_fraction': 1}, rounds=3, dropped_columns=[])
+    assert train.main(['--data', str(tmp_path / 'leak.csv'), '--out', str(tmp_path / 'model'),
+                       '--parameters', path]) == 0
+    warnings = json.loads((tmp_path / 'model' / 'metrics.json').read_text())['warnings']
+    assert warnings == caplog.messages and 'the AUC is above 0.65' in warnings[-1]
+    assert warnings[-1] in read((tmp_path / 'model' / 'report.html').read_text())[1]
 
 
 def test_lineage_says_what_made_the_model(model, data):

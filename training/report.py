@@ -57,6 +57,8 @@ def page(result, features, label, probability, curve):
         tiles=''.join(f'<div class="tile"><b>{number}</b><span>{name}</span></div>'
                       for number, name in tiles),
         body='\n'.join([
+            table(['not to be overlooked'], [[text] for text in result['warnings']])
+            if result['warnings'] else '',
             '<h2>How well it ranks</h2>',
             pair(figure(plots, 'roc', 'Share of the claims found among the policies rated '
                         'riskiest. The diagonal is chance.'),

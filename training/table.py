@@ -39,6 +39,15 @@ LINE = 'number of the line in the file'
 # An exponent of a number beyond all floats: at some of many digits pandas ends the process.
 LONG_EXPONENT = r'([eE][-+]?)0*[1-9]\d{2,}'
 
+# No two of the first 10,000 real rows agree in all columns of one of these groups.
+GROUPS = {
+    'the columns other than ps_calc_*': [name for name in FEATURES if 'calc' not in name],
+    'the columns ps_calc_*': [name for name in FEATURES if 'calc' in name],
+    'the columns of whole numbers': [n for n in FEATURES if KNOWN[n]['type'] != 'float32'],
+}
+# Of the rows, so many that agree with another in a group are more than chance.
+COPIED_SHARE = .01
+
 
 class TableError(ValueError):
     """The table cannot be used; the text lists everything that is wrong with it."""
@@ -112,7 +121,7 @@ def read_table(path):
     if problems:
         raise TableError('\n- '.join([f'{path} cannot be used:'] + list(problems.sentences())))
     for sentence in _unusual(columns):
-        console.log.warning('%s: %s', path, sentence)
+        console.log.warning('%s: %s', Path(path).name, sentence)
     return pandas.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)
 
 
@@ -186,7 +195,21 @@ def _parse(header, line, data):
     """(columns by name, problems) of a block; LINE is the column of the rows' line numbers."""
     import numpy
     with numpy.errstate(all='ignore'):
-        return _parse_fast(header, line, data) or _parse_with_care(header, line, data)
+        columns, problems = _parse_fast(header, line, data) or _parse_with_care(header, line, data)
+        if columns.keys() >= set(FEATURES):
+            columns.update({group: _hashes(columns, names) for group, names in GROUPS.items()})
+    return columns, problems
+
+
+def _hashes(columns, names):
+    """A hash of 32 bits of each row's values in these columns, the same whatever their types."""
+    import numpy
+    mixed = numpy.zeros(len(columns[LINE]), dtype=numpy.int64)
+    for name in names:
+        mixed *= 0x1E3779B97F4A7C15
+        values = columns[name].astype(KNOWN[name]['type'] if _is_fraction(name) else 'int64')
+        mixed += values.view('int32') if _is_fraction(name) else values
+    return (mixed >> 32).astype(numpy.uint32)
 
 
 def _parse_fast(header, line, data):
@@ -293,7 +316,7 @@ def _check_cells(name, cells, values, lines, problems):
 
 
 def _check_rows(columns, problems):
-    """What shows only in the whole table: targets, repeated ids, the sizes of the parts."""
+    """What shows only in the whole table: targets, repeated ids, copies, the parts' sizes."""
     import numpy
     import pandas
     lines = columns.get(LINE, ())
@@ -317,6 +340,14 @@ def _check_rows(columns, problems):
             first = again.argmax()
             problems.add('id: {count} row{s} with the id of an earlier row', again.sum(),
                          lines[first], f'id {ids[first]:.0f}')
+    own, calc = [columns.get(group) for group in list(GROUPS)[:2]]
+    if own is not None:
+        count, first, line = _copies(own.astype(numpy.uint64) << numpy.uint64(32) | calc, lines)
+        # Without values in ps_calc_* some rows are alike by chance.
+        if count > (0 if calc.min() < calc.max() else COPIED_SHARE * len(lines)):
+            problems.add(f'{{count}} row{{s}} with all {len(FEATURES)} features of an earlier row; '
+                         'remove these copies: a model is not to be judged by what it learned',
+                         count, first, f'the same as line {line:,}')
     if not problems:
         counts = numpy.bincount(split_of(ids) * 2 + target, minlength=6).reshape(3, 2)
         if counts.min() < LEAST_PER_PART:
@@ -327,9 +358,27 @@ def _check_rows(columns, problems):
                          f'which takes about {LEAST_PER_PART * 12} of each in the table')
 
 
+def _copies(hashes, lines):
+    """(number of rows with the hash of an earlier one, line of the first, line of its equal)."""
+    import pandas
+    again = pandas.Series(hashes).duplicated().to_numpy()
+    first = again.argmax()
+    return again.sum(), lines[first], lines[(hashes == hashes[first]).argmax()]
+
+
 def _unusual(columns):
-    """A sentence on each column with values that the published table does not have."""
+    """A sentence on all that the published table does not have: values, near copies, claims."""
     import numpy
+    rows, published = len(columns['target']), KNOWN['target']['counts']['1'] / PUBLISHED['rows']
+    claims, expected = columns['target'].sum(), rows * published
+    if abs(claims - expected) > max(expected / 3, 4 * expected ** .5):
+        yield (f'target: {claims / rows:.2%} of the rows are claims, in the published table '
+               f'{published:.2%}: what the model predicts holds for this share only')
+    for group in GROUPS:
+        count, first, line = _copies(columns[group], columns[LINE])
+        if COPIED_SHARE * rows < count < rows - 1:
+            yield (f'{count:,} rows equal an earlier one in all of {group}, first line {first:,} '
+                   f'as line {line:,}: if they are copies, every figure of the model is too good')
     for name in FEATURES:
         values, known = columns[name], KNOWN[name]
         if _is_fraction(name):

@@ -160,7 +160,7 @@ $(OUT)/data/safe_driver.csv: training/sample.py training/tracking.py $(TABLE_COD
 	$(PY) training/sample.py --rows $(ROWS) --out $@
 
 $(MODEL) &: training/train.py training/parameters.py training/metrics.py training/report.py $(TABLE_CODE) \
-    training/report_page.html $(PARAMETERS) $(wildcard $(TABLE)) $(if $(DATA),,$(TABLE)) $(call VALUES,table parameters training-pins) | $(LOCAL)
+    training/report_page.html training/lightgbm_names.json $(PARAMETERS) $(wildcard $(TABLE)) $(if $(DATA),,$(TABLE)) $(call VALUES,table parameters training-pins) | $(LOCAL)
 	$(PY) training/train.py --data $(TABLE) --parameters $(PARAMETERS) --out $(OUT)/model
 
 $(DECISION): training/evaluate.py training/parameters.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)

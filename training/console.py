@@ -8,10 +8,7 @@ log = logging.getLogger('training')
 
 
 class Harmless:
-    """A stream that takes cells, names and answers of others and prints no order that is in them.
-
-    The agent of Azure DevOps obeys ##vso[...] anywhere in a line, a terminal control characters.
-    """
+    """A stream for others' text: the agent obeys ##vso[ in it, a terminal control characters."""
 
     def __init__(self, stream):
         self.stream = stream

@@ -19,10 +19,7 @@ def checked(label, score):
 
 
 def levels(positive, score):
-    """What is positive, of each row 0 to 1, and what is not, at each distinct score, lowest first.
-
-    ValueError where it is all or nothing.
-    """
+    """What is positive (0 to 1 a row) and what is not at each distinct score, lowest first."""
     if not 0 < positive.sum() < len(positive):
         raise ValueError('an AUC needs rows of both classes')
     level = np.unique(score, return_inverse=True)[1]
@@ -103,11 +100,8 @@ def bootstrap_auc_interval(label, score, seed=0, draws=1000):
         block = np.arange(len(positive)) * BLOCKS // len(positive)
         positive, negative = np.bincount(block, positive), np.bincount(block, negative)
     random = np.random.RandomState(seed)
-    figures = []
-    for _ in range(draws):
-        above = random.multinomial(int(positive.sum()), positive / positive.sum())
-        below = random.multinomial(int(negative.sum()), negative / negative.sum())
-        figures.append(area(above, below))
+    figures = [area(*[random.multinomial(int(part.sum()), part / part.sum())
+                      for part in (positive, negative)]) for _ in range(draws)]
     return [float(bound) for bound in np.percentile(figures, [2.5, 97.5])]
 
 

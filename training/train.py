@@ -201,8 +201,7 @@ def fit(frame, parameters):
         (name, values), = recorded['valid_0'].items()
         curve = 'AUC' if name == 'auc' else 'log loss', [list(p) for p in enumerate(values, 1)]
     else:
-        step = max(1, parameters['rounds'] // CURVE_POINTS)
-        raw, points = score_in_steps(model, out, truth, step)
+        raw, points = score_in_steps(model, out, truth, parameters['rounds'] // CURVE_POINTS or 1)
         probability, curve = 1 / (1 + np.exp(-raw)), ('AUC', points)
     counts = {'training': train_rows, 'early_stopping': stop_rows, 'hold_out': out_rows}
     return model, truth, probability, {

@@ -120,7 +120,7 @@ def test_report_shows_the_plots(model):
     root, text = read((model / 'report.html').read_text())
     assert len(list(root.iter(SVG))) == 5
     rounds = json.loads((model / 'metrics.json').read_text())['rounds']
-    for words in ('ROC curve', 'Lift by decile', 'Calibration', 'Learning curve',
+    for words in ('ROC curve', 'Lift by decile', 'Calibration', 'Learning curve', 'ps_car_13',
                   f'AUC of the hold-out rows as trees are added; {rounds} are kept'):
         assert words in text
     assert 'left out' not in text

@@ -90,7 +90,8 @@ def load_parameters(path):
     "direction", "least_gain"}}. Raises ParametersError that lists every problem.
     """
     try:
-        with open(path, encoding='utf-8-sig') as file:
+        # From bytes json knows UTF-16 and byte order marks, which editors of Windows write.
+        with open(path, 'rb') as file:
             parameters = json.load(file, object_pairs_hook=once)
     except (OSError, ValueError) as error:
         raise ParametersError(f'{path}: cannot be read: {error}')

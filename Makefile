@@ -184,13 +184,13 @@ $(OUT)/.make/training-pins:  VALUE = "$$($(ANY_PYTHON) scripts/dependencies.py -
 $(call VALUES,rows table parameters run-evaluation model-name build training-pins): FORCE
 	@mkdir -p $(@D); value=$(VALUE); [[ ! $$value -nt $@ ]] && cmp -s $@ - <<< "$$value" || printf '%s\n' "$$value" > $@
 
-TABLE_CODE := training/table.py training/tracking.py training/columns.json
+TABLE_CODE := training/table.py training/tracking.py training/console.py training/columns.json
 
 $(OUT)/data/safe_driver.csv: training/sample.py training/tracking.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(call given,ROWS) --out $@
 
 $(MODEL) &: training/train.py training/parameters.py training/metrics.py training/report.py $(TABLE_CODE) \
-    $(SAMPLE) $(call VALUES,table parameters training-pins) | $(LOCAL)
+    training/report_page.html training/lightgbm_names.json $(SAMPLE) $(call VALUES,table parameters training-pins) | $(LOCAL)
 	$(PY) training/train.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --out $(OUT)/model
 
 $(DECISION): training/evaluate.py training/parameters.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)

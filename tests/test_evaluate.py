@@ -37,7 +37,7 @@ def models(tmp_path_factory):
     """A table; the model `strong`, which saw the hold-out rows; `weak`, which saw wrong labels."""
     folder = tmp_path_factory.mktemp('evaluate')
     data = folder / 'table.csv'
-    sample.generate(4000, 1).to_csv(str(data), index=False)
+    next(sample.generate(4000, 1)).to_csv(str(data), index=False)
     frame = table.read_table(str(data))
     target = frame['target'].to_numpy()
     strong = make_model(folder / 'strong', frame, target, data)

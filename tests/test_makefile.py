@@ -80,7 +80,7 @@ def made(tmp_path_factory):
         (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(str(ROOT / name), str(project.folder / name))
     (project.folder / 'training').mkdir()
-    for name in re.findall(r'training/[a-z_]+\.(?:py|json)', (ROOT / 'Makefile').read_text()):
+    for name in re.findall(r'training/[a-z_]+\.(?:py|json|html)', (ROOT / 'Makefile').read_text()):
         project.write(name)
     for name, text in (('python', STAND_IN), ('python3', PYTHON3)):
         project.write(name, text)

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import console
 import tracking
 
 DRAWS = 500
@@ -169,4 +170,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import console
 import tracking
 
 FIGURES = ('auc', 'gini', 'log_loss', 'brier', 'top_decile_lift')
@@ -84,4 +85,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

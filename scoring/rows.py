@@ -1,4 +1,5 @@
 """The rows of a scoring request: read strictly and fast; explained patiently when refused."""
+import collections
 import json
 import operator
 import struct
@@ -104,16 +105,13 @@ def row_problems(rows, columns):
 
 
 def name_problems(row, pairs, columns):
-    known, seen = set(columns), set()
-    for name, _ in pairs:
-        if name in seen:
-            yield row, name[:NAME_SHOWN], 'is there more than once'
-        elif name not in known:
+    known, counts = set(columns), collections.Counter(name for name, _ in pairs)
+    for name, count in counts.items():
+        if name not in known:
             yield row, name[:NAME_SHOWN], 'is not a column of the model'
-        seen.add(name)
-    for name in columns:
-        if name not in seen:
-            yield row, name, 'is missing'
+        elif count > 1:
+            yield row, name, 'is there more than once'
+    yield from ((row, name, 'is missing') for name in columns if name not in counts)
 
 
 def value_problems(row, pairs):

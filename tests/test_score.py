@@ -1,6 +1,7 @@
 import contextlib
 import gc
 import json
+import multiprocessing
 import os
 import struct
 import sys
@@ -19,6 +20,7 @@ flask = pytest.importorskip('flask')
 import booster  # noqa: E402
 import rows  # noqa: E402
 import score  # noqa: E402
+import smoke_test  # noqa: E402
 
 ROWS = make_rows(3, seed=7)
 OBJECTS = [dict(reversed(list(zip(COLUMNS, row)))) for row in ROWS]
@@ -77,8 +79,19 @@ EXTREME = (1.7976931348623157e308, -1e308, 5e-324, 2 ** 53 + 1, 2 ** 64 + 1, -0.
     ids=['lists', 'objects in another order', 'many on two threads', 'extreme finite numbers'])
 def test_rows_get_the_models_own_scores(model, monkeypatch, data):
     monkeypatch.setattr(score, 'threads', 2)
-    as_lists = ROWS if data is OBJECTS else data
-    assert ask({'data': data}) == (200, {'result': scores(model, as_lists)})
+    right = 200, {'result': scores(model, ROWS if data is OBJECTS else data)}
+    assert ask({'data': data}) == right
+    # And in a worker that is forked after init() (WORKER_PRELOAD), without LightGBM's threads.
+    worker = multiprocessing.get_context('fork').Process(
+        target=lambda: os._exit(ask({'data': data}) != right))
+    worker.start()
+    worker.join(30)
+    worker.kill()
+    assert worker.exitcode == 0
+
+
+def test_the_smoke_test_sends_enough_rows_for_several_threads():
+    assert smoke_test.ROWS * smoke_test.TIMES >= score.ROWS_FOR_THREADS
 
 
 @pytest.mark.parametrize('name', ['true', 'is_false'])

@@ -89,12 +89,29 @@ def test_a_wrong_answer_fails_at_once(out, serve, change, reason, capsys):
     assert len(asked) == 1 and reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('status', [400, 401, 404, 500])
-def test_a_refusal_fails_at_once_with_status_and_body(out, serve, status, capsys):
-    asked = serve(lambda rows: (status, 'what the service says'))
+NOISE = '##vso[task.complete]\x1b[2J\r\x85##v\xadso[x]' + 'long' * 9999
+
+
+@pytest.mark.parametrize('status, said', [
+    (status, NOISE) for status in (400, 401, 404, 500, 503, None)] + [
+    (200, said) for said in ('', '[' * 9999, '{"result":' + '[' * 9999, '1' * 9999, '[1]', NOISE)],
+    ids=range(12))
+def test_what_else_a_service_says_is_shown_and_harmless_in_a_log(
+        out, serve, status, said, short_deadline, capsys):
+    asked = serve(lambda rows: (status, said))
     assert run(out) == 1
-    error = capsys.readouterr().err
-    assert len(asked) == 1 and f'status {status}' in error and 'what the service says' in error
+    assert len(asked) == 1 or status in (503, None)
+    printed = capsys.readouterr()
+    assert (f'status {status}' if status else 'no answer') in printed.err
+    assert said[-9:] in printed.err and '##vso[' not in printed.out + printed.err
+    assert not set(printed.out + printed.err) & set('\x1b\r\x85\xad')
+    assert len(printed.err) < 2100 and max(map(len, printed.out.splitlines()), default=0) < 300
+
+
+def test_no_part_of_the_key_is_in_what_a_service_says():
+    said = 'x' * (smoke_test.SHOWN - 5)
+    shown = smoke_test.harmless(said + 'the-key', {'Authorization': 'Bearer the-key'})
+    assert shown == said + '***'
 
 
 def test_what_passes_by_is_tried_again(out, serve):

@@ -41,7 +41,8 @@ def parse(body, columns, max_rows):
     # in memory.
     if (body.count(b'[') + body.count(b'{') > max_rows + 2
             or body.count(b',') >= max_rows * len(columns)):
-        raise Refused(413, f'more lists, objects or values than {max_rows} rows have')
+        raise Refused(413, disguise(body) or
+                      f'more lists, objects or values than {max_rows} rows have')
     try:
         (name, rows), = orjson.loads(body).items()
         lengths, names = set(map(len, rows)), 1
@@ -69,7 +70,7 @@ def explain(body, columns, fault):
     fault: what parse() met. The standard JSON parser also reads NaN, Infinity and numbers beyond
     a double, so that their row and column can be named.
     """
-    unreadable = [(None, None, f'the body is no JSON in UTF-8: {fault}')]
+    unreadable = [(None, None, disguise(body) or f'the body is no JSON in UTF-8: {fault}')]
     try:
         payload = json.loads(body.decode(), object_pairs_hook=Pairs, parse_int=float)
     except (ValueError, RecursionError):
@@ -86,6 +87,13 @@ def explain(body, columns, fault):
     if not rows:
         return [(None, None, '"data" holds no row')]
     return list(islice(row_problems(rows, columns), PROBLEMS_SHOWN)) or unreadable
+
+
+def disguise(body):
+    """What a body seems to be, by its first bytes, and what to do; None for plain UTF-8."""
+    encoding = 'gzip' if body.startswith(b'\x1f\x8b') else json.detect_encoding(body)
+    encoding = encoding.upper().replace('-SIG', ' with a byte order mark')
+    return None if encoding == 'UTF-8' else f'the body is {encoding}: send plain UTF-8'
 
 
 def row_problems(rows, columns):

@@ -125,6 +125,9 @@ def read(environ):
     kind = environ.get('CONTENT_TYPE', '').partition(';')[0].strip().lower()
     if kind not in ('application/json', '') and not kind.endswith('+json'):
         raise Refused(415, 'the Content-Type is not application/json')
+    coding = environ.get('HTTP_CONTENT_ENCODING')
+    if coding and coding.strip().lower() != 'identity':
+        raise Refused(415, 'the Content-Encoding is not identity: send the body uncompressed')
     # The server has refused lengths that are no numbers; a body in chunks has none.
     limit, declared = settings['max_body_bytes'], int(environ.get('CONTENT_LENGTH') or 0)
     stream, body = environ['wsgi.input'], b''

@@ -65,8 +65,8 @@ def read_settings(environ):
             problems.append(f'{name} is not set (in Azure Pipelines: {agents}): {meaning}')
     if found['organisation'] and not is_organisation(found['organisation']):
         # The value is not shown: a pasted clone URL may hold a token.
-        problems.append('AZURE_DEVOPS_ORG_URL is not the address of an organisation: it must be '
-                        'like https://dev.azure.com/contoso, without user, project or repository')
+        problems.append("AZURE_DEVOPS_ORG_URL must be an organisation's address in https, like "
+                        'https://dev.azure.com/contoso, without user, project or repository')
     if found['token'] and not re.fullmatch('[!-~]+', found['token']):
         problems.append('AZURE_DEVOPS_EXT_PAT holds characters that no token has: paste it again')
     branch = re.sub('^refs/heads/', '', read_value(environ, 'BRANCH') or 'master')

@@ -3,6 +3,7 @@
     python scripts/serve.py --registry outputs/registry --model-name safe_driver_model --port 5001
 """
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -33,13 +34,11 @@ def newest_version(registry, name):
 
 def port_is_free(port):
     """Whether a server can listen on all addresses of this machine at this port."""
-    with socket.socket() as probe:
+    with contextlib.suppress(OSError), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(('', port))
-        except OSError:
-            return False
-    return True
+        probe.bind(('', port))
+        return True
+    return False
 
 
 def server_environ(version, environ):
@@ -61,11 +60,9 @@ def main(argv=None):
     parser.add_argument('--port', type=int, default=5001, help='port to listen on (default 5001)')
     args = parser.parse_args(argv)
     version = newest_version(args.registry, args.model_name)
-    if not 1 <= args.port <= 65535:
-        raise ValueError(f'port {args.port} is not between 1 and 65535')
-    if not port_is_free(args.port):
-        raise ValueError(f'port {args.port} is in use, or not allowed: choose another, as in '
-                         'PORT=5002')
+    if not 1 <= args.port <= 65535 or not port_is_free(args.port):
+        raise ValueError(f'port {args.port} is in use, or not allowed: choose another between 1 '
+                         'and 65535, as in PORT=5002')
     if importlib.util.find_spec(SERVER) is None:
         raise ValueError(f'{sys.executable} lacks azureml-inference-server-http: install it there, '
                          'or leave PYTHON= out so that make uses .venv')

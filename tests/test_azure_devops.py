@@ -73,6 +73,7 @@ def test_what_cannot_be_used_is_refused_and_not_repeated(service, name, value, h
     with pytest.raises(SettingsError, match=name) as caught:
         azure_devops.read_settings(dict(service.env, **{name: value}))
     assert hidden not in str(caught.value)
+    assert ('address in https, like' in str(caught.value)) == (name == 'AZURE_DEVOPS_ORG_URL')
 
 
 def test_both_kinds_of_token_sign_in_whatever_netrc_says(service, tmp_path, monkeypatch):

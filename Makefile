@@ -124,7 +124,22 @@ devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permi
 
 ##@ This folder
 
-.PHONY: clean FORCE
+.PHONY: lock clean FORCE
+# Two locks are for every Python from 3.10 on, and agree; the other is for the container. A list that changed moves only
+# what it must, one that did not takes the newest of all that it leaves open.
+UNIVERSAL := --universal --python-version 3.10
+lock: ## Solve the lists of packages into devops/locks, with uv; prints what changed
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; cp -R devops/locks "$$work"; cp -R devops/locks "$$work/old"; \
+	$(ANY_PYTHON) -m venv "$$work/venv"; "$$work/venv/bin/pip" install -q uv==0.13.9; \
+	solve() { \
+	  $(ANY_PYTHON) scripts/build_venv.py --pins $$1 > "$$work/pins"; made=$$(sed 's/\# //;q' "$$work/pins"); \
+	  ( cd "$$work/locks"; "$$work/venv/bin/uv" pip compile -q --custom-compile-command "$$made" "$${@:2}" \
+	    $$(grep -qs "$$made" $$1.txt && echo --upgrade) -o $$1.txt - < "$$work/pins" ); \
+	  changed=$$(diff -N "$$work/old/$$1.txt" "$$work/locks/$$1.txt" | sed -n '/^[<>] [a-z]/s/ [;\\].*//p' || true); \
+	  printf '%s\n' "devops/locks/$$1.txt:" "$${changed:-no version changed}"; \
+	}; \
+	solve full $(UNIVERSAL); solve local $(UNIVERSAL) -c full.txt; solve container --python-version 3.7 --python-platform linux; \
+	cp "$$work"/locks/*.txt devops/locks
 # Only names that make writes: OUT may be a folder that holds other things.
 RESULTS := .make data model decision.json registration.json test-results coverage.xml pipeline.json run.json service.json \
   rehearsal bench
@@ -135,7 +150,8 @@ clean: ## Remove what make made, the registry excepted
 
 # What is local and costly is a file, so that it is made again only when something that it depends on changed.
 
-$(VENV)/.local $(VENV)/.full: conda_dependencies.yml devops/openhack_requirements.txt scripts/build_venv.py scripts/dependencies.py
+$(VENV)/.local $(VENV)/.full: conda_dependencies.yml devops/openhack_requirements.txt $(wildcard devops/locks/*.txt) \
+    scripts/build_venv.py scripts/dependencies.py
 	$(ANY_PYTHON) scripts/build_venv.py --part $(@:$(VENV)/.%=%) --venv $(VENV)
 $(VENV)/.full: $(VENV)/.local
 

@@ -1,11 +1,13 @@
-"""Build .venv from conda_dependencies.yml, or say what a given interpreter lacks.
+"""Build .venv from a lock of devops/locks, or say what a given interpreter lacks.
 
     python3 scripts/build_venv.py --part full --venv .venv
 """
 import argparse
 import glob
+import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +17,10 @@ import dependencies
 
 SUPPORTED = ('3.11', '3.10', '3.12', '3.13')
 CONTAINER = '3.7'
-CONTAINER_PINS = Path(__file__).resolve().parent.parent / 'devops' / 'openhack_requirements.txt'
+DEVOPS = Path(__file__).resolve().parent.parent / 'devops'
 SDK_PYTHONS = ('3.7', '3.10', '3.11')
-SDK_PACKAGES = ('azureml-sdk', 'azureml-defaults', 'azureml-dataprep')
+# First a pip that knows the wheels of the rest, and what builds packages that have none.
+FIRST = re.compile(r'^(?:pip|setuptools|wheel)==(?:.*\\\n)*.*\n', re.M)
 PROBE = 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])'
 NO_PYTHON = f'''no suitable Python found.
 Python {', '.join(SUPPORTED)} will do (the pins are for {SUPPORTED[0]}). Ways to get one:
@@ -38,6 +41,7 @@ OTHERS = {
     'pytest_cov': 'make test',
     'requests': 'make smoke-test, branch-policy and devops-project',
     'yaml': 'make rehearse',
+    'check_jsonschema': 'the schema in make rehearse',
     'trustme': 'make rehearse',
     'azureml': 'the Azure ML targets',
 }
@@ -71,44 +75,53 @@ def find_python(uv):
     return SUPPORTED[0], SUPPORTED[0]
 
 
-def pins(part, version):
-    """The requirements (list of lines) of one part of .venv for this Python version."""
-    if version == CONTAINER:
-        lines = CONTAINER_PINS.read_text().splitlines()
-        return [line for line in lines if line and not line.startswith('#')]
-    return [line for line in dependencies.requirements(dependencies.LIST.read_text(), part)
-            if version in SDK_PYTHONS or not line.startswith(SDK_PACKAGES)]
+def pins(part):
+    """The pins that a lock is solved from, below a comment that the lock repeats."""
+    if part == 'container':
+        lines = (DEVOPS / 'openhack_requirements.txt').read_text().splitlines()
+    else:
+        lines = dependencies.requirements(dependencies.LIST.read_text(), part)
+    text = ''.join(line + '\n' for line in lines if line and not line.startswith('#'))
+    return f'# make lock, of {hashlib.sha256(text.encode()).hexdigest()[:12]}\n{text}'
+
+
+def locked(part):
+    """The lock of a part. Raises ValueError if it is of other pins than those listed now."""
+    lock = (DEVOPS / 'locks' / f'{part}.txt').read_text()
+    if pins(part).splitlines()[0][2:] not in lock:
+        raise ValueError(f'devops/locks/{part}.txt is not of the packages that are listed now: '
+                         'run `make lock`')
+    return lock
 
 
 def build(venv, part, uv):
     """Make or complete the virtual environment `venv` (Path); its stamp .part is written last."""
     python = venv / 'bin' / 'python'
     base, version = find_python(uv)
+    wanted = locked('container' if version == CONTAINER else part)
     stamp, listed = venv / f'.{part}', venv / f'requirements-{part}.txt'
     whole = (venv / '.local').exists() or (venv / '.full').exists()
     if not whole or version_of(python) != version:
         print(f'Making {venv} with Python {version} ({base})', flush=True)
         make = [uv, 'venv', '-q', '--clear', '--seed', '--python', base, str(venv)]
         subprocess.run(make if uv else [base, '-m', 'venv', '--clear', str(venv)], check=True)
-    lines = pins(part, version)
-    wanted = '\n'.join(lines) + '\n'
     # A restored cache is older than a fresh checkout, and yet complete.
     if stamp.exists() and listed.exists() and listed.read_text() == wanted:
         stamp.touch()
         return
     if stamp.exists():
         stamp.unlink()
-    listed.write_text(wanted)
     note = ', the Azure SDK among them (700 MB, some minutes)' if part == 'full' else ''
-    print(f'Installing {len(lines)} pinned packages into {venv}{note}', flush=True)
+    print(f'Installing the locked packages into {venv}{note}', flush=True)
     install = [uv, 'pip', 'install', '--python', str(python)] if uv else [
         str(python), '-m', 'pip', 'install', '--disable-pip-version-check']
     install += [] if sys.stdout.isatty() else ['-q']
-    # The others need a pip that knows their wheels.
-    own = [line for line in lines if line.startswith('pip==')]
-    if own and not uv:
-        subprocess.run(install + own, check=True)
-    subprocess.run(install + ['-r', str(listed)], check=True)
+    install += ['--no-build-isolation', '--require-hashes', '-r']
+    for name, lines in (('first', ''.join(FIRST.findall(wanted))), (part, wanted)):
+        file = venv / f'requirements-{name}.txt'
+        file.write_text(lines)
+        if lines:
+            subprocess.run(install + [str(file)], check=True)
     if part == 'full' and version not in SDK_PYTHONS:
         print(f'warning: azureml-sdk needs Python 3.10 or 3.11, this is {version}: the Azure ML '
               'targets will not work and their tests are skipped', file=sys.stderr)
@@ -133,8 +146,11 @@ def check(stamp):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--part', required=True, choices=('local', 'full'),
-                        help='local: what one machine needs; full: the Azure SDK as well')
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--part', choices=('local', 'full'),
+                      help='local: what one machine needs; full: the Azure SDK as well')
+    what.add_argument('--pins', choices=('local', 'full', 'container'),
+                      help='only print the pins that make lock solves')
     parser.add_argument('--venv', type=Path, default=Path('.venv'), help='folder to make')
     parser.add_argument('--check', action='store_true', help='only say what this interpreter lacks')
     parser.add_argument('--stamp', type=Path, help='with --check: file to write if it will do')
@@ -142,6 +158,9 @@ def main(argv=None):
     if args.check:
         return check(args.stamp)
     try:
+        if args.pins:
+            print(pins(args.pins), end='')
+            return 0
         build(args.venv, args.part, shutil.which('uv'))
         return 0
     except subprocess.CalledProcessError as error:

@@ -69,8 +69,10 @@ def requirements(text, part):
     selected = []
     for conda, package, tags in parse(text):
         local = 'cloud' not in tags and tags != {'control'}
-        if package.split('=')[0] not in ('python', 'pip') and (part == 'full' or local):
-            selected.append(package.replace('=', '==', 1) if conda else package)
+        if not package.startswith('python=') and (part == 'full' or local):
+            pin = package.replace('=', '==', 1) if conda else package
+            # The Azure SDK ends at Python 3.11.
+            selected.append(pin if local else f"{pin} ; python_version < '3.12'")
     return selected
 
 

@@ -132,9 +132,10 @@ lock: ## Solve the lists of packages into devops/locks, with uv; prints what cha
 	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; cp -R devops/locks "$$work"; cp -R devops/locks "$$work/old"; \
 	$(ANY_PYTHON) -m venv "$$work/venv"; "$$work/venv/bin/pip" install -q uv==0.13.9; \
 	solve() { \
-	  $(ANY_PYTHON) scripts/build_venv.py --pins $$1 > "$$work/pins"; made=$$(sed 's/\# //;q' "$$work/pins"); \
+	  ( cd scripts; $(ANY_PYTHON) -c "import build_venv; print(*build_venv.pins('$$1'), sep='\n')" ) > "$$work/pins"; \
+	  made="make lock, of $$(paste -sd '|' "$$work/pins")"; \
 	  ( cd "$$work/locks"; "$$work/venv/bin/uv" pip compile -q --custom-compile-command "$$made" "$${@:2}" \
-	    $$(grep -qs "$$made" $$1.txt && echo --upgrade) -o $$1.txt - < "$$work/pins" ); \
+	    $$(grep -qsF "$$made" $$1.txt && echo --upgrade) -o $$1.txt - < "$$work/pins" ); \
 	  changed=$$(diff -N "$$work/old/$$1.txt" "$$work/locks/$$1.txt" | sed -n '/^[<>] [a-z]/s/ [;\\].*//p' || true); \
 	  printf '%s\n' "devops/locks/$$1.txt:" "$${changed:-no version changed}"; \
 	}; \

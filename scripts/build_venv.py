@@ -4,7 +4,6 @@
 """
 import argparse
 import glob
-import hashlib
 import importlib.util
 import os
 import re
@@ -76,37 +75,25 @@ def find_python(uv):
 
 
 def pins(part):
-    """The pins that a lock is solved from, below a comment that the lock repeats."""
+    """The packages (list) that the lock of a part is solved from, as pip requirements."""
     if part == 'container':
-        lines = (DEVOPS / 'openhack_requirements.txt').read_text().splitlines()
-    else:
-        lines = dependencies.requirements(dependencies.LIST.read_text(), part)
-    text = ''.join(line + '\n' for line in lines if line and not line.startswith('#'))
-    return f'# make lock, of {hashlib.sha256(text.encode()).hexdigest()[:12]}\n{text}'
-
-
-def locked(part):
-    """The lock of a part. Raises ValueError if it is of other pins than those listed now."""
-    lock = (DEVOPS / 'locks' / f'{part}.txt').read_text()
-    if pins(part).splitlines()[0][2:] not in lock:
-        raise ValueError(f'devops/locks/{part}.txt is not of the packages that are listed now: '
-                         'run `make lock`')
-    return lock
+        return re.findall(r'^[^#\s].*', (DEVOPS / 'openhack_requirements.txt').read_text(), re.M)
+    return dependencies.requirements(dependencies.LIST.read_text(), part)
 
 
 def build(venv, part, uv):
     """Make or complete the virtual environment `venv` (Path); its stamp .part is written last."""
     python = venv / 'bin' / 'python'
     base, version = find_python(uv)
-    wanted = locked('container' if version == CONTAINER else part)
-    stamp, listed = venv / f'.{part}', venv / f'requirements-{part}.txt'
+    lock = DEVOPS / 'locks' / ('container.txt' if version == CONTAINER else f'{part}.txt')
+    stamp, first = venv / f'.{part}', venv / 'requirements-first.txt'
     whole = (venv / '.local').exists() or (venv / '.full').exists()
     if not whole or version_of(python) != version:
         print(f'Making {venv} with Python {version} ({base})', flush=True)
         make = [uv, 'venv', '-q', '--clear', '--seed', '--python', base, str(venv)]
         subprocess.run(make if uv else [base, '-m', 'venv', '--clear', str(venv)], check=True)
     # A restored cache is older than a fresh checkout, and yet complete.
-    if stamp.exists() and listed.exists() and listed.read_text() == wanted:
+    if stamp.exists() and stamp.read_text() == lock.read_text():
         stamp.touch()
         return
     if stamp.exists():
@@ -117,15 +104,13 @@ def build(venv, part, uv):
         str(python), '-m', 'pip', 'install', '--disable-pip-version-check']
     install += [] if sys.stdout.isatty() else ['-q']
     install += ['--no-build-isolation', '--require-hashes', '-r']
-    for name, lines in (('first', ''.join(FIRST.findall(wanted))), (part, wanted)):
-        file = venv / f'requirements-{name}.txt'
-        file.write_text(lines)
-        if lines:
-            subprocess.run(install + [str(file)], check=True)
+    if first.write_text(''.join(FIRST.findall(lock.read_text()))):
+        subprocess.run(install + [str(first)], check=True)
+    subprocess.run(install + [str(lock)], check=True)
     if part == 'full' and version not in SDK_PYTHONS:
         print(f'warning: azureml-sdk needs Python 3.10 or 3.11, this is {version}: the Azure ML '
               'targets will not work and their tests are skipped', file=sys.stderr)
-    stamp.write_text(version + '\n')
+    stamp.write_text(lock.read_text())
 
 
 def check(stamp):
@@ -146,11 +131,8 @@ def check(stamp):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('--part', choices=('local', 'full'),
-                      help='local: what one machine needs; full: the Azure SDK as well')
-    what.add_argument('--pins', choices=('local', 'full', 'container'),
-                      help='only print the pins that make lock solves')
+    parser.add_argument('--part', required=True, choices=('local', 'full'),
+                        help='local: what one machine needs; full: the Azure SDK as well')
     parser.add_argument('--venv', type=Path, default=Path('.venv'), help='folder to make')
     parser.add_argument('--check', action='store_true', help='only say what this interpreter lacks')
     parser.add_argument('--stamp', type=Path, help='with --check: file to write if it will do')
@@ -158,9 +140,6 @@ def main(argv=None):
     if args.check:
         return check(args.stamp)
     try:
-        if args.pins:
-            print(pins(args.pins), end='')
-            return 0
         build(args.venv, args.part, shutil.which('uv'))
         return 0
     except subprocess.CalledProcessError as error:

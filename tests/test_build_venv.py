@@ -5,7 +5,6 @@ import sys
 import pytest
 
 import build_venv
-import dependencies
 from conftest import ROOT
 
 
@@ -65,24 +64,16 @@ def test_in_the_container_pip_is_renewed_before_it_installs_the_rest(path_folder
     first, second = asked.read_text().splitlines()
     assert '--require-hashes' in first and first.endswith('requirements-first.txt')
     assert 'pip==24.0 ' in (tmp_path / 'venv' / 'requirements-first.txt').read_text()
-    assert '--require-hashes' in second and second.endswith('requirements-local.txt')
-
-
-def test_a_list_that_changed_without_its_lock_stops_the_set_up(path_folder, tmp_path, monkeypatch,
-                                                               capsys):
-    fake_python(path_folder, 'python3.11', '3.11')
-    text = dependencies.LIST.read_text()
-    monkeypatch.setattr(dependencies, 'LIST', tmp_path / 'list')
-    dependencies.LIST.write_text(text.replace('orjson==', 'orjson==1'))
-    assert build_venv.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 1
-    assert 'local.txt is not of the packages that are listed' in capsys.readouterr().err
-    assert not (tmp_path / 'venv').exists()
+    assert '--require-hashes' in second and second.endswith('devops/locks/container.txt')
 
 
 def test_each_lock_is_of_its_list_and_has_hashes_of_every_package():
     pinned = {}
     for part in ('local', 'full', 'container'):
-        lock = build_venv.locked(part)
+        pins = build_venv.pins(part)
+        assert pins and all(re.match(r'^[A-Za-z0-9-]+==[0-9a-z.]+( ;|$)', pin) for pin in pins)
+        lock = (build_venv.DEVOPS / 'locks' / f'{part}.txt').read_text()
+        assert f"make lock, of {'|'.join(pins)}\n" in lock, 'stale: run make lock'
         pinned[part] = re.findall(r'^(\w\S+==\S+).*\\\n +--hash=sha256:', lock, re.M)
         assert pinned[part] == re.findall(r'^\w\S*', lock, re.M)
     assert set(pinned['local']) < set(pinned['full']), 'what comes later would replace packages'

@@ -125,18 +125,20 @@ devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permi
 ##@ This folder
 
 .PHONY: lock clean FORCE
-# Two locks are for every Python from 3.10 on, and agree; the other is for the container. A list that changed moves only
-# what it must, one that did not takes the newest of all that it leaves open.
+# Two locks are for every Python from 3.10 on, and agree; the third is the container's. After a change of a list only what
+# must moves; without one all moves to the newest that the lists leave open.
 UNIVERSAL := --universal --python-version 3.10
 lock: ## Solve the lists of packages into devops/locks, with uv; prints what changed
-	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; cp -R devops/locks "$$work"; cp -R devops/locks "$$work/old"; \
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; cp -R devops/locks "$$work"; upgrade=--upgrade; \
 	$(ANY_PYTHON) -m venv "$$work/venv"; "$$work/venv/bin/pip" install -q uv==0.13.9; \
+	for part in full local container; do \
+	  ( cd scripts; $(ANY_PYTHON) -c "import build_venv; print(*build_venv.pins('$$part'), sep='\n')" ) > "$$work/$$part"; \
+	  grep -qsxF "#    make lock, of $$(paste -sd '|' "$$work/$$part")" devops/locks/$$part.txt || upgrade=; \
+	done; \
 	solve() { \
-	  ( cd scripts; $(ANY_PYTHON) -c "import build_venv; print(*build_venv.pins('$$1'), sep='\n')" ) > "$$work/pins"; \
-	  made="make lock, of $$(paste -sd '|' "$$work/pins")"; \
-	  ( cd "$$work/locks"; "$$work/venv/bin/uv" pip compile -q --custom-compile-command "$$made" "$${@:2}" \
-	    $$(grep -qsF "$$made" $$1.txt && echo --upgrade) -o $$1.txt - < "$$work/pins" ); \
-	  changed=$$(diff -N "$$work/old/$$1.txt" "$$work/locks/$$1.txt" | sed -n '/^[<>] [a-z]/s/ [;\\].*//p' || true); \
+	  ( cd "$$work/locks"; "$$work/venv/bin/uv" pip compile -q $$upgrade -o $$1.txt "$${@:2}" - < "$$work/$$1" \
+	    --custom-compile-command "make lock, of $$(paste -sd '|' "$$work/$$1")" ); \
+	  changed=$$(diff -N devops/locks/$$1.txt "$$work/locks/$$1.txt" | sed -n '/^[<>] [a-z]/s/ [;\\].*//p' || true); \
 	  printf '%s\n' "devops/locks/$$1.txt:" "$${changed:-no version changed}"; \
 	}; \
 	solve full $(UNIVERSAL); solve local $(UNIVERSAL) -c full.txt; solve container --python-version 3.7 --python-platform linux; \

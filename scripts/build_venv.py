@@ -3,9 +3,7 @@
     python3 scripts/build_venv.py --part full --venv .venv
 """
 import argparse
-import glob
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -62,7 +60,7 @@ def find_python(uv):
     Where none is found uv fetches one. Raises RuntimeError without uv.
     """
     names = ['python' + version for version in SUPPORTED] + ['python3', 'python', sys.executable]
-    names += glob.glob(os.path.expanduser('~/.pyenv/versions/3.1[0-3].*/bin/python'))
+    names += map(str, Path.home().glob('.pyenv/versions/3.1[0-3].*/bin/python'))
     found = {}
     for path in filter(None, map(shutil.which, names)):
         found.setdefault(version_of(path), path)
@@ -85,18 +83,21 @@ def build(venv, part, uv):
     """Make or complete the virtual environment `venv` (Path); its stamp .part is written last."""
     python = venv / 'bin' / 'python'
     base, version = find_python(uv)
-    lock = DEVOPS / 'locks' / ('container.txt' if version == CONTAINER else f'{part}.txt')
+    name = 'container' if version == CONTAINER else part
+    lock = DEVOPS / 'locks' / f'{name}.txt'
+    if f" of {'|'.join(pins(name))}\n" not in lock.read_text():
+        raise ValueError(f'devops/locks/{name}.txt is not of what is listed now: run `make lock`')
     stamp, first = venv / f'.{part}', venv / 'requirements-first.txt'
     whole = (venv / '.local').exists() or (venv / '.full').exists()
     if not whole or version_of(python) != version:
         print(f'Making {venv} with Python {version} ({base})', flush=True)
         make = [uv, 'venv', '-q', '--clear', '--seed', '--python', base, str(venv)]
         subprocess.run(make if uv else [base, '-m', 'venv', '--clear', str(venv)], check=True)
-    # A restored cache is older than a fresh checkout, and yet complete.
-    if stamp.exists() and stamp.read_text() == lock.read_text():
-        stamp.touch()
-        return
     if stamp.exists():
+        # A restored cache is older than a fresh checkout, and yet complete.
+        if stamp.read_text() == lock.read_text():
+            stamp.touch()
+            return
         stamp.unlink()
     note = ', the Azure SDK among them (700 MB, some minutes)' if part == 'full' else ''
     print(f'Installing the locked packages into {venv}{note}', flush=True)

@@ -65,13 +65,12 @@ def name(text, tag, base='safe-driver'):
 
 
 def requirements(text, part):
-    """pip requirements of .venv: 'local' is what needs no Azure SDK, 'full' is every line."""
+    """pip requirements: 'local' is what needs no Azure SDK, which ends at 3.11; 'full' is all."""
     selected = []
     for conda, package, tags in parse(text):
         local = 'cloud' not in tags and tags != {'control'}
         if not package.startswith('python=') and (part == 'full' or local):
             pin = package.replace('=', '==', 1) if conda else package
-            # The Azure SDK ends at Python 3.11.
             selected.append(pin if local else f"{pin} ; python_version < '3.12'")
     return selected
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 import build_venv
+import dependencies
 from conftest import ROOT
 
 
@@ -46,11 +47,16 @@ def test_without_a_suitable_python_the_message_says_which_and_how(path_folder, t
     assert build_venv.find_python('/bin/uv') == ('3.11', '3.11')
 
 
-def test_a_failed_installation_leaves_no_stamp(path_folder, tmp_path, capsys):
+@pytest.mark.parametrize('pin, words', [
+    ('orjson==', 'exit code 9'), ('orjson==1', 'local.txt is not of what is listed now')])
+def test_a_failed_set_up_leaves_no_stamp(path_folder, tmp_path, monkeypatch, capsys, pin, words):
+    text = dependencies.LIST.read_text()
+    monkeypatch.setattr(dependencies, 'LIST', tmp_path / 'list')
+    dependencies.LIST.write_text(text.replace('orjson==', pin))
     fake_python(path_folder, 'python3.11', '3.11').write_text(
         '#!/bin/sh\ncase "$*" in *probe*|-c*) echo 3.11;; *) exit 9;; esac\n')
     assert build_venv.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 1
-    assert 'exit code 9' in capsys.readouterr().err
+    assert words in capsys.readouterr().err
     assert not (tmp_path / 'venv' / '.local').exists()
 
 

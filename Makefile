@@ -149,7 +149,25 @@ devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permi
 
 ##@ This folder
 
-.PHONY: clean FORCE
+.PHONY: lock clean FORCE
+# Two locks are for every Python from 3.10 on, and agree; the third is the container's. After a change of a list only what
+# must moves; without one all moves to the newest that the lists leave open.
+UNIVERSAL := --universal --python-version 3.10
+lock: ## Solve the lists of packages into devops/locks, with uv; prints what changed
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; cp -R devops/locks "$$work"; upgrade=--upgrade; \
+	$(ANY_PYTHON) -m venv "$$work/venv"; "$$work/venv/bin/pip" install -q uv==0.13.9; \
+	for part in full local container; do \
+	  ( cd scripts; $(ANY_PYTHON) -c "import build_venv; print(*build_venv.pins('$$part'), sep='\n')" ) > "$$work/$$part"; \
+	  grep -qsxF "#    make lock, of $$(paste -sd '|' "$$work/$$part")" devops/locks/$$part.txt || upgrade=; \
+	done; \
+	solve() { \
+	  ( cd "$$work/locks"; "$$work/venv/bin/uv" pip compile -q $$upgrade -o $$1.txt "$${@:2}" - < "$$work/$$1" \
+	    --custom-compile-command "make lock, of $$(paste -sd '|' "$$work/$$1")" ); \
+	  changed=$$(diff -N devops/locks/$$1.txt "$$work/locks/$$1.txt" | sed -n '/^[<>] [a-z]/s/ [;\\].*//p' || true); \
+	  printf '%s\n' "devops/locks/$$1.txt:" "$${changed:-no version changed}"; \
+	}; \
+	solve full $(UNIVERSAL); solve local $(UNIVERSAL) -c full.txt; solve container --python-version 3.7 --python-platform linux; \
+	cp "$$work"/locks/*.txt devops/locks
 # Only names that make writes: OUT and the folders in it may hold other things, and these stay.
 RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html .*.new) \
   decision.json registration.json test-results/*.xml coverage.xml pipeline.json run.json service.json \
@@ -162,7 +180,8 @@ clean: ## Remove what make made, the registry excepted
 
 # What is local and costly is a file, so that it is made again only when something that it depends on changed.
 
-$(VENV)/.local $(VENV)/.full: conda_dependencies.yml devops/openhack_requirements.txt scripts/build_venv.py scripts/dependencies.py
+$(VENV)/.local $(VENV)/.full: conda_dependencies.yml devops/openhack_requirements.txt $(wildcard devops/locks/*.txt) \
+    scripts/build_venv.py scripts/dependencies.py
 	$(ANY_PYTHON) scripts/build_venv.py --part $(@:$(VENV)/.%=%) --venv $(VENV)
 $(VENV)/.full: $(VENV)/.local
 

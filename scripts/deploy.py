@@ -100,7 +100,7 @@ def must_replace(service, wanted, config):
 
 
 def create_or_update(space, config, source, environment, parts, tags, size):
-    """Create or update the service and wait until it answers. Raises AzureError with the reason.
+    """Create or update the service until it answers; the content of service.json. AzureError.
 
     source: the folder (Path) of score.py; parts: what the service is to run; size: (cores, GB).
     """
@@ -119,26 +119,33 @@ def create_or_update(space, config, source, environment, parts, tags, size):
         cpu_cores=size[0], memory_gb=size[1], auth_enabled=True, enable_app_insights=True,
         tags={key: str(value) for key, value in dict(parts, **tags).items()},
         description=f"Claim probabilities by {parts['model']}")
-    while True:
-        try:
-            with azure_ml.asking(f'deploy the service {name}', config.call_timeout_seconds):
-                service = Model.deploy(
-                    space, name, [model], InferenceConfig(
-                        entry_script='score.py', source_directory=str(source),
-                        environment=environment), configuration, overwrite=True)
-            break
-        except azure_ml.AzureError as error:
-            # Another deployment is under way: it may be this one, whose answer was lost.
-            if error.status != 409 or time.monotonic() > end:
-                raise
-        service = find_service(space, config)
-        if service:
-            wait_until_idle(service, config)
-            if runs_parts(service, parts):
-                return service
-        time.sleep(PAUSE_SECONDS)
-    wait_until_healthy(service, config, end)
-    return service
+    try:
+        while True:
+            try:
+                with azure_ml.asking(f'deploy the service {name}', config.call_timeout_seconds):
+                    service = Model.deploy(
+                        space, name, [model], InferenceConfig(
+                            entry_script='score.py', source_directory=str(source),
+                            environment=environment), configuration, overwrite=True)
+                break
+            except azure_ml.AzureError as error:
+                # Another deployment is under way: it may be this one, whose answer was lost.
+                if error.status != 409 or time.monotonic() > end:
+                    raise
+            service = find_service(space, config)
+            if service:
+                wait_until_idle(service, config)
+                if runs_parts(service, parts):
+                    return service_facts(service)
+            time.sleep(PAUSE_SECONDS)
+        wait_until_healthy(service, config, end)
+        return service_facts(service)
+    except azure_ml.AzureError:
+        show_logs(space, config)
+        if tags.get('previous_version'):
+            print(f"it ran version {tags['previous_version']} before: `make rollback` puts it back",
+                  flush=True)
+        raise
 
 
 def wait_until_healthy(service, config, end):
@@ -225,9 +232,6 @@ def deploy_model(config, name, version):
             print(f'the service {service.name} runs version {version} already')
             return service_facts(service)
     tags = dict(previous_tags(service, parts), **build_tags(config))
-    if replace:
-        with azure_ml.asking(f'delete the service {service.name}', config.call_timeout_seconds):
-            service.delete()
     done = 'update to' if service and not replace else 'create with'
     print(f'service {config.aci_deployment_name}: {done} version {version} of {name}', flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -239,16 +243,11 @@ def deploy_model(config, name, version):
             store.upload(str(source), target_path=target, overwrite=True, show_progress=False)
             workspace.check_stored(store, [f'{target}/{path.relative_to(source).as_posix()}'
                                            for path in source.rglob('*') if path.is_file()])
-        try:
-            return service_facts(create_or_update(
-                space, config, source, environment, parts, tags,
-                (wanted['cpu_cores'], wanted['memory_gb'])))
-        except azure_ml.AzureError:
-            show_logs(space, config)
-            if tags.get('previous_version'):
-                print(f"it ran version {tags['previous_version']} before: `make rollback` puts it "
-                      'back', flush=True)
-            raise
+        if replace:
+            with azure_ml.asking(f'delete the service {service.name}', config.call_timeout_seconds):
+                service.delete()
+        return create_or_update(space, config, source, environment, parts, tags,
+                                (wanted['cpu_cores'], wanted['memory_gb']))
 
 
 def service_facts(service):

@@ -5,6 +5,7 @@ python training/train.py --data outputs/data/safe_driver.csv --out outputs/model
 import argparse
 import contextlib
 import datetime
+import hashlib
 import json
 import logging
 import math
@@ -281,6 +282,7 @@ def run(args):
     seconds['report'] = time.monotonic() - start - seconds['total']
     result['seconds'] = {name: round(value, 2) for name, value in seconds.items()}
     text = model.model_to_string(num_iteration=result['rounds'])
+    result['model_sha256'] = hashlib.sha256(text.encode()).hexdigest()
     write_set(args.out, {'model.txt': text, 'report.html': page,
                          'metrics.json': json.dumps(result, indent=2) + '\n'})
     tracker.log(figures)

@@ -16,11 +16,13 @@ from pathlib import Path
 import atomic
 import azure_ml
 import publish
+import serve
 import settings
 import workspace
 
 SOURCE = Path(__file__).resolve().parent.parent / 'scoring'
 SETTINGS = 'deployment.json'
+MODEL_FILE = 'model/model.txt'
 NOT_UPLOADED = ('__pycache__', '*.pyc', '.*')
 LOG_LINES = 60
 PAUSE_SECONDS = 5
@@ -99,18 +101,27 @@ def must_replace(service, wanted, config):
     return differ
 
 
-def create_or_update(space, config, source, environment, parts, tags, size):
+def fetch_model(space, config, name, version, folder):
+    """The Model, its files in the folder. Raises ValueError unless it can be served."""
+    what = f'version {version} of the model {name}'
+    with azure_ml.asking(f'fetch {what}', config.call_timeout_seconds):
+        from azureml.core.model import Model
+        model = Model(space, name, version=int(version), expand=False)
+        model.download(target_dir=str(folder), exist_ok=True)
+    serve.check_model(Path(folder, MODEL_FILE), model.tags or {}, what, 'register a new one with '
+                      '`make run`, or deploy another with MODEL_VERSION=n make deploy')
+    return model
+
+
+def create_or_update(space, config, model, source, environment, parts, tags, size):
     """Create or update the service until it answers; the content of service.json. AzureError.
 
     source: the folder (Path) of score.py; parts: what the service is to run; size: (cores, GB).
     """
+    from azureml.core.model import InferenceConfig, Model
+    from azureml.core.webservice import AciWebservice
     end = time.monotonic() + 60 * config.deploy_timeout_minutes
     name = config.aci_deployment_name
-    with azure_ml.asking(f"find version {parts['version']} of the model {parts['model']}",
-                         config.call_timeout_seconds):
-        from azureml.core.model import InferenceConfig, Model
-        from azureml.core.webservice import AciWebservice
-        model = Model(space, parts['model'], version=int(parts['version']), expand=False)
     # LightGBM counts the cores of the host, not those that the container may use.
     environment.environment_variables = dict(
         atomic.read_json(source / SETTINGS)['environment'],
@@ -235,6 +246,7 @@ def deploy_model(config, name, version):
     done = 'update to' if service and not replace else 'create with'
     print(f'service {config.aci_deployment_name}: {done} version {version} of {name}', flush=True)
     with tempfile.TemporaryDirectory() as folder:
+        model = fetch_model(space, config, name, version, Path(folder, 'fetched'))
         source = Path(folder, SOURCE.name)
         shutil.copytree(str(SOURCE), str(source), ignore=shutil.ignore_patterns(*NOT_UPLOADED))
         store = workspace.datastore(space, config)
@@ -246,7 +258,7 @@ def deploy_model(config, name, version):
         if replace:
             with azure_ml.asking(f'delete the service {service.name}', config.call_timeout_seconds):
                 service.delete()
-        return create_or_update(space, config, source, environment, parts, tags,
+        return create_or_update(space, config, model, source, environment, parts, tags,
                                 (wanted['cpu_cores'], wanted['memory_gb']))
 
 

@@ -44,6 +44,8 @@ def roll_back(config):
           flush=True)
     store = workspace.datastore(space, config)
     with tempfile.TemporaryDirectory() as folder:
+        model = deploy.fetch_model(space, config, parts['model'], parts['version'],
+                                   Path(folder, 'fetched'))
         with azure_ml.asking(f"fetch the scoring files of version {parts['version']}",
                              config.call_timeout_seconds):
             from azureml.core import Environment
@@ -59,7 +61,7 @@ def roll_back(config):
         size = service.container_resource_requirements
         # No previous_ tags: what was just left is not to be put back by another rollback.
         return deploy.create_or_update(
-            space, config, source, environment, parts, deploy.build_tags(config),
+            space, config, model, source, environment, parts, deploy.build_tags(config),
             (size.cpu, size.memory_in_gb))
 
 

@@ -3,7 +3,7 @@
     python scripts/smoke_test.py --service local --out outputs --model-name safe_driver_model
 
 SERVICE local is what `make serve` runs; aci is the service that OUT/service.json names. Nothing
-is changed. The rows are made from the ranges of the published table.
+is changed. Rows and scores are those that training stored with the model.
 """
 import argparse
 import json
@@ -39,6 +39,16 @@ def random_rows(rng, count):
     return [[rng.randint(column['min'], column['max']) if column['type'] == 'int8' else
              round(rng.uniform(column['min'], column['max']), 6) for column in known]
             for _ in range(count)]
+
+
+def stored_rows(path):
+    """Rows and their scores as training stored them beside a model.txt, else as this gives them."""
+    known = (atomic.read_json(path.with_name('metrics.json')) or {}).get('known_rows')
+    if known:
+        return [list(map(float, row.split())) for row in known['rows']], known['scores']
+    import lightgbm
+    rows = random_rows(random.Random(2017), ROWS)
+    return rows, lightgbm.Booster(model_file=str(path)).predict(rows).tolist()
 
 
 def post_once(session, uri, headers, data, seconds):
@@ -123,21 +133,19 @@ def local_service(args):
 
 def aci_service(args, folder):
     """(uri, headers, path of model.txt, what it is) of OUT/service.json; fetches key and model."""
+    import deploy
     import workspace
     known = atomic.read_json(args.out / 'service.json')
     if known is None:
         raise AzureError(f"there is no {args.out / 'service.json'}; `make deploy` writes it")
     config = settings.read(os.environ, needs=settings.WORKSPACE)
     space = workspace.connect(config)
-    with azure_ml.asking('fetch the keys of the service and its model',
-                         config.call_timeout_seconds):
+    with azure_ml.asking('fetch the keys of the service', config.call_timeout_seconds):
         from azureml.core import Webservice
-        from azureml.core.model import Model
         key = Webservice(space, known['name']).get_keys()[0]
-        Model(space, known['model'], version=int(known['version']), expand=False).download(
-            target_dir=folder, exist_ok=True)
+    deploy.fetch_model(space, config, known['model'], known['version'], folder)
     return (known['scoring_uri'], {'Authorization': 'Bearer ' + key},
-            Path(folder, 'model', 'model.txt'), f"{known['model']} version {known['version']}")
+            Path(folder, deploy.MODEL_FILE), f"{known['model']} version {known['version']}")
 
 
 @azure_ml.verb
@@ -159,9 +167,7 @@ def main(argv=None):
         with tempfile.TemporaryDirectory() as folder:
             uri, headers, path, what = (local_service(args) if args.service == 'local'
                                         else aci_service(args, folder))
-            import lightgbm
-            rows = random_rows(random.Random(2017), ROWS)
-            expected = lightgbm.Booster(model_file=str(path)).predict(rows).tolist()
+            rows, expected = stored_rows(path)
         columns = list(atomic.read_json(TABLE)['columns'])[2:]
         as_objects = [dict(reversed(list(zip(columns, row)))) for row in rows]
         for data in (rows, as_objects):

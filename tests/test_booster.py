@@ -46,6 +46,17 @@ def test_what_is_not_whole_or_has_other_columns_never_gets_to_lightgbm(version, 
         booster.Booster(path)
 
 
+def test_no_line_of_a_tree_can_be_missing_nor_be_there_twice(version):
+    path = version / 'model' / 'model.txt'
+    model = path.read_text()
+    start = model.index('Tree=19')
+    for line in re.findall('.+\n', model[start:model.index('shrinkage', start)]):
+        for text in ('', line * 2):
+            path.write_text(model[:start] + model[start:].replace(line, text, 1))
+            with pytest.raises(booster.ModelError, match='damaged'):
+                booster.Booster(path)
+
+
 @pytest.mark.parametrize('change', [
     first('^left_child=1 ', 'left_child=0 '), first('^leaf_value=(-?)[0-9]', 'leaf_value=\\g<1>x'),
     lambda model: model[:5000] + '\0' * 4096 + model[9096:]], ids=['circle', 'letter', 'zeros'])
@@ -67,3 +78,6 @@ def test_a_changed_model_is_refused_by_what_registration_or_training_wrote(versi
         with pytest.raises(ValueError, match='version 1 was changed or damaged: .*; put the file'):
             serve.newest_version(version.parent.parent, NAME)
         (version / file).write_text('{}')
+    path.with_name('metrics.json').write_text(digest)
+    with pytest.raises(booster.ModelError, match='SHA-256'):
+        booster.Booster(path)

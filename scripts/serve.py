@@ -9,18 +9,22 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
+import atomic
 import azure_ml
 
 SCORING = Path(__file__).resolve().parent.parent / 'scoring'
+TRIAL = ('import sys; sys.path.insert(0, sys.argv[1])\n'
+         'import booster; booster.Booster(*sys.argv[2:])')
 SERVER = 'azureml_inference_server_http'
 VERSION = re.compile('[1-9][0-9]*')
 
 
 def newest_version(registry, name):
-    """The folder of the highest whole version of a model. Raises ValueError if there is none.
+    """The folder of the highest whole version of a model. Raises ValueError if none can be served.
 
     The rule is that of training/tracking.py: a number, and tags.json, which is written last.
     """
@@ -29,7 +33,25 @@ def newest_version(registry, name):
     if not versions:
         raise ValueError(f'no version of the model {name} in {registry}; `make retrain` registers '
                          'one')
-    return max(versions, key=lambda folder: int(folder.name)).resolve()
+    newest = max(versions, key=lambda folder: int(folder.name)).resolve()
+    check_model(newest / 'model' / 'model.txt', atomic.read_json(newest / 'tags.json'),
+                f'{name} version {newest.name}',
+                f'put the file back, or remove {newest} to go on with the version before it')
+    return newest
+
+
+def check_model(path, tags, name, advice):
+    """Raise ValueError unless a model.txt is what its tags tell of and another process loads it."""
+    digest = tags.get('model_sha256')
+    if not digest:
+        print(f'{name} has no tag model_sha256: nothing proves that its file is as registered')
+    tried = subprocess.run(
+        [sys.executable, '-c', TRIAL, str(SCORING), str(path)] + [digest] * bool(digest),
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    if tried.returncode:
+        said = tried.stderr.decode(errors='replace').partition('booster.ModelError: ')[2].strip()
+        said = said.replace(str(path), name) or f'{name} cannot be loaded: it is damaged'
+        raise ValueError(f'{said}; {advice}')
 
 
 def port_is_free(port):

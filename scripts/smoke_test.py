@@ -3,7 +3,7 @@
     python scripts/smoke_test.py --service local --out outputs --model-name safe_driver_model
 
 SERVICE local is what `make serve` runs; aci is the service that OUT/service.json names. Nothing
-is changed. The rows are made from the ranges that the model file states for its columns.
+is changed. Rows and scores are those that training stored with the model.
 """
 import argparse
 import itertools
@@ -23,8 +23,8 @@ import serve
 import settings
 from azure_ml import AzureError
 
-CANDIDATES = 500
 ROWS = 8
+TABLE = serve.SCORING.parent / 'training' / 'columns.json'
 TOLERANCE = 1e-9
 RETRIED = (429, 502, 503, 504)
 # A container that was just deployed may answer 502 for minutes.
@@ -38,37 +38,22 @@ PIECES, PIECE_BYTES = 4096, 256
 TIMES = 16
 
 
-def random_rows(model, rng, count):
-    """So many rows (lists of numbers) within the ranges that the model states for its columns."""
-    stated, ranges = model.dump_model(num_iteration=1)['feature_infos'], []
-    for name in model.feature_name():
-        info = stated.get(name, {'min_value': 0, 'max_value': 0, 'values': []})
-        bounds = info['values'] or (info['min_value'], info['max_value'])
-        ranges.append((min(bounds), max(bounds)))
-
-    def value(low, high):
-        if low == int(low) and high == int(high):
-            return int(low + rng.random() * (high - low + 1))
-        return round(low + rng.random() * (high - low), 6)
-
-    return [[value(low, high) for low, high in ranges] for _ in range(count)]
+def random_rows(rng, count):
+    """So many rows (lists of numbers) within the ranges that the published table's columns have."""
+    known = list(atomic.read_json(TABLE)['columns'].values())[2:]
+    return [[rng.randint(column['min'], column['max']) if column['type'] == 'int8' else
+             round(rng.uniform(column['min'], column['max']), 6) for column in known]
+            for _ in range(count)]
 
 
-def known_rows(model):
-    """ROWS rows (lists of numbers) and their scores, the lowest and the highest of many among them.
-
-    model: a lightgbm.Booster. Raises AzureError where the model gives every row the same score.
-    """
-    import numpy
-    rows = random_rows(model, random.Random(2017), CANDIDATES)
-    scores = model.predict(numpy.array(rows)).tolist()
-    ranked = sorted(range(CANDIDATES), key=scores.__getitem__)
-    if scores[ranked[0]] == scores[ranked[-1]]:
-        raise AzureError(f'the registered model gives each of {CANDIDATES} different rows the '
-                         f'score {scores[0]!r}')
-    step = (CANDIDATES - 1) / (ROWS - 1)
-    picked = [ranked[round(number * step)] for number in range(ROWS)]
-    return [rows[index] for index in picked], [scores[index] for index in picked]
+def stored_rows(path):
+    """Rows and their scores as training stored them beside a model.txt, else as this gives them."""
+    known = (atomic.read_json(path.with_name('metrics.json')) or {}).get('known_rows')
+    if known:
+        return [list(map(float, row.split())) for row in known['rows']], known['scores']
+    import lightgbm
+    rows = random_rows(random.Random(2017), ROWS)
+    return rows, lightgbm.Booster(model_file=str(path)).predict(rows).tolist()
 
 
 def post_once(session, uri, headers, data, seconds):
@@ -152,25 +137,19 @@ def local_service(args):
 
 def aci_service(args, folder):
     """(uri, headers, path of model.txt, what it is) of OUT/service.json; fetches key and model."""
+    import deploy
     import workspace
     known = atomic.read_json(args.out / 'service.json')
     if known is None:
         raise AzureError(f"there is no {args.out / 'service.json'}; `make deploy` writes it")
     config = settings.read(os.environ, needs=settings.WORKSPACE)
     space = workspace.connect(config)
-    with azure_ml.asking('fetch the keys of the service and its model',
-                         config.call_timeout_seconds):
+    with azure_ml.asking('fetch the keys of the service', config.call_timeout_seconds):
         from azureml.core import Webservice
-        from azureml.core.model import Model
         key = Webservice(space, known['name']).get_keys()[0]
-        Model(space, known['model'], version=int(known['version']), expand=False).download(
-            target_dir=folder, exist_ok=True)
-    found = sorted(Path(folder).rglob('model.txt'))
-    if not found:
-        raise AzureError(f"version {known['version']} of the model {known['model']} holds no "
-                         'model.txt')
-    return (known['scoring_uri'], {'Authorization': 'Bearer ' + key}, found[0],
-            f"{known['model']} version {known['version']}")
+    deploy.fetch_model(space, config, known['model'], known['version'], folder)
+    return (known['scoring_uri'], {'Authorization': 'Bearer ' + key},
+            Path(folder, deploy.MODEL_FILE), f"{known['model']} version {known['version']}")
 
 
 @azure_ml.verb
@@ -192,10 +171,9 @@ def main(argv=None):
         with tempfile.TemporaryDirectory() as folder:
             uri, headers, path, what = (local_service(args) if args.service == 'local'
                                         else aci_service(args, folder))
-            import lightgbm
-            model = lightgbm.Booster(model_file=str(path))
-        rows, expected = known_rows(model)
-        as_objects = [dict(reversed(list(zip(model.feature_name(), row)))) for row in rows]
+            rows, expected = stored_rows(path)
+        columns = list(atomic.read_json(TABLE)['columns'])[2:]
+        as_objects = [dict(reversed(list(zip(columns, row)))) for row in rows]
         for data in (rows, as_objects, rows * TIMES):
             text = post_rows(session, uri, headers, data, deadline)
             check_scores(text, expected * (len(data) // len(rows)))

@@ -275,19 +275,6 @@ def test_scores_from_many_threads_are_right(model):
         assert all(pool.map(right, range(64 * 50)))
 
 
-@pytest.mark.parametrize('damage, reason', [
-    (lambda text: text[:len(text) // 2], 'not a whole'),
-    (lambda text: 'hello', 'not a whole'),
-    (lambda text: '', 'not a whole'),
-    (lambda text: text.partition('end of parameters')[0], 'not a whole'),
-    (lambda text: text.replace('objective=binary', 'objective=regression'), 'binary')])
-def test_a_model_file_that_cannot_be_right_is_refused(tmp_path, damage, reason):
-    path = tmp_path / 'model.txt'
-    path.write_text(damage(model_text(1, 20)))
-    with pytest.raises(booster.ModelError, match=reason):
-        booster.Booster(path)
-
-
 def test_a_model_of_lightgbms_command_line_is_whole(tmp_path):
     path = tmp_path / 'model.txt'
     path.write_text(model_text(1, 20).partition('pandas_categorical')[0])

@@ -72,6 +72,18 @@ def test_rows_are_the_same_each_time_differ_and_go_as_lists_and_objects(out, ser
     assert len(set(scores(out[1], asked[0]))) == len(set(map(tuple, asked[0]))) == len(asked[0])
 
 
+def test_the_scores_that_training_stored_are_expected_not_those_of_the_file(tmp_path, serve, asked):
+    model = register(tmp_path / 'registry', 1)
+    report = tmp_path / 'registry' / NAME / '1' / 'model' / 'metrics.json'
+    rows = [[number] * len(COLUMNS) for number in range(3)]
+    serve(good(model))
+    for stored, code in ((scores(model, rows), 0), ([0.1, 0.2, 0.3], 1)):
+        report.write_text(json.dumps({'known_rows': {
+            'rows': [' '.join(map(str, row)) for row in rows], 'scores': stored}}))
+        assert run((tmp_path, model)) == code
+    assert asked[0] == rows
+
+
 @pytest.mark.parametrize('change, reason', [
     (lambda found: found[1:], '7 scores for 8 rows'),
     (lambda found: found + [0.5], '9 scores for 8 rows'),

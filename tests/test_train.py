@@ -104,6 +104,10 @@ def test_model_takes_the_57_numbers_and_gives_the_reported_figures(model, data):
     assert {name: result[name] for name in figures} == pytest.approx(figures, abs=1e-9)
     assert result['auc_interval'][0] < result['auc'] < result['auc_interval'][1]
     assert result['rounds'] == booster.num_trees() > 1
+    assert result['model_sha256'] == tracking.sha256(model / 'model.txt')
+    known = [list(map(float, row.split())) for row in result['known_rows']['rows']]
+    assert result['known_rows']['scores'] == booster.predict(known).tolist()
+    assert len(set(result['known_rows']['scores'])) == len(known) == 8
     assert result['rows'] == {'training': 6000 - len(rows), 'early_stopping': 0,
                               'hold_out': len(rows)}
     assert result['claims']['hold_out'] == rows['target'].sum()

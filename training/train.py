@@ -5,6 +5,7 @@ python training/train.py --data outputs/data/safe_driver.csv --out outputs/model
 import argparse
 import contextlib
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -27,6 +28,7 @@ SECONDS_BETWEEN_LINES = 10
 BOOTSTRAP_DRAWS = 1000
 # Models that are published for this data stay below this AUC.
 HIGHEST_AUC = 0.65
+KNOWN_CANDIDATES, KNOWN_ROWS = 500, 8
 # How LightGBM refuses a number: Check failed: (num_leaves) > (1) at .../config_auto.cpp, line 344 .
 FAILED_CHECK = re.compile(r'Check failed: \((.*)\) (\S+) \((.*)\) at .*')
 
@@ -211,6 +213,21 @@ def fit(frame, parameters):
         'curve': curve, 'boosting': boosting}
 
 
+def known_rows(model, frame):
+    """{"rows": texts, "scores"} by which a smoke test knows the model, lowest to highest of many.
+
+    Each value is that of another row of the table, so that no row is a customer's.
+    """
+    import numpy as np
+    random, count = np.random.RandomState(2017), len(frame)
+    rows = np.column_stack([frame[name].to_numpy()[random.randint(0, count, KNOWN_CANDIDATES)]
+                            for name in table.FEATURES]).astype(float)
+    scores = model.predict(rows)
+    picked = scores.argsort()[np.linspace(0, KNOWN_CANDIDATES - 1, KNOWN_ROWS).astype(int)]
+    return {'rows': [' '.join(map(str, row)) for row in rows[picked].tolist()],
+            'scores': scores[picked].tolist()}
+
+
 def code_commit():
     """The commit of this file's repository, with -dirty where files differ from it, or None."""
     # A repository around an unpacked archive knows none of its files, and is not that of the code.
@@ -258,6 +275,7 @@ def run(args):
     seconds = {'reading': time.monotonic() - start}
     print(f"{path}: {len(frame):,} rows, {frame['target'].sum():,} claims", flush=True)
     model, label, probability, rest = fit(frame, parameters)
+    known = known_rows(model, frame)
     del frame
     import lightgbm
     import metrics
@@ -288,6 +306,7 @@ def run(args):
     seconds['report'] = time.monotonic() - start - seconds['total']
     result['seconds'] = {name: round(value, 2) for name, value in seconds.items()}
     text = model.model_to_string(num_iteration=result['rounds'])
+    result.update(model_sha256=hashlib.sha256(text.encode()).hexdigest(), known_rows=known)
     write_set(args.out, {'model.txt': text, 'report.html': page,
                          'metrics.json': json.dumps(result, indent=2) + '\n'})
     tracker.log(figures)

@@ -69,14 +69,14 @@ def test_rows_are_the_same_each_time_differ_and_go_as_lists_and_objects(out, ser
     assert asked[:3] == asked[3:] and asked[2] == asked[0] * smoke_test.TIMES
     assert isinstance(asked[0][0], list) and isinstance(asked[1][0], dict)
     assert values(asked[0]) == values(asked[1])
-    assert len(set(scores(out[1], asked[0]))) == len(set(map(tuple, asked[0]))) == len(asked[0])
+    assert len(set(map(tuple, asked[0]))) == len(asked[0])
 
 
-def test_the_scores_that_training_stored_are_expected_not_those_of_the_file(tmp_path, serve, asked):
+def test_the_scores_that_training_stored_are_expected_not_those_of_the_file(tmp_path, serve):
     model = register(tmp_path / 'registry', 1)
     report = tmp_path / 'registry' / NAME / '1' / 'model' / 'metrics.json'
     rows = [[number] * len(COLUMNS) for number in range(3)]
-    serve(good(model))
+    asked = serve(good(model))
     for stored, code in ((scores(model, rows), 0), ([0.1, 0.2, 0.3], 1)):
         report.write_text(json.dumps({'known_rows': {
             'rows': [' '.join(map(str, row)) for row in rows], 'scores': stored}}))

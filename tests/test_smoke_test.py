@@ -56,7 +56,7 @@ def short_pauses(monkeypatch):
 
 @pytest.fixture
 def short_deadline(monkeypatch):
-    monkeypatch.setitem(smoke_test.DEADLINE_SECONDS, 'local', 0.1)
+    monkeypatch.setitem(smoke_test.DEADLINE_SECONDS, 'local', 0.03)
 
 
 def good(model, change=lambda found: found):

@@ -20,7 +20,6 @@ ANSWERS = {
 OF_TOKENS = ('expired-token', 'forbidden')
 NAMES = tuple(ANSWERS) + (
     'step-fails',  # a step (`step`: its name, any unless given) exits with 1
-    'step-never-ends',  # a step (`step`) runs until it is canceled
     'blob-mount',  # a step (`step`) sees its pipeline data as flat blob storage, see blob_mount.py
     'no-capacity',  # the cluster cannot allocate nodes: runs stay queued while the fault is set
     'admin-user-off',  # the admin user of the container registry is not enabled

@@ -18,9 +18,12 @@ IMPORTED = ('lightgbm', 'azureml.core', 'flask', 'gunicorn.app.base', 'gunicorn.
 
 
 def hasten(patch):
-    """Have the SDK wait in shorter steps and leave stacks out of its telemetry. A MonkeyPatch."""
+    """Have the SDK wait in shorter steps and leave stacks out of its telemetry.
+
+    patch: a pytest.MonkeyPatch.
+    """
     from msrest.universal_http.requests import ClientRetryPolicy as policy
-    often = types.SimpleNamespace(time=time.time, sleep=lambda _, sleep=time.sleep: sleep(0.02))
+    often = types.SimpleNamespace(time=time.time, sleep=lambda _: time.sleep(0.02))
     patch.setattr('azureml._common.async_utils.task_queue.time', often)
     patch.setattr('inspect.stack', list)
     # Each of its many clients looks a thousand numbers up in this list.

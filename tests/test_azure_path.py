@@ -183,7 +183,7 @@ def test_preflight(project):
     azure.faults.clear()
     # With Contributor on the group and nothing else, what is there already suffices.
     assign({0: None})
-    project('workspace')
+    assert 'compute cluster train-cluster: there already' in project('workspace')
     assign({})
 
 

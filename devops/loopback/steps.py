@@ -86,8 +86,7 @@ class Step:
             self._cloud, self._workspace, self._configuration['environment']))
         log = self._artifact(USER_LOG)
         os.makedirs(os.path.dirname(log), mode=0o700)
-        fault = self._cloud.faults.take('step-fails', step=self.name)
-        if fault:
+        if self._cloud.faults.take('step-fails', step=self.name):
             arguments = ['-c', FAILS]
         else:
             arguments = [self._parameters['Script']] + self._arguments()

@@ -9,7 +9,11 @@ ifneq ($(filter 3.%,$(MAKE_VERSION)),)
 $(error GNU make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew install make, then call gmake)
 endif
 
-# make X=... wins over the environment, the environment over these.
+VARIABLES := PYTHON VENV DATA ROWS OUT PARAMETERS MODEL_NAME RUN_EVALUATION ALLOW_RUN_CANCEL BUILD_BUILDID PORT SERVICE \
+  PIPELINE FAULT CONNECTION
+
+# make X=... wins over the environment, the environment over these. What is empty counts as not given.
+$(foreach name,$(VARIABLES),$(if $(value $(name)),,$(eval override undefine $(name))))
 PYTHON         ?=
 VENV           ?= .venv
 DATA           ?=
@@ -26,12 +30,30 @@ PIPELINE       ?= devops/ci.yml
 FAULT          ?=
 CONNECTION     ?= federated
 
-$(foreach name,DATA OUT PARAMETERS MODEL_NAME PYTHON,$(if $(word 2,$($(name))),\
-  $(error $(name) is '$($(name))': make cannot handle blanks in it; use a path or name without them)))
+# Whoever queues a build sets some of them: a value is text, in which $ and quotes mean nothing to make or the shell.
+define newline
+
+
+endef
+plain = $(if $(findstring $(newline),$(value $(1))),$(error $(1) has a line break: give it on one line))$(subst \
+  $(newline),,$(subst $(newline)~/,$(value HOME)/,$(newline)$(value $(1))))
+$(foreach name,$(VARIABLES),$(eval $(if $(filter file,$(origin $(name))),,export )override $(name) := $$(call plain,$(name))))
+# As one word of a shell command.
+given = '$(subst ','\'',$($(1)))'
+
+# These become names of targets, in which such signs mean something to make.
+SIGNS := & ' " ` ; : $$ \# * ? [ ] < > | \ % = ~ ! { } ^ ( )
+$(foreach name,OUT VENV MODEL_NAME,$(if $(filter-out 1,$(words x$($(name))x))$(filter -%,$($(name)))$(strip \
+  $(foreach sign,$(SIGNS),$(findstring $(sign),$($(name))))),$(error $(name) is '$($(name))': make cannot handle blanks in it, \
+  - at its beginning, or any of $(SIGNS); use a path or name without them)))
+
+# Another project's modules, another Python's folders, -O, the repository of a git hook: not for what is run here.
+unexport $(filter-out PYTHON,$(filter PYTHON%,$(.VARIABLES))) GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY
+export PYTHONUTF8 := 1
 
 # The first Python that answers runs the set-up, which then finds or fetches the right one; looked for once, when needed.
 SYSTEM_PYTHON = $(eval SYSTEM_PYTHON := $(or $(shell for p in python3 python python3.11 python3.10 python3.12 python3.13; do \
-  $$p -c '' 2>/dev/null && { echo $$p; break; }; done),$(if $(shell command -v uv),uv run --no-project python)))$(SYSTEM_PYTHON)
+  $$p -Ec '' 2>/dev/null && { echo $$p; break; }; done),$(if $(shell command -v uv),uv run --no-project python)))$(SYSTEM_PYTHON)
 ANY_PYTHON  = $(or $(SYSTEM_PYTHON),$(error No Python found. 3.11 is best; 3.10, 3.12 and 3.13 do for one machine. Install uv \
   (https://docs.astral.sh/uv), which fetches it, or: apt-get install python3 python3-venv; brew install python@3.11))
 
@@ -40,13 +62,16 @@ ifeq ($(PYTHON),)
   PY    := $(VENV)/bin/python
   LOCAL := $(VENV)/.local
   FULL  := $(VENV)/.full
+  # The interpreter that it was made with may be gone.
+  $(LOCAL): $(shell $(PY) -Ec '' 2>/dev/null || echo FORCE)
 else
-  PY    := $(PYTHON)
+  PY    := $(call given,PYTHON)
   LOCAL := $(OUT)/.make/python-local
   FULL  := $(OUT)/.make/python-full
 endif
 
-TABLE        := $(or $(DATA),$(OUT)/data/safe_driver.csv)
+SAMPLE       := $(if $(DATA),,$(OUT)/data/safe_driver.csv)
+TABLE        := $(or $(DATA),$(SAMPLE))
 MODEL        := $(OUT)/model/model.txt $(OUT)/model/metrics.json $(OUT)/model/report.html
 DECISION     := $(OUT)/decision.json
 REGISTRATION := $(OUT)/registration.json
@@ -56,7 +81,7 @@ REGISTERED   := $(wildcard $(OUT)/registry/$(MODEL_NAME)/[1-9]*/tags.json)
 TESTRESULTS  := $(OUT)/test-results
 COVERAGE      := $(addprefix --cov=,training scoring scripts)
 # A core each for the tests, where the interpreter has pytest-xdist. Not simply expanded: $(PY) may not be there yet.
-XDIST        = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n auto --dist loadfile')
+XDIST        = $(shell $(PY) -Ec 'import xdist' 2>/dev/null && echo '-n auto --dist loadfile')
 
 ##@ One machine: no account, no Azure SDK
 
@@ -64,16 +89,16 @@ XDIST        = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '-n auto --di
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-15s %s\n",$$1,$$2} /^##@/{print "\n" substr($$0,5)}' $(MAKEFILE_LIST)
 setup: $(FULL) ## Build .venv from conda_dependencies.yml, Azure SDK included
-data: $(TABLE) ## Make the sample table of ROWS rows (default 100000), unless DATA is given
+data: $(SAMPLE) ## Make the sample table of ROWS rows (default 100000), unless DATA is given
 train: $(MODEL) ## DATA to model.txt, metrics.json and report.html in OUT/model
 evaluate: $(DECISION) ## Challenger against the registered champion; RUN_EVALUATION=false skips the comparison
 register: $(REGISTRATION) ## Register the model in OUT/registry if the decision says so
 retrain: $(REGISTRATION) ## train, evaluate, register
 	@cat $(REGISTRATION)
 serve: $(LOCAL) $(if $(REGISTERED),,$(REGISTRATION)) ## Serve the registered model on PORT with Azure ML's inference server
-	$(PY) scripts/serve.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --port $(PORT)
+	$(PY) scripts/serve.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --port $(call given,PORT)
 smoke-test: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Real requests to SERVICE=local (make serve) or aci; only tests
-	$(PY) scripts/smoke_test.py --service $(SERVICE) --out $(OUT) --model-name $(MODEL_NAME) --port $(PORT)
+	$(PY) scripts/smoke_test.py --service $(call given,SERVICE) --out $(OUT) --model-name $(MODEL_NAME) --port $(call given,PORT)
 
 ##@ Code quality
 
@@ -98,8 +123,8 @@ preflight: $(FULL) ## Say which setting, sign-in, permission or resource is miss
 workspace: $(FULL) ## Create or get the workspace, the compute cluster and the environments
 	$(PY) scripts/preflight.py --before-workspace
 	$(PY) scripts/workspace.py
-dataset: $(FULL) $(TABLE) ## Check and upload DATA and register it as a new dataset version
-	$(PY) scripts/dataset.py --data $(TABLE)
+dataset: $(FULL) $(SAMPLE) ## Check and upload DATA and register it as a new dataset version
+	$(PY) scripts/dataset.py --data $(call given,TABLE)
 publish: $(FULL) ## Publish the training pipeline; writes OUT/pipeline.json
 	$(PY) scripts/publish.py --out $(OUT)
 run: $(FULL) ## Run the published pipeline and wait for it; writes OUT/run.json
@@ -115,8 +140,8 @@ rollback: $(FULL) ## Put back the model version that the service ran before
 
 .PHONY: rehearse branch-policy devops-project
 rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT= (see README), PIPELINE=
-	$(PY) devops/rehearsal/rehearse.py --pipeline $(PIPELINE) --out $(OUT)/rehearsal --connection $(CONNECTION) \
-	  $(if $(FAULT),--fault $(FAULT))
+	$(PY) devops/rehearsal/rehearse.py --pipeline $(call given,PIPELINE) --out $(OUT)/rehearsal \
+	  --connection $(call given,CONNECTION) $(if $(FAULT),--fault $(call given,FAULT))
 branch-policy: $(LOCAL) ## Create or update the branch policies; DRY_RUN=1 only shows the difference
 	$(PY) scripts/branch_policy.py
 devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permissions and policies; DRY_RUN=1
@@ -124,54 +149,78 @@ devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permi
 
 ##@ This folder
 
-.PHONY: clean FORCE
-# Only names that make writes: OUT may be a folder that holds other things.
-RESULTS := .make data model decision.json registration.json test-results coverage.xml pipeline.json run.json service.json \
-  rehearsal bench
+.PHONY: lock clean FORCE
+# Two locks are for every Python from 3.10 on, and agree; the third is the container's. After a change of a list only what
+# must moves; without one all moves to the newest that the lists leave open.
+UNIVERSAL := --universal --python-version 3.10
+lock: ## Solve the lists of packages into devops/locks, with uv; prints what changed
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; cp -R devops/locks "$$work"; upgrade=--upgrade; \
+	$(ANY_PYTHON) -m venv "$$work/venv"; "$$work/venv/bin/pip" install -q uv==0.13.9; \
+	for part in full local container; do \
+	  ( cd scripts; $(ANY_PYTHON) -c "import build_venv; print(*build_venv.pins('$$part'), sep='\n')" ) > "$$work/$$part"; \
+	  grep -qsxF "#    make lock, of $$(paste -sd '|' "$$work/$$part")" devops/locks/$$part.txt || upgrade=; \
+	done; \
+	solve() { \
+	  ( cd "$$work/locks"; "$$work/venv/bin/uv" pip compile -q $$upgrade -o $$1.txt "$${@:2}" - < "$$work/$$1" \
+	    --custom-compile-command "make lock, of $$(paste -sd '|' "$$work/$$1")" ); \
+	  changed=$$(diff -N devops/locks/$$1.txt "$$work/locks/$$1.txt" | sed -n '/^[<>] [a-z]/s/ [;\\].*//p' || true); \
+	  printf '%s\n' "devops/locks/$$1.txt:" "$${changed:-no version changed}"; \
+	}; \
+	solve full $(UNIVERSAL); solve local $(UNIVERSAL) -c full.txt; solve container --python-version 3.7 --python-platform linux; \
+	cp "$$work"/locks/*.txt devops/locks
+# Only names that make writes: OUT and the folders in it may hold other things, and these stay.
+RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html .*.new) \
+  decision.json registration.json test-results/*.xml coverage.xml pipeline.json run.json service.json \
+  bench/training.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
 clean: ## Remove what make made, the registry excepted
-	rm -rf .venv .container .pytest_cache .coverage $(addprefix $(or $(OUT),.)/,$(RESULTS))
+	rm -rf .venv .container .pytest_cache .coverage $(addprefix $(OUT)/,$(RESULTS))
+	@rmdir $(addprefix $(OUT)/,data model test-results bench) 2>/dev/null || true
 	find training scoring scripts devops tests -name __pycache__ -prune -exec rm -rf {} +
 	@test ! -e $(OUT)/registry || echo 'kept $(OUT)/registry'
 
 # What is local and costly is a file, so that it is made again only when something that it depends on changed.
 
-$(VENV)/.local $(VENV)/.full: conda_dependencies.yml devops/openhack_requirements.txt scripts/build_venv.py scripts/dependencies.py
+$(VENV)/.local $(VENV)/.full: conda_dependencies.yml devops/openhack_requirements.txt $(wildcard devops/locks/*.txt) \
+    scripts/build_venv.py scripts/dependencies.py
 	$(ANY_PYTHON) scripts/build_venv.py --part $(@:$(VENV)/.%=%) --venv $(VENV)
 $(VENV)/.full: $(VENV)/.local
 
 $(OUT)/.make/python-%: FORCE
-	@$(PYTHON) scripts/build_venv.py --part $* --check --stamp $@
+	@[ "$$($(PY) -c 'import sys; print(sys.version_info >= (3, 7))' 2>&1)" = True ] || { \
+	  echo error: PYTHON is $(PY), and no Python 3.7 or newer answers there: name one, or leave it out >&2; exit 1; }
+	@$(PY) scripts/build_venv.py --part $* --check --stamp $@
 
-# A value that a result depends on is kept in a file, which changes only when the value does.
+# A value that a result depends on is kept in a file, which changes only when the value does, or the file that it names:
+# a name that is given may hold what no prerequisite may.
 VALUES = $(addprefix $(OUT)/.make/,$(1))
-$(OUT)/.make/rows:           VALUE = $(ROWS)
-$(OUT)/.make/table:          VALUE = $(TABLE)
-$(OUT)/.make/parameters:     VALUE = $(PARAMETERS)
-$(OUT)/.make/run-evaluation: VALUE = $(RUN_EVALUATION) $(ALLOW_RUN_CANCEL)
+$(OUT)/.make/rows:           VALUE = $(call given,ROWS)
+$(OUT)/.make/table:          VALUE = $(call given,DATA)
+$(OUT)/.make/parameters:     VALUE = $(call given,PARAMETERS)
+$(OUT)/.make/run-evaluation: VALUE = $(call given,RUN_EVALUATION)' '$(call given,ALLOW_RUN_CANCEL)
 $(OUT)/.make/model-name:     VALUE = $(MODEL_NAME)
-$(OUT)/.make/build:          VALUE = $(BUILD_BUILDID)
-$(OUT)/.make/training-pins:  VALUE = $(shell $(ANY_PYTHON) scripts/dependencies.py --tag training)
+$(OUT)/.make/build:          VALUE = $(call given,BUILD_BUILDID)
+$(OUT)/.make/training-pins:  VALUE = "$$($(ANY_PYTHON) scripts/dependencies.py --tag training)"
 $(call VALUES,rows table parameters run-evaluation model-name build training-pins): FORCE
-	@mkdir -p $(@D); value='$(VALUE)'; echo "$$value" | cmp -s - $@ || echo "$$value" > $@
+	@mkdir -p $(@D); value=$(VALUE); [[ ! $$value -nt $@ ]] && cmp -s $@ - <<< "$$value" || printf '%s\n' "$$value" > $@
 
-TABLE_CODE := training/table.py training/tracking.py training/columns.json
+TABLE_CODE := training/table.py training/tracking.py training/console.py training/columns.json
 
 $(OUT)/data/safe_driver.csv: training/sample.py training/tracking.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
-	$(PY) training/sample.py --rows $(ROWS) --out $@
+	$(PY) training/sample.py --rows $(call given,ROWS) --out $@
 
 $(MODEL) &: training/train.py training/parameters.py training/metrics.py training/report.py $(TABLE_CODE) \
-    $(PARAMETERS) $(wildcard $(TABLE)) $(if $(DATA),,$(TABLE)) $(call VALUES,table parameters training-pins) | $(LOCAL)
-	$(PY) training/train.py --data $(TABLE) --parameters $(PARAMETERS) --out $(OUT)/model
+    training/report_page.html training/lightgbm_names.json $(SAMPLE) $(call VALUES,table parameters training-pins) | $(LOCAL)
+	$(PY) training/train.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --out $(OUT)/model
 
 $(DECISION): training/evaluate.py training/parameters.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)
-	$(PY) training/evaluate.py --data $(TABLE) --parameters $(PARAMETERS) --model $(OUT)/model --model-name $(MODEL_NAME) \
-	  --registry $(OUT)/registry --run-evaluation $(RUN_EVALUATION) \
-	  --allow-run-cancel $(ALLOW_RUN_CANCEL) --out $@
+	$(PY) training/evaluate.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --model $(OUT)/model --model-name $(MODEL_NAME) \
+	  --registry $(OUT)/registry --run-evaluation $(call given,RUN_EVALUATION) \
+	  --allow-run-cancel $(call given,ALLOW_RUN_CANCEL) --out $@
 
 # A registry that was removed by hand is filled again.
 $(REGISTRATION): training/register.py training/tracking.py $(DECISION) $(call VALUES,build) $(if $(REGISTERED),,FORCE) | $(LOCAL)
 	$(PY) training/register.py --model $(OUT)/model --decision $(DECISION) --model-name $(MODEL_NAME) \
-	  --registry $(OUT)/registry --build-id "$(BUILD_BUILDID)" --out $@
+	  --registry $(OUT)/registry --build-id $(call given,BUILD_BUILDID) --out $@
 
 $(TESTRESULTS):
 	mkdir -p $@

@@ -18,6 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / 'scripts'))
+
+import azure_ml  # noqa: E402
+
 VARIABLES = ROOT / 'devops' / 'variables.yml'
 TOOLS = ROOT / '.container' / 'tools'
 # Set inside, to these values: the user of the agent has no entry in the image's /etc/passwd. With
@@ -76,6 +79,7 @@ def prepare(name):
     return None
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--prepare', action='store_true',
@@ -86,19 +90,18 @@ def main(argv=None):
     name = image(VARIABLES.read_text(encoding='utf-8'))
     if bool(args.words) == args.prepare:
         parser.error('either --prepare or a command is needed')
-    if not name or ',' in str(ROOT):
+    if not name or set(',:"') & set(str(ROOT)):
         parser.error('devops/variables.yml names no CONTAINER_IMAGE' if not name else
-                     f'docker cannot mount {ROOT}: use a path without a comma')
+                     f'docker cannot mount {ROOT}: use a path without , : and "')
     if not shutil.which('docker'):
-        print('error: there is no docker here: install Docker Engine, or run make without '
-              'the container', file=sys.stderr)
-        return 1
+        raise azure_ml.AzureError('there is no docker here: install Docker Engine, or run make '
+                                  'without the container')
     TOOLS.parent.mkdir(exist_ok=True)
     if args.prepare:
         problem = prepare(name)
         if problem:
-            print(f'error: {problem}', file=sys.stderr)
-        return 1 if problem else 0
+            raise azure_ml.AzureError(problem)
+        return 0
     # In place of this process, so that docker gets the signals of whoever cancels it.
     os.execvp('docker', docker_run(name, args.words))
 

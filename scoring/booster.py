@@ -4,16 +4,18 @@ Importing `lightgbm` (numpy, scipy, and pandas, pyarrow and scikit-learn where t
 takes most of the service's start-up time and memory; the C library alone is there in 0.03 s.
 """
 import ctypes
+import hashlib
 import importlib.util
+import json
 import os
+import re
 import threading
+from pathlib import Path
 
 FLOAT64, ROW_MAJOR, NORMAL, ALL_TREES = 1, 1, 0, -1
-HEADER_END = '\n\n'
-# LightGBM itself writes this line last (its Python package adds the categories of pandas, its
-# command line does not): a model file without it is cut off, and loading it may end the process.
-# training/evaluate.py keeps to the same rule.
-LAST_LINE = 'end of parameters'
+# LightGBM itself writes it last; its Python package adds the categories of pandas.
+LAST_LINE = '\nend of parameters\n'
+CONTRACT = Path(__file__).with_name('swagger3.json')
 
 
 class ModelError(RuntimeError):
@@ -35,32 +37,46 @@ def load_library():
     return library
 
 
-def read_header(path):
+def read_header(path, digest=None):
     """The lines `key=value` at the top of a LightGBM text model, as a dict of strings.
 
-    Raises ModelError where the file is no whole text model of one probability a row.
+    Raises ModelError where the file is no whole text model of one probability a row of our columns,
+    or has another SHA-256 than the digest or metrics.json beside it, as far as there are such.
     """
-    with open(path, encoding='utf-8') as file:
-        text = file.read()
-    header = dict(line.partition('=')[::2] for line in text.partition(HEADER_END)[0].splitlines())
-    if 'feature_names' not in header or f'\n{LAST_LINE}\n' not in text:
-        raise ModelError(f'{path} is not a whole LightGBM text model')
+    path = Path(path)
+    content, report = path.read_bytes(), path.with_name('metrics.json')
+    told = json.loads(report.read_text(encoding='utf-8')) if report.is_file() else {}
+    if not {None, hashlib.sha256(content).hexdigest()} >= {digest, told.get('model_sha256')}:
+        raise ModelError(f'{path} was changed or damaged: its SHA-256 is not the one that was '
+                         'written down when it was made')
+    top, _, trees = content.decode('latin-1').partition('\n\n')
+    header = dict(line.partition('=')[::2] for line in top.splitlines())
+    size = sum(map(int, re.findall('[0-9]+', header.get('tree_sizes', ''))))
+    if not trees.startswith('end of trees', size) or LAST_LINE not in trees:
+        raise ModelError(f'{path} is damaged, or not a whole LightGBM text model')
     if not header.get('objective', '').startswith('binary') or header.get('num_class') != '1':
         raise ModelError(f"{path} has the objective {header.get('objective')!r}; a binary one is "
                          'needed')
+    columns = json.loads(CONTRACT.read_text())['components']['schemas']['RowAsObject']['required']
+    if header.get('feature_names') != ' '.join(columns):
+        raise ModelError(f"{path} has other columns than the service's {len(columns)}, or has them "
+                         'in another order')
     return header
 
 
 class Booster:
     """A LightGBM text model. Safe to use from several threads."""
 
-    def __init__(self, path):
-        self.columns = read_header(path)['feature_names'].split(' ')
+    def __init__(self, path, digest=None):
+        self.columns = read_header(path, digest)['feature_names'].split(' ')
         self.library = load_library()
         self.handle, trees = ctypes.c_void_p(), ctypes.c_int()
         self._call('LGBM_BoosterCreateFromModelfile', os.fsencode(path), ctypes.byref(trees),
                    ctypes.byref(self.handle))
         self.trees = trees.value
+        # Over a tree with a way back this ends the process, and a score would never come.
+        self._call('LGBM_BoosterDumpModel', self.handle, 0, ALL_TREES, 0, ctypes.c_int64(0),
+                   ctypes.byref(ctypes.c_int64()), None)
         # A call made ready for one row takes a fifth of the time. LightGBM 3.1.1, the container's,
         # gives wrong scores when several threads use it at a time.
         self.one_row, self.one_row_lock = ctypes.c_void_p(), threading.Lock()

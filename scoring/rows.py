@@ -1,4 +1,5 @@
 """The rows of a scoring request: read strictly and fast; explained patiently when refused."""
+import collections
 import json
 import operator
 import struct
@@ -40,7 +41,8 @@ def parse(body, columns, max_rows):
     # in memory.
     if (body.count(b'[') + body.count(b'{') > max_rows + 2
             or body.count(b',') >= max_rows * len(columns)):
-        raise Refused(413, f'more lists, objects or values than {max_rows} rows have')
+        raise Refused(413, disguise(body) or
+                      f'more lists, objects or values than {max_rows} rows have')
     try:
         (name, rows), = orjson.loads(body).items()
         lengths, names = set(map(len, rows)), 1
@@ -68,7 +70,7 @@ def explain(body, columns, fault):
     fault: what parse() met. The standard JSON parser also reads NaN, Infinity and numbers beyond
     a double, so that their row and column can be named.
     """
-    unreadable = [(None, None, f'the body is no JSON in UTF-8: {fault}')]
+    unreadable = [(None, None, disguise(body) or f'the body is no JSON in UTF-8: {fault}')]
     try:
         payload = json.loads(body.decode(), object_pairs_hook=Pairs, parse_int=float)
     except (ValueError, RecursionError):
@@ -85,6 +87,13 @@ def explain(body, columns, fault):
     if not rows:
         return [(None, None, '"data" holds no row')]
     return list(islice(row_problems(rows, columns), PROBLEMS_SHOWN)) or unreadable
+
+
+def disguise(body):
+    """What a body seems to be, by its first bytes, and what to do; None for plain UTF-8."""
+    encoding = 'gzip' if body.startswith(b'\x1f\x8b') else json.detect_encoding(body)
+    encoding = encoding.upper().replace('-SIG', ' with a byte order mark')
+    return None if encoding == 'UTF-8' else f'the body is {encoding}: send plain UTF-8'
 
 
 def row_problems(rows, columns):
@@ -104,16 +113,13 @@ def row_problems(rows, columns):
 
 
 def name_problems(row, pairs, columns):
-    known, seen = set(columns), set()
-    for name, _ in pairs:
-        if name in seen:
-            yield row, name[:NAME_SHOWN], 'is there more than once'
-        elif name not in known:
+    known, counts = set(columns), collections.Counter(name for name, _ in pairs)
+    for name, count in counts.items():
+        if name not in known:
             yield row, name[:NAME_SHOWN], 'is not a column of the model'
-        seen.add(name)
-    for name in columns:
-        if name not in seen:
-            yield row, name, 'is missing'
+        elif count > 1:
+            yield row, name, 'is there more than once'
+    yield from ((row, name, 'is missing') for name in columns if name not in counts)
 
 
 def value_problems(row, pairs):

@@ -22,7 +22,6 @@ import rows
 from rows import Refused
 
 FOLDER = Path(__file__).resolve().parent
-DOCUMENTS = ('swagger2.json', 'swagger3.json')
 ALLOWED = {'Allow': 'OPTIONS, POST'}
 JSON = {'Content-Type': 'application/json'}
 # More objects than the largest request makes lists.
@@ -53,6 +52,9 @@ def init():
         auc = None
     print(json.dumps({'model': folder.parent.name, 'version': folder.name, 'auc': auc,
                       'trees': model.trees, 'columns': len(model.columns)}))
+    # LightGBM's threads are not in a worker that is forked later (WORKER_PRELOAD), which would wait
+    # for them for ever.
+    os.register_at_fork(after_in_child=lambda: globals().update(threads=1))
     # The collector need not look through what stays, nor again and again at a large request.
     gc.freeze()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
@@ -60,11 +62,8 @@ def init():
 
 def threads_wanted(setting, cores):
     """How many threads OMP_NUM_THREADS asks for, at most the cores; all where it is unusable."""
-    try:
-        wanted = int(setting.split(',')[0])
-    except ValueError:
-        return cores
-    return min(wanted, cores) if wanted > 0 else cores
+    wanted = re.match(r'\s*0*([1-9][0-9]{0,8})\s*(,|$)', setting)
+    return min(int(wanted.group(1)), cores) if wanted else cores
 
 
 def publish_documents():
@@ -77,7 +76,7 @@ def publish_documents():
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for name in DOCUMENTS:
+        for name in ('swagger2.json', 'swagger3.json'):
             shutil.copy(FOLDER / name, root)
         # All that 3.1 says otherwise is its version and what may be null.
         text = (FOLDER / 'swagger3.json').read_text(encoding='utf-8')
@@ -126,25 +125,27 @@ def read(environ):
     kind = environ.get('CONTENT_TYPE', '').partition(';')[0].strip().lower()
     if kind not in ('application/json', '') and not kind.endswith('+json'):
         raise Refused(415, 'the Content-Type is not application/json')
+    coding = environ.get('HTTP_CONTENT_ENCODING')
+    if coding and coding.strip().lower() != 'identity':
+        raise Refused(415, 'the Content-Encoding is not identity: send the body uncompressed')
     # The server has refused lengths that are no numbers; a body in chunks has none.
-    limit, declared = settings['max_body_bytes'], environ.get('CONTENT_LENGTH')
+    limit, declared = settings['max_body_bytes'], int(environ.get('CONTENT_LENGTH') or 0)
     stream, body = environ['wsgi.input'], b''
     try:
-        if int(declared or 0) <= limit:
+        if declared <= limit:
             body = stream.read(limit + 1)
-        if len(body) > limit or int(declared or 0) > limit:
-            # A client that is still sending would see a broken connection, not the answer.
-            for _ in range(DRAINED_BODIES):
-                if not stream.read(limit):
-                    break
-            raise Refused(413, f'the body is larger than {limit} bytes')
+        too_large = max(declared, len(body)) > limit
+        # A client that is still sending would see a broken connection, not the answer.
+        for _ in range(DRAINED_BODIES):
+            if not too_large or not stream.read(limit):
+                break
     except TimeoutError:
         raise Refused(408, 'the body did not arrive in time')
-    except Refused:
-        raise
     except Exception as error:  # the server has a dozen kinds for broken chunks and connections
         raise Refused(400, f'the body cannot be read: {type(error).__name__}')
-    if declared and len(body) != int(declared):
+    if too_large:
+        raise Refused(413, f'the body is larger than {limit} bytes')
+    if declared and len(body) != declared:
         raise Refused(400, f'the body ends after {len(body)} of {declared} bytes')
     return body
 

@@ -76,11 +76,11 @@ class Manager:
                 'Manager says: is there a proxy before management.azure.com?')
         if status == 404 and method == 'GET':
             return None
-        code, message = str(error.get('code', '')), ' '.join(str(error['message']).split())
+        code, message = str(error.get('code', '')), azure_ml.sentence(error['message'])
         advice = next((text for words, text in ADVICE.items() if words == code or words in message),
                       azure_ml.ADVICE.get(status))
         raise azure_ml.AzureError('\n'.join(filter(None, [
-            f'could not {what}: HTTP {status}, {azure_ml.clean(code + ": " + message)[:400]}',
+            f'could not {what}: HTTP {status}, {code}: {message}',
             advice])), status)
 
     def get(self, path, version, what, **query):

@@ -3,6 +3,8 @@ import json
 import os
 from pathlib import Path
 
+import ctrl_c  # noqa: F401
+
 
 def write_bytes(path, content):
     """Write the content; the file then holds all of it, or what it held before."""
@@ -18,11 +20,15 @@ def write_json(path, value):
     write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
 
 
-def read_json(path):
-    """The JSON object of a file, or None if there is none. Raises ValueError with its path."""
+def read_json(path, *names):
+    """The JSON object with these names that a file holds; None: no file. Raises ValueError."""
     try:
-        return json.loads(Path(path).read_text())
+        found = json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise ValueError(f'{path} is no JSON: remove it and run this again')
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not set(names) <= set(found):
+        wanted = f" with {', '.join(names)}" if names else ''
+        raise ValueError(f'{path} holds no JSON object{wanted}: remove it and run this again')
+    return found

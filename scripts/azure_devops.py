@@ -65,8 +65,8 @@ def read_settings(environ):
             problems.append(f'{name} is not set (in Azure Pipelines: {agents}): {meaning}')
     if found['organisation'] and not is_organisation(found['organisation']):
         # The value is not shown: a pasted clone URL may hold a token.
-        problems.append('AZURE_DEVOPS_ORG_URL is not the address of an organisation: it must be '
-                        'like https://dev.azure.com/contoso, without user, project or repository')
+        problems.append("AZURE_DEVOPS_ORG_URL must be an organisation's address in https, like "
+                        'https://dev.azure.com/contoso, without user, project or repository')
     if found['token'] and not re.fullmatch('[!-~]+', found['token']):
         problems.append('AZURE_DEVOPS_EXT_PAT holds characters that no token has: paste it again')
     branch = re.sub('^refs/heads/', '', read_value(environ, 'BRANCH') or 'master')
@@ -93,7 +93,7 @@ def error_words(response):
     Form, of recorded answers: {"$id", "innerException", "message", "typeName", "typeKey", ...}.
     """
     answer = azure_ml.json_object(response)
-    return str(answer.get('message') or '').strip(), str(answer.get('typeKey', ''))
+    return azure_ml.sentence(answer.get('message') or ''), str(answer.get('typeKey', ''))
 
 
 def check_answer(answer, fields, doing, path=''):
@@ -198,7 +198,7 @@ class Client:
                     method, url, params=query, json=body, allow_redirects=False,
                     timeout=(CONNECT_SECONDS, READ_SECONDS))
             except requests.RequestException as error:
-                problem = self._unreachable(error, doing)
+                problem = azure_ml.explain(doing, error)
             else:
                 if response.status_code not in azure_ml.TRANSIENT:
                     return self._answer(response, doing, needs)
@@ -209,7 +209,7 @@ class Client:
             again = method != 'POST' or problem.status == 429
             if not again or time.monotonic() - started + wait > DEADLINE_SECONDS:
                 raise problem
-            print(f'{problem} (trying again in {wait} s)', file=sys.stderr)
+            print(f'{str(problem).splitlines()[0]} (trying again in {wait} s)', file=sys.stderr)
             time.sleep(wait)
 
     def _answer(self, response, doing, needs):
@@ -221,7 +221,7 @@ class Client:
         try:
             answer = azure_ml.decode_json(response) if response.content.strip() else None
             return answer, response.headers.get('x-ms-continuationtoken')
-        except ValueError:
+        except (ValueError, RecursionError):
             raise AzureError(
                 f'The answer to the attempt to {doing} is not JSON but '
                 f"{response.headers.get('Content-Type', 'of no type')}, {len(response.content)} "
@@ -240,19 +240,6 @@ class Client:
             text = (f'SYSTEM_ACCESSTOKEN is not accepted ({how}). It ends with its job, and the '
                     'step must ask for it: env: SYSTEM_ACCESSTOKEN: $(System.AccessToken).')
         return AzureError(text, response.status_code)
-
-    def _unreachable(self, error, doing):
-        import requests
-        host = urllib.parse.urlsplit(self.settings.organisation).netloc
-        if isinstance(error, requests.exceptions.SSLError):
-            return AzureError(f'The certificate of {host} is not trusted. Behind a proxy '
-                              'that reads TLS, put its authority in REQUESTS_CA_BUNDLE.')
-        if isinstance(error, requests.ReadTimeout):
-            return AzureError(f'No answer from {host} within {READ_SECONDS:g} s to the '
-                              f'attempt to {doing}.')
-        cause = error.args[0] if error.args else error
-        cause = str(getattr(cause, 'reason', cause)).rsplit(': ', 1)[-1].strip('()\'"')
-        return AzureError(f'Cannot reach {host} to {doing}: {cause}.')
 
     def _refused(self, response, doing, needs):
         """The sentence for an error status, with the service's own words where it has any."""

@@ -16,6 +16,7 @@ import time
 import traceback
 import warnings
 
+import ctrl_c  # noqa: F401
 import settings
 
 # By default the SDK repeats a request after 32, 64 and 128 s when it is throttled, and after up to
@@ -37,11 +38,18 @@ SECRETS = re.compile(
     r'|(?i:bearer\s+)[\w.~+/=-]+'
     r'|(?i:(accountkey|sharedaccesskey|client_secret|password)["\']?\s*[=:]\s*)["\']?[^\s"\',;&]+')
 
+# A command to the agent, "##vso[" anywhere in a line, or "##[", which colours its log. It compares
+# by culture (Command.cs of microsoft/azure-pipelines-agent), so that characters of no width between
+# these do not count.
+UNSEEN = '[^ -~\\n]*'
+COMMAND = re.compile(f"#{UNSEEN}#(?={UNSEEN}({UNSEEN.join('vso')}{UNSEEN})?\\[)")
+LONGEST_LINE, LONGEST_SENTENCE = 2000, 300
+
 ADVICE = {
     401: 'the sign-in was refused: check the service connection, renew its secret if it has one, '
          'or run `az login`',
     403: 'the sign-in has no right to do this: give it the role Contributor on the resource group',
-    404: 'it is not there: `make preflight` tells which name is wrong',
+    404: 'it is not there: correct its name or version; `make preflight` checks most names',
     409: 'another operation on it is under way: run this again in a few minutes',
     429: 'Azure is throttling: run this again in a few minutes; nothing is done twice',
 }
@@ -65,24 +73,57 @@ class AzureError(Exception):
         self.status = status
 
 
+class Harmless:
+    """A text stream that writes what `clean` leaves."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        return self.stream.write(clean(text))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 def verb(main):
     """A script's main that prints what is for the user to put right instead of raising it.
 
-    Exit code 2 for a setting, 1 for all else.
+    Exit code 2 for a setting, 1 for all else. File names, logs and answers may hold anything, so
+    all that it prints is made Harmless.
     """
     @functools.wraps(main)
     def run(argv=None):
-        try:
-            return main(argv)
-        except (AzureError, ValueError) as error:
-            print(f'error: {error}', file=sys.stderr)
-            return 2 if isinstance(error, settings.SettingsError) else 1
+        with contextlib.redirect_stdout(Harmless(sys.stdout)), \
+                contextlib.redirect_stderr(Harmless(sys.stderr)):
+            try:
+                return main(argv)
+            except (AzureError, ValueError, OSError) as error:
+                print(f'error: {error}', file=sys.stderr)
+                return 2 if isinstance(error, settings.SettingsError) else 1
+            except Exception:
+                traceback.print_exc()
+                return 1
     return run
 
 
+def set_output(name, value):
+    """Tell the agent an output variable of this step of a `verb`: the one command that it gets."""
+    sys.stdout.stream.write(
+        f'##vso[task.setvariable variable={name};isOutput=true]{sentence(value)}\n')
+
+
 def clean(text):
-    """The text without tokens, keys and signatures, and without commands to the agent."""
-    return SECRETS.sub('***', text).replace('##vso[', '## vso[')
+    """The text without secrets, commands to the agent, control characters and endless lines."""
+    text = COMMAND.sub('# #', SECRETS.sub('***', re.sub('\r\n?', '\n', text)))
+    if not text.isprintable():
+        text = ''.join(char if char.isprintable() or char in '\n\t' else '?' for char in text)
+    return re.sub(f'(.{{{LONGEST_LINE}}}).+', r'\1 ...', text)
+
+
+def sentence(text):
+    """What others say, of any type, as a sentence: cleaned, on one line, not too long."""
+    return clean(' '.join(str(text).split()))[:LONGEST_SENTENCE]
 
 
 def chain(error):
@@ -132,7 +173,7 @@ def status_of(error):
 
 
 def reason_of(error):
-    """What the service said, on one line of at most 300 characters, without secrets."""
+    """What the service said, as a `sentence`."""
     said = str(getattr(error, 'message', '') or error) or type(error).__name__
     response = next((link.response for link in chain(error)
                      if getattr(link, 'response', None) is not None), None)
@@ -142,7 +183,7 @@ def reason_of(error):
                         f'{body}\n{said}', re.IGNORECASE | re.DOTALL)
     if message:
         said = message.group(1)
-    return clean(' '.join(said.replace('\\n', ' ').replace('\\r', ' ').split()))[:300]
+    return sentence(said.replace('\\n', ' ').replace('\\r', ' '))
 
 
 def explain(what, error):
@@ -158,7 +199,8 @@ def explain(what, error):
         reason = f'HTTP {status}, {reason}'
     elif any(map(is_connection, chain(error))):
         host = re.search(r"host='([^']+)'", reason)
-        reason = f'no connection to {host.group(1)}' if host else 'no connection: ' + reason
+        lack = 'answer from' if 'Read timed out' in reason else 'connection to'
+        reason = f'no {lack} {host.group(1)}' if host else 'no connection: ' + reason
         advice = CONNECTION
         if UNTRUSTED in str(error):
             reason += ': its certificate is not trusted here'
@@ -168,8 +210,8 @@ def explain(what, error):
 
 def give_up(what, seconds):
     """End the process: the SDK's threads and native code cannot be stopped in another way."""
-    sys.__stderr__.write(f'error: could not {what}: no answer within {seconds:g} s\n'
-                         'run this again; nothing is done twice\n')
+    sys.__stderr__.write(clean(f'error: could not {what}: no answer within {seconds:g} s\n'
+                               'run this again; nothing is done twice\n'))
     sys.__stderr__.flush()
     os._exit(1)
 
@@ -213,7 +255,7 @@ def asking(what, seconds):
         if not is_raised_by_sdk(error):
             raise
         raise AzureError(f'could not {what}: the answer is not of the form that the SDK expects '
-                         f'({type(error).__name__}: {clean(str(error))[:200]})\n{ODD}') from None
+                         f'({type(error).__name__}: {sentence(error)})\n{ODD}') from None
 
 
 def repeat(call, seconds):
@@ -255,7 +297,7 @@ def request(what, seconds, method, url, **more):
 
 
 def decode_json(response):
-    """The JSON of an answer. Raises ValueError when it is something else."""
+    """The JSON of an answer. Raises ValueError or RecursionError when it is something else."""
     # Some answers of Azure DevOps begin with a byte order mark.
     return json.loads(response.content.decode('utf-8-sig'))
 
@@ -264,6 +306,6 @@ def json_object(response):
     """The JSON object that an answer is, or {}."""
     try:
         found = decode_json(response)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {}

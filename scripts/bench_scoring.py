@@ -228,7 +228,7 @@ def prepare_requests(model_text):
     columns, prepared = model.feature_name(), {}
     for measure in CLIENTS:
         size = int(measure.split()[0])
-        rows = smoke_test.random_rows(model, rng, BODIES[size] * size)
+        rows = smoke_test.random_rows(rng, BODIES[size] * size)
         scores = model.predict(numpy.array(rows, dtype=float)).tolist()
         if 'object' in measure:
             rows = [dict(zip(columns, row)) for row in rows]

@@ -137,7 +137,8 @@ def absent_branch(client, repository):
     return None if branch in branches else (
         f"Branch {branch!r} does not exist yet in repository {repository['name']!r} (there is: "
         f"{', '.join(sorted(branches)[:10]) or 'none'}). Push it first: git push "
-        f"{repository.get('remoteUrl', 'REMOTE')} HEAD:refs/heads/{branch}")
+        f"{repository.get('remoteUrl', 'REMOTE')} HEAD:refs/heads/{branch}; or set BRANCH to the "
+        'one that pull requests go to')
 
 
 def find_pipelines(client, repository):

@@ -1,11 +1,10 @@
-"""Build .venv from conda_dependencies.yml, or say what a given interpreter lacks.
+"""Build .venv from a lock of devops/locks, or say what a given interpreter lacks.
 
     python3 scripts/build_venv.py --part full --venv .venv
 """
 import argparse
-import glob
 import importlib.util
-import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,10 @@ import dependencies
 
 SUPPORTED = ('3.11', '3.10', '3.12', '3.13')
 CONTAINER = '3.7'
-CONTAINER_PINS = Path(__file__).resolve().parent.parent / 'devops' / 'openhack_requirements.txt'
+DEVOPS = Path(__file__).resolve().parent.parent / 'devops'
 SDK_PYTHONS = ('3.7', '3.10', '3.11')
-SDK_PACKAGES = ('azureml-sdk', 'azureml-defaults', 'azureml-dataprep')
+# First a pip that knows the wheels of the rest, and what builds packages that have none.
+FIRST = re.compile(r'^(?:pip|setuptools|wheel)==(?:.*\\\n)*.*\n', re.M)
 PROBE = 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])'
 NO_PYTHON = f'''no suitable Python found.
 Python {', '.join(SUPPORTED)} will do (the pins are for {SUPPORTED[0]}). Ways to get one:
@@ -38,6 +38,7 @@ OTHERS = {
     'pytest_cov': 'make test',
     'requests': 'make smoke-test, branch-policy and devops-project',
     'yaml': 'make rehearse',
+    'check_jsonschema': 'the schema in make rehearse',
     'trustme': 'make rehearse',
     'azureml': 'the Azure ML targets',
 }
@@ -59,7 +60,7 @@ def find_python(uv):
     Where none is found uv fetches one. Raises RuntimeError without uv.
     """
     names = ['python' + version for version in SUPPORTED] + ['python3', 'python', sys.executable]
-    names += glob.glob(os.path.expanduser('~/.pyenv/versions/3.1[0-3].*/bin/python'))
+    names += map(str, Path.home().glob('.pyenv/versions/3.1[0-3].*/bin/python'))
     found = {}
     for path in filter(None, map(shutil.which, names)):
         found.setdefault(version_of(path), path)
@@ -71,48 +72,47 @@ def find_python(uv):
     return SUPPORTED[0], SUPPORTED[0]
 
 
-def pins(part, version):
-    """The requirements (list of lines) of one part of .venv for this Python version."""
-    if version == CONTAINER:
-        lines = CONTAINER_PINS.read_text().splitlines()
-        return [line for line in lines if line and not line.startswith('#')]
-    return [line for line in dependencies.requirements(dependencies.LIST.read_text(), part)
-            if version in SDK_PYTHONS or not line.startswith(SDK_PACKAGES)]
+def pins(part):
+    """The packages (list) that the lock of a part is solved from, as pip requirements."""
+    if part == 'container':
+        return re.findall(r'^[^#\s].*', (DEVOPS / 'openhack_requirements.txt').read_text(), re.M)
+    return dependencies.requirements(dependencies.LIST.read_text(), part)
 
 
 def build(venv, part, uv):
     """Make or complete the virtual environment `venv` (Path); its stamp .part is written last."""
     python = venv / 'bin' / 'python'
     base, version = find_python(uv)
-    stamp, listed = venv / f'.{part}', venv / f'requirements-{part}.txt'
+    name = 'container' if version == CONTAINER else part
+    lock = DEVOPS / 'locks' / f'{name}.txt'
+    if f" of {'|'.join(pins(name))}\n" not in lock.read_text():
+        raise ValueError(f'devops/locks/{name}.txt is not of what is listed now: run `make lock`')
+    stamp, first = venv / f'.{part}', venv / 'requirements-first.txt'
     whole = (venv / '.local').exists() or (venv / '.full').exists()
     if not whole or version_of(python) != version:
         print(f'Making {venv} with Python {version} ({base})', flush=True)
         make = [uv, 'venv', '-q', '--clear', '--seed', '--python', base, str(venv)]
         subprocess.run(make if uv else [base, '-m', 'venv', '--clear', str(venv)], check=True)
-    lines = pins(part, version)
-    wanted = '\n'.join(lines) + '\n'
-    # A restored cache is older than a fresh checkout, and yet complete.
-    if stamp.exists() and listed.exists() and listed.read_text() == wanted:
-        stamp.touch()
-        return
     if stamp.exists():
+        # A restored cache is older than a fresh checkout, and yet complete.
+        if stamp.read_text() == lock.read_text():
+            stamp.touch()
+            return
         stamp.unlink()
-    listed.write_text(wanted)
     note = ', the Azure SDK among them (700 MB, some minutes)' if part == 'full' else ''
-    print(f'Installing {len(lines)} pinned packages into {venv}{note}', flush=True)
+    print(f'Installing the locked packages into {venv}{note}', flush=True)
+    # --no-user: whatever someone's pip.conf says.
     install = [uv, 'pip', 'install', '--python', str(python)] if uv else [
-        str(python), '-m', 'pip', 'install', '--disable-pip-version-check']
+        str(python), '-m', 'pip', 'install', '--no-user', '--disable-pip-version-check']
     install += [] if sys.stdout.isatty() else ['-q']
-    # The others need a pip that knows their wheels.
-    own = [line for line in lines if line.startswith('pip==')]
-    if own and not uv:
-        subprocess.run(install + own, check=True)
-    subprocess.run(install + ['-r', str(listed)], check=True)
+    install += ['--no-build-isolation', '--require-hashes', '-r']
+    if first.write_text(''.join(FIRST.findall(lock.read_text()))):
+        subprocess.run(install + [str(first)], check=True)
+    subprocess.run(install + [str(lock)], check=True)
     if part == 'full' and version not in SDK_PYTHONS:
         print(f'warning: azureml-sdk needs Python 3.10 or 3.11, this is {version}: the Azure ML '
               'targets will not work and their tests are skipped', file=sys.stderr)
-    stamp.write_text(version + '\n')
+    stamp.write_text(lock.read_text())
 
 
 def check(stamp):

@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+import ctrl_c  # noqa: F401
+
 LIST = Path(__file__).resolve().parent.parent / 'conda_dependencies.yml'
 TAGS = ('training', 'scoring', 'control', 'tools', 'cloud')
 LINE = re.compile(r'^(?P<indent> +)- (?P<package>[^#\s]+)\s*(?:#\s*(?P<tags>.*?)\s*)?$')
@@ -65,12 +67,13 @@ def name(text, tag, base='safe-driver'):
 
 
 def requirements(text, part):
-    """pip requirements of .venv: 'local' is what needs no Azure SDK, 'full' is every line."""
+    """pip requirements: 'local' is what needs no Azure SDK, which ends at 3.11; 'full' is all."""
     selected = []
     for conda, package, tags in parse(text):
         local = 'cloud' not in tags and tags != {'control'}
-        if package.split('=')[0] not in ('python', 'pip') and (part == 'full' or local):
-            selected.append(package.replace('=', '==', 1) if conda else package)
+        if not package.startswith('python=') and (part == 'full' or local):
+            pin = package.replace('=', '==', 1) if conda else package
+            selected.append(pin if local else f"{pin} ; python_version < '3.12'")
     return selected
 
 

@@ -16,11 +16,13 @@ from pathlib import Path
 import atomic
 import azure_ml
 import publish
+import serve
 import settings
 import workspace
 
 SOURCE = Path(__file__).resolve().parent.parent / 'scoring'
 SETTINGS = 'deployment.json'
+MODEL_FILE = 'model/model.txt'
 NOT_UPLOADED = ('__pycache__', '*.pyc', '.*')
 LOG_LINES = 60
 PAUSE_SECONDS = 5
@@ -99,18 +101,27 @@ def must_replace(service, wanted, config):
     return differ
 
 
-def create_or_update(space, config, source, environment, parts, tags, size):
-    """Create or update the service and wait until it answers. Raises AzureError with the reason.
+def fetch_model(space, config, name, version, folder):
+    """The Model, its files in the folder. Raises ValueError unless it can be served."""
+    what = f'version {version} of the model {name}'
+    with azure_ml.asking(f'fetch {what}', config.call_timeout_seconds):
+        from azureml.core.model import Model
+        model = Model(space, name, version=int(version), expand=False)
+        model.download(target_dir=str(folder), exist_ok=True)
+    serve.check_model(Path(folder, MODEL_FILE), model.tags or {}, what, 'register a new one with '
+                      '`make run`, or deploy another with MODEL_VERSION=n make deploy')
+    return model
+
+
+def create_or_update(space, config, model, source, environment, parts, tags, size):
+    """Create or update the service until it answers; the content of service.json. AzureError.
 
     source: the folder (Path) of score.py; parts: what the service is to run; size: (cores, GB).
     """
+    from azureml.core.model import InferenceConfig, Model
+    from azureml.core.webservice import AciWebservice
     end = time.monotonic() + 60 * config.deploy_timeout_minutes
     name = config.aci_deployment_name
-    with azure_ml.asking(f"find version {parts['version']} of the model {parts['model']}",
-                         config.call_timeout_seconds):
-        from azureml.core.model import InferenceConfig, Model
-        from azureml.core.webservice import AciWebservice
-        model = Model(space, parts['model'], version=int(parts['version']), expand=False)
     # LightGBM counts the cores of the host, not those that the container may use.
     environment.environment_variables = dict(
         atomic.read_json(source / SETTINGS)['environment'],
@@ -119,26 +130,33 @@ def create_or_update(space, config, source, environment, parts, tags, size):
         cpu_cores=size[0], memory_gb=size[1], auth_enabled=True, enable_app_insights=True,
         tags={key: str(value) for key, value in dict(parts, **tags).items()},
         description=f"Claim probabilities by {parts['model']}")
-    while True:
-        try:
-            with azure_ml.asking(f'deploy the service {name}', config.call_timeout_seconds):
-                service = Model.deploy(
-                    space, name, [model], InferenceConfig(
-                        entry_script='score.py', source_directory=str(source),
-                        environment=environment), configuration, overwrite=True)
-            break
-        except azure_ml.AzureError as error:
-            # Another deployment is under way: it may be this one, whose answer was lost.
-            if error.status != 409 or time.monotonic() > end:
-                raise
-        service = find_service(space, config)
-        if service:
-            wait_until_idle(service, config)
-            if runs_parts(service, parts):
-                return service
-        time.sleep(PAUSE_SECONDS)
-    wait_until_healthy(service, config, end)
-    return service
+    try:
+        while True:
+            try:
+                with azure_ml.asking(f'deploy the service {name}', config.call_timeout_seconds):
+                    service = Model.deploy(
+                        space, name, [model], InferenceConfig(
+                            entry_script='score.py', source_directory=str(source),
+                            environment=environment), configuration, overwrite=True)
+                break
+            except azure_ml.AzureError as error:
+                # Another deployment is under way: it may be this one, whose answer was lost.
+                if error.status != 409 or time.monotonic() > end:
+                    raise
+            service = find_service(space, config)
+            if service:
+                wait_until_idle(service, config)
+                if runs_parts(service, parts):
+                    return service_facts(service)
+            time.sleep(PAUSE_SECONDS)
+        wait_until_healthy(service, config, end)
+        return service_facts(service)
+    except azure_ml.AzureError:
+        show_logs(space, config)
+        if tags.get('previous_version'):
+            print(f"it ran version {tags['previous_version']} before: `make rollback` puts it back",
+                  flush=True)
+        raise
 
 
 def wait_until_healthy(service, config, end):
@@ -225,12 +243,10 @@ def deploy_model(config, name, version):
             print(f'the service {service.name} runs version {version} already')
             return service_facts(service)
     tags = dict(previous_tags(service, parts), **build_tags(config))
-    if replace:
-        with azure_ml.asking(f'delete the service {service.name}', config.call_timeout_seconds):
-            service.delete()
     done = 'update to' if service and not replace else 'create with'
     print(f'service {config.aci_deployment_name}: {done} version {version} of {name}', flush=True)
     with tempfile.TemporaryDirectory() as folder:
+        model = fetch_model(space, config, name, version, Path(folder, 'fetched'))
         source = Path(folder, SOURCE.name)
         shutil.copytree(str(SOURCE), str(source), ignore=shutil.ignore_patterns(*NOT_UPLOADED))
         store = workspace.datastore(space, config)
@@ -239,16 +255,11 @@ def deploy_model(config, name, version):
             store.upload(str(source), target_path=target, overwrite=True, show_progress=False)
             workspace.check_stored(store, [f'{target}/{path.relative_to(source).as_posix()}'
                                            for path in source.rglob('*') if path.is_file()])
-        try:
-            return service_facts(create_or_update(
-                space, config, source, environment, parts, tags,
-                (wanted['cpu_cores'], wanted['memory_gb'])))
-        except azure_ml.AzureError:
-            show_logs(space, config)
-            if tags.get('previous_version'):
-                print(f"it ran version {tags['previous_version']} before: `make rollback` puts it "
-                      'back', flush=True)
-            raise
+        if replace:
+            with azure_ml.asking(f'delete the service {service.name}', config.call_timeout_seconds):
+                service.delete()
+        return create_or_update(space, config, model, source, environment, parts, tags,
+                                (wanted['cpu_cores'], wanted['memory_gb']))
 
 
 def service_facts(service):

@@ -10,8 +10,11 @@ azure-resource-connection); APPROVER, the mail address or group of those who app
 (default: the owner of the token).
 """
 import argparse
+import fnmatch
 import os
+import re
 import sys
+from pathlib import Path
 
 import azure_devops
 import azure_ml
@@ -19,6 +22,7 @@ import branch_policy
 import settings
 from azure_ml import AzureError
 
+CI = Path(__file__).resolve().parent.parent / 'devops' / 'ci.yml'
 GROUP = 'devopsforai-aml-vg'
 ENVIRONMENT = 'safe-driver'
 # Name, YAML file, and what it has to be allowed to use, by the names of the permission service.
@@ -220,6 +224,15 @@ def create_pipelines(client, repository, known):
     return first_runs
 
 
+def trigger_branches(text):
+    """The branches, or patterns of them, whose pushes start the pipeline of this YAML."""
+    found = re.search('^trigger:(.*\n(?:[ -].*\n|#.*\n|\n)*)', text + '\n', re.M)
+    if not found:
+        return ['*']
+    included = re.split('^ *(?:exclude|paths|tags):', found.group(1), flags=re.M)[0]
+    return re.findall(r"""(?:^ *- *|[\[,] *)["']?(?:refs/heads/)?([^]\s"',]+)""", included, re.M)
+
+
 def permit_pipelines(client, kind, name, number, known):
     """Let pipelines use the resource; number: its id, None in a dry run."""
     users = [known[path][0] for _, path, kinds in PIPELINES if kind in kinds]
@@ -241,6 +254,10 @@ def set_up(client, environ):
     Returns what is left for a person: [what it is not complete without], [what comes after it].
     """
     config, missing = client.settings, []
+    started = trigger_branches(CI.read_text(encoding='utf-8'))
+    if not any(fnmatch.fnmatchcase(config.branch, pattern) for pattern in started):
+        missing.append(f'Let pushes to {config.branch} start devops/ci.yml, whose trigger names '
+                       f"{', '.join(started) or 'no branch'}: change it and push it, or set BRANCH")
     repository = branch_policy.find_repository(client)
     print(f'Project {config.project} in {config.organisation}')
     group, values = set_up_group(client, repository['project'], environ)
@@ -255,7 +272,8 @@ def set_up(client, environ):
     if repository.get('defaultBranch') != 'refs/heads/' + config.branch:
         page = azure_devops.portal_page(config, '_git', repository['name'], 'branches')
         missing.append(
-            f'Make {config.branch} the default branch, where pipelines look for their YAML:\n'
+            f'Make {config.branch} the default branch, where pipelines look for their YAML, or '
+            'set BRANCH:\n'
             f'{page} > {config.branch} > More options > Set as default branch')
     known = branch_policy.find_pipelines(client, repository)
     first_runs = create_pipelines(client, repository, known)

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import atomic
+import azure_ml
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ('training', 'scoring', 'scripts', 'devops', 'tests')
@@ -16,8 +17,10 @@ MAX_LINE_LENGTH = 100
 
 
 def findings(files):
-    """{path: ['line:column code text', ...]} of these files, in order; a clean one has []."""
+    """{path: ['path:line:column code text', ...]} of these files, in order; a clean one has []."""
     import pycodestyle
+    # What a user's own file says about style is not what this project says.
+    pycodestyle.USER_CONFIG = None
     found = {path: [] for path in files}
 
     class Collector(pycodestyle.BaseReport):
@@ -25,11 +28,13 @@ def findings(files):
             code = super().error(line_number, offset, text, check)
             # None for a code that is ignored by default (W503, W504 and their like).
             if code:
-                found[self.filename].append(f'{line_number}:{offset + 1} {text}')
+                found[self.filename].append(f'{self.filename}:{line_number}:{offset + 1} {text}')
             return code
 
-    pycodestyle.StyleGuide(max_line_length=MAX_LINE_LENGTH, reporter=Collector,
-                           repeat=True).check_files(found)
+    guide = pycodestyle.StyleGuide(max_line_length=MAX_LINE_LENGTH, reporter=Collector, repeat=True)
+    # Not its check_files, which ends at Ctrl-C as if all files were checked.
+    for path in found:
+        guide.input_file(path)
     return found
 
 
@@ -43,23 +48,21 @@ def junit(found):
         case = ElementTree.SubElement(suite, 'testcase', classname='pycodestyle', name=path)
         if lines:
             failure = ElementTree.SubElement(case, 'failure', message=f'{len(lines)} findings')
-            failure.text = '\n'.join(f'{path}:{line}' for line in lines)
+            failure.text = '\n'.join(lines)
     return ElementTree.tostring(suites, 'utf-8')
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--junit', type=Path, required=True, help='JUnit file to write')
     args = parser.parse_args(argv)
     found = findings(os.path.relpath(str(path)) for name in FOLDERS
                      for path in sorted((ROOT / name).rglob('*.py')))
-    for path, lines in found.items():
-        for line in lines:
-            print(f'{path}:{line}')
-    count = sum(map(len, found.values()))
-    print(f'{len(found)} files, {count} findings')
+    lines = sum(found.values(), [])
+    print('\n'.join(lines + [f'{len(found)} files, {len(lines)} findings']))
     atomic.write_bytes(args.junit, junit(found))
-    return 1 if count else 0
+    return 1 if lines else 0
 
 
 if __name__ == '__main__':

@@ -222,11 +222,11 @@ def print_line(title, state, text):
 
 def run_checks(azure, checks):
     """Print a line per check; the number of those that found something missing."""
-    bad = []
+    missing, absent = 0, set()
     for title, check, needed in checks:
         state = 'MISSING'
         try:
-            if needed in bad:
+            if needed in absent:
                 raise Unseen(f'not checked without the {needed}')
             state, text = 'ok', str(check(azure))
         except Unseen as error:
@@ -236,12 +236,14 @@ def run_checks(azure, checks):
         except (LookupError, TypeError, AttributeError) as error:
             text = ("Azure's answer is not of the form that is expected "
                     f'({type(error).__name__}: {error})\n{azure_ml.ODD}')
-        if state == 'MISSING' or needed in bad:
-            bad.append(title)
+        missing += state == 'MISSING'
+        if state == 'MISSING' or needed in absent:
+            absent.add(title)
         print_line(title, state, text)
-    return len(bad)
+    return missing
 
 
+@azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--before-workspace', action='store_true',
@@ -256,14 +258,13 @@ def main(argv=None):
             azure = Azure(config)
             print_line(title, 'ok', azure.sign_in)
             checks = BEFORE_WORKSPACE if args.before_workspace else CHECKS
-            bad = run_checks(azure, checks)
+            missing = run_checks(azure, checks)
     except (settings.SettingsError, AzureError) as error:
         print_line(title, 'MISSING', str(error))
-        print(f'error: nothing else was checked: put the {title} right first', file=sys.stderr)
-        return 2 if isinstance(error, settings.SettingsError) else 1
-    if bad:
-        print(f'error: {bad} of {len(checks) + 2} checks found something missing', file=sys.stderr)
-    return 1 if bad else 0
+        raise type(error)(f'nothing else was checked: put the {title} right first') from None
+    if missing:
+        raise AzureError(f'{missing} of {len(checks) + 2} checks found something missing')
+    return 0
 
 
 if __name__ == '__main__':

@@ -22,10 +22,11 @@ def code_commit(config):
     """The commit of the build; else git's, with -dirty where files differ from it, or 'none'."""
     if config.build_sourceversion:
         return config.build_sourceversion
-    command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=-']
+    # A repository around an unpacked archive knows none of its files, and is not that of the code.
+    command = 'git rev-parse HEAD:./ && git describe --always --dirty --abbrev=40 --match=-'
     try:
-        return subprocess.check_output(command, cwd=str(ROOT), stderr=subprocess.DEVNULL,
-                                       timeout=10).decode().strip()
+        return subprocess.check_output(command, shell=True, cwd=str(ROOT), timeout=10,
+                                       stderr=subprocess.DEVNULL).decode().split()[-1]
     except (OSError, subprocess.SubprocessError):
         return 'none'
 

@@ -44,6 +44,8 @@ def roll_back(config):
           flush=True)
     store = workspace.datastore(space, config)
     with tempfile.TemporaryDirectory() as folder:
+        model = deploy.fetch_model(space, config, parts['model'], parts['version'],
+                                   Path(folder, 'fetched'))
         with azure_ml.asking(f"fetch the scoring files of version {parts['version']}",
                              config.call_timeout_seconds):
             from azureml.core import Environment
@@ -57,15 +59,10 @@ def roll_back(config):
         source = fetched.parent / deploy.SOURCE.name
         fetched.rename(source)
         size = service.container_resource_requirements
-        try:
-            # No previous_ tags: what was just left is not to be put back by another rollback.
-            service = deploy.create_or_update(
-                space, config, source, environment, parts, deploy.build_tags(config),
-                (size.cpu, size.memory_in_gb))
-        except azure_ml.AzureError:
-            deploy.show_logs(space, config)
-            raise
-    return deploy.service_facts(service)
+        # No previous_ tags: what was just left is not to be put back by another rollback.
+        return deploy.create_or_update(
+            space, config, model, source, environment, parts, deploy.build_tags(config),
+            (size.cpu, size.memory_in_gb))
 
 
 @azure_ml.verb

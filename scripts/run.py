@@ -28,7 +28,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1, 15
 def pipeline_to_run(space, config, out):
     """The PublishedPipeline that pipeline.json names, else the newest of the settings' name."""
     from azureml.pipeline.core import PublishedPipeline
-    known = atomic.read_json(Path(out) / 'pipeline.json')
+    known = atomic.read_json(Path(out) / 'pipeline.json', 'id', 'name')
     name = known['name'] if known else config.training_pipeline_name
     try:
         with azure_ml.asking(f'find the published pipeline {name}', config.call_timeout_seconds):
@@ -61,11 +61,8 @@ def runs_of(space, config, build_id):
 def run_to_attach_to(space, config, build_id):
     """The run of this build that is done or under way, done ones first, or None."""
     found = runs_of(space, config, build_id)
-    for states in (DONE, UNDER_WAY):
-        for run, status in found:
-            if status in states:
-                return run
-    return None
+    return next((run for states in (DONE, UNDER_WAY) for run, status in found if status in states),
+                None)
 
 
 def submit_pipeline(space, config, published, build_id):
@@ -115,7 +112,7 @@ def watch_run(run, config, cluster):
                 errors = cluster.get_status().errors if waiting and cluster else None
             if errors:
                 error = errors[0].get('error', errors[0])
-                states.append((f'compute cluster {cluster.name}', azure_ml.clean(
+                states.append((f'compute cluster {cluster.name}', azure_ml.sentence(
                     f"{error.get('code')}: {error.get('message')}")))
             troubled = False
         except azure_ml.AzureError as error:
@@ -151,7 +148,7 @@ def failure_of(run, seconds):
             continue
         details = step.get_details()
         error = (details.get('error') or {}).get('error') or {}
-        yield f"step {step.name} failed: {azure_ml.clean(error.get('message') or 'no reason')}"
+        yield f"step {step.name} failed: {azure_ml.sentence(error.get('message') or 'no reason')}"
         logs = details.get('logFiles') or {}
         name = next((name for name in LOGS if name in logs), max(logs, default=None))
         if name:
@@ -221,12 +218,12 @@ def main(argv=None):
     except KeyboardInterrupt:
         print(f'error: stopped; if it was submitted, {how_to_go_on(build_id)}',
               file=sys.stderr)
-        return 1
+        return 130
     atomic.write_json(Path(args.out) / 'run.json', result)
     print(f"{result['result']} {result['model']} version {result['version']}: {result['reason']}")
     if os.environ.get('TF_BUILD'):
         for name in ('result', 'version'):
-            print(f'##vso[task.setvariable variable={name};isOutput=true]{result[name]}')
+            azure_ml.set_output(name, result[name])
     return 0
 
 

@@ -3,23 +3,28 @@
     python scripts/serve.py --registry outputs/registry --model-name safe_driver_model --port 5001
 """
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
+import atomic
 import azure_ml
 
 SCORING = Path(__file__).resolve().parent.parent / 'scoring'
+TRIAL = ('import sys; sys.path.insert(0, sys.argv[1])\n'
+         'import booster; booster.Booster(*sys.argv[2:])')
 SERVER = 'azureml_inference_server_http'
 VERSION = re.compile('[1-9][0-9]*')
 
 
 def newest_version(registry, name):
-    """The folder of the highest whole version of a model. Raises ValueError if there is none.
+    """The folder of the highest whole version of a model. Raises ValueError if none can be served.
 
     The rule is that of training/tracking.py: a number, and tags.json, which is written last.
     """
@@ -28,18 +33,34 @@ def newest_version(registry, name):
     if not versions:
         raise ValueError(f'no version of the model {name} in {registry}; `make retrain` registers '
                          'one')
-    return max(versions, key=lambda folder: int(folder.name)).resolve()
+    newest = max(versions, key=lambda folder: int(folder.name)).resolve()
+    check_model(newest / 'model' / 'model.txt', atomic.read_json(newest / 'tags.json'),
+                f'{name} version {newest.name}',
+                f'put the file back, or remove {newest} to go on with the version before it')
+    return newest
+
+
+def check_model(path, tags, name, advice):
+    """Raise ValueError unless a model.txt is what its tags tell of and another process loads it."""
+    digest = tags.get('model_sha256')
+    if not digest:
+        print(f'{name} has no tag model_sha256: nothing proves that its file is as registered')
+    tried = subprocess.run(
+        [sys.executable, '-c', TRIAL, str(SCORING), str(path)] + [digest] * bool(digest),
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    if tried.returncode:
+        said = tried.stderr.decode(errors='replace').partition('booster.ModelError: ')[2].strip()
+        said = said.replace(str(path), name) or f'{name} cannot be loaded: it is damaged'
+        raise ValueError(f'{said}; {advice}')
 
 
 def port_is_free(port):
     """Whether a server can listen on all addresses of this machine at this port."""
-    with socket.socket() as probe:
+    with contextlib.suppress(OSError), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(('', port))
-        except OSError:
-            return False
-    return True
+        probe.bind(('', port))
+        return True
+    return False
 
 
 def server_environ(version, environ):
@@ -61,11 +82,9 @@ def main(argv=None):
     parser.add_argument('--port', type=int, default=5001, help='port to listen on (default 5001)')
     args = parser.parse_args(argv)
     version = newest_version(args.registry, args.model_name)
-    if not 1 <= args.port <= 65535:
-        raise ValueError(f'port {args.port} is not between 1 and 65535')
-    if not port_is_free(args.port):
-        raise ValueError(f'port {args.port} is in use, or not allowed: choose another, as in '
-                         'PORT=5002')
+    if not 1 <= args.port <= 65535 or not port_is_free(args.port):
+        raise ValueError(f'port {args.port} is in use, or not allowed: choose another between 1 '
+                         'and 65535, as in PORT=5002')
     if importlib.util.find_spec(SERVER) is None:
         raise ValueError(f'{sys.executable} lacks azureml-inference-server-http: install it there, '
                          'or leave PYTHON= out so that make uses .venv')

@@ -26,10 +26,6 @@ def text(pattern, rule, convert=str):
     return parse
 
 
-def is_true(value):
-    return value.lower() == 'true'
-
-
 def integer(low, high):
     """A parser of whole numbers from low to high."""
     def parse(value):
@@ -39,8 +35,7 @@ def integer(low, high):
     return parse
 
 
-anything = text('.*', '')
-boolean = text('(?i)true|false', 'must be true or false', is_true)
+boolean = text('(?i)true|false', 'must be true or false', lambda value: value.lower() == 'true')
 minutes = text(r'[0-9]{1,5}(\.[0-9]+)?', 'must be a number of minutes', float)
 azure_name = text('[A-Za-z0-9][A-Za-z0-9._-]{0,254}', 'must be letters, digits, . _ or -')
 
@@ -57,11 +52,9 @@ SETTINGS = (
     ('WORKSPACE_NAME', None,
      text('[A-Za-z0-9][A-Za-z0-9_-]{2,32}', 'must be 3 to 33 letters, digits, _ or -'),
      'the Azure ML workspace'),
-    ('LOCATION', None,
-     text('[a-z0-9]+', 'must be a region in its short form, such as westeurope'),
+    ('LOCATION', None, text('[a-z0-9]+', 'must be a region in its short form, such as westeurope'),
      'the Azure region for a new workspace'),
-    ('BASE_NAME', '',
-     text('[A-Za-z0-9]{0,10}', 'must be at most 10 letters or digits'),
+    ('BASE_NAME', '', text('[A-Za-z0-9]{0,10}', 'must be at most 10 letters or digits'),
      'RESOURCE_GROUP and WORKSPACE_NAME default to BASE_NAME-RG and BASE_NAME-AML-WS'),
     ('EXPERIMENT_NAME', 'safe_driver', azure_name, 'the experiment that collects the runs'),
     ('MODEL_NAME', 'safe_driver_model', azure_name, 'the registered model'),
@@ -71,7 +64,7 @@ SETTINGS = (
     ('DATASET_VERSION', 'latest',
      text('latest|[1-9][0-9]{0,8}', "must be 'latest' or a whole number"),
      'its version to train on'),
-    ('DATA_FILE_PATH', 'none', anything,
+    ('DATA_FILE_PATH', 'none', str,
      'a table in the datastore, such as data/train.csv, to train on instead of the dataset'),
     ('DATASTORE_NAME', '', azure_name, "the datastore; default: the workspace's own"),
     ('TRAINING_PIPELINE_NAME', 'safe-driver-training', azure_name, 'the published pipeline'),
@@ -102,7 +95,7 @@ SETTINGS = (
      'delete and create the service when its cpu or memory changed, which cuts it off meanwhile'),
     ('BUILD_BUILDID', '', text('[A-Za-z0-9._-]{0,100}', 'must be letters, digits, . _ or -'),
      'the build; a re-run of the same build repeats nothing'),
-    ('BUILD_URI', '', anything, 'the link to the build'),
+    ('BUILD_URI', '', str, 'the link to the build'),
     ('SYSTEM_STAGEATTEMPT', 1, integer(1, 999), 'which attempt of the stage of the build this is'),
     ('BUILD_SOURCEVERSION', '', text('[0-9a-f]{0,40}', 'must be a git commit'),
      'the commit; default: what git says'),

@@ -47,7 +47,7 @@ def of_names(environ, names, last):
         raise settings.SettingsError(f"{last} is set without {', '.join(missing)}")
     odd = [name for name, value in values.items() if not re.fullmatch('[!-~]+', value)]
     if odd:
-        raise settings.SettingsError(f"a blank or a line end is in {', '.join(odd)}: copy it anew")
+        raise settings.SettingsError(f"copy {', '.join(odd)} anew: a blank or a line end is in it")
     return tuple(values[name] for name in names)
 
 
@@ -97,7 +97,7 @@ def oidc_token(uri, connection, job_token):
     found = azure_ml.json_object(response)
     if response.status_code == 200 and isinstance(found.get('oidcToken'), str):
         return found['oidcToken']
-    said = azure_ml.clean(str(found.get('message') or found.get('value') or 'no token')[:300])
+    said = azure_ml.sentence(found.get('message') or found.get('value') or 'no token')
     raise azure_ml.AzureError(
         f'could not {what}: HTTP {response.status_code}, {said}\nthe job needs '
         'devops/sign_in.yml, whose task names the connection, and the step SYSTEM_ACCESSTOKEN: '

@@ -3,17 +3,18 @@
     python scripts/smoke_test.py --service local --out outputs --model-name safe_driver_model
 
 SERVICE local is what `make serve` runs; aci is the service that OUT/service.json names. Nothing
-is changed. The rows are made from the ranges that the model file states for its columns.
+is changed. Rows and scores are those that training stored with the model.
 """
 import argparse
+import itertools
 import json
-import math
 import os
 import random
 import sys
 import tempfile
 import threading
 import time
+from concurrent import futures
 from pathlib import Path
 
 import atomic
@@ -22,74 +23,65 @@ import serve
 import settings
 from azure_ml import AzureError
 
-CANDIDATES = 500
 ROWS = 8
+TABLE = serve.SCORING.parent / 'training' / 'columns.json'
 TOLERANCE = 1e-9
 RETRIED = (429, 502, 503, 504)
 # A container that was just deployed may answer 502 for minutes.
 DEADLINE_SECONDS = {'local': 30, 'aci': 600}
 REQUEST_SECONDS = 30
 PAUSE_SECONDS = 2.0
-BODY_SHOWN = 2000
+SHOWN, LINE_SHOWN = 2000, 200
+# Of an answer no more is read than so many pieces of so many bytes; some never end.
+PIECES, PIECE_BYTES = 4096, 256
+# The known rows so many times are enough for score.py to share them out to its threads.
+TIMES = 16
 
 
-def random_rows(model, rng, count):
-    """So many rows (lists of numbers) within the ranges that the model states for its columns."""
-    stated, ranges = model.dump_model(num_iteration=1)['feature_infos'], []
-    for name in model.feature_name():
-        info = stated.get(name, {'min_value': 0, 'max_value': 0, 'values': []})
-        bounds = info['values'] or (info['min_value'], info['max_value'])
-        ranges.append((min(bounds), max(bounds)))
-
-    def value(low, high):
-        if low == int(low) and high == int(high):
-            return int(low + rng.random() * (high - low + 1))
-        return round(low + rng.random() * (high - low), 6)
-
-    return [[value(low, high) for low, high in ranges] for _ in range(count)]
+def random_rows(rng, count):
+    """So many rows (lists of numbers) within the ranges that the published table's columns have."""
+    known = list(atomic.read_json(TABLE)['columns'].values())[2:]
+    return [[rng.randint(column['min'], column['max']) if column['type'] == 'int8' else
+             round(rng.uniform(column['min'], column['max']), 6) for column in known]
+            for _ in range(count)]
 
 
-def known_rows(model):
-    """ROWS rows (lists of numbers) and their scores, the lowest and the highest of many among them.
-
-    model: a lightgbm.Booster. Raises AzureError where the model gives every row the same score.
-    """
-    import numpy
-    rows = random_rows(model, random.Random(2017), CANDIDATES)
-    scores = model.predict(numpy.array(rows)).tolist()
-    ranked = sorted(range(CANDIDATES), key=scores.__getitem__)
-    if scores[ranked[0]] == scores[ranked[-1]]:
-        raise AzureError(f'the registered model gives each of {CANDIDATES} different rows the '
-                         f'score {scores[0]!r}')
-    step = (CANDIDATES - 1) / (ROWS - 1)
-    picked = [ranked[round(number * step)] for number in range(ROWS)]
-    return [rows[index] for index in picked], [scores[index] for index in picked]
+def stored_rows(path):
+    """Rows and their scores as training stored them beside a model.txt, else as this gives them."""
+    known = (atomic.read_json(path.with_name('metrics.json')) or {}).get('known_rows')
+    if known:
+        return [list(map(float, row.split())) for row in known['rows']], known['scores']
+    import lightgbm
+    rows = random_rows(random.Random(2017), ROWS)
+    return rows, lightgbm.Booster(model_file=str(path)).predict(rows).tolist()
 
 
 def post_once(session, uri, headers, data, seconds):
-    """The answer to {"data": data}, a requests.Response. Raises RequestException.
+    """(requests.Response, its text), the answer to {"data": data}. Raises what requests does.
 
     It is there within so many seconds, however slowly the service sends: requests by itself only
     limits the time between two bytes.
     """
-    import requests
-    answers = []
+    found = futures.Future()
 
     def post():
         try:
-            answers.append(session.post(uri, json={'data': data}, headers=headers,
-                                        timeout=seconds, allow_redirects=False))
-        except requests.RequestException as error:
-            answers.append(error)
+            with session.post(uri, json={'data': data}, headers=headers, timeout=seconds,
+                              allow_redirects=False, stream=True) as answer:
+                pieces = itertools.islice(answer.iter_content(PIECE_BYTES), PIECES)
+                found.set_result((answer, b''.join(pieces).decode('utf-8', 'replace')))
+        except Exception as error:
+            found.set_exception(error)
 
-    thread = threading.Thread(target=post, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not answers:
-        raise requests.Timeout('timed out')
-    if isinstance(answers[0], requests.RequestException):
-        raise answers[0]
-    return answers[0]
+    threading.Thread(target=post, daemon=True).start()
+    return found.result(seconds)
+
+
+def harmless(text, headers):
+    """What a service says, as it may stand in a log: cleaned, not too long, without our key."""
+    key = headers.get('Authorization', 'Bearer ').partition(' ')[2]
+    text = azure_ml.clean(text.replace(key, '***') if key else text)
+    return ''.join(char if char.isprintable() or char == '\n' else '?' for char in text)[:SHOWN]
 
 
 def post_rows(session, uri, headers, data, deadline):
@@ -98,42 +90,39 @@ def post_rows(session, uri, headers, data, deadline):
     Connection errors, timeouts and RETRIED statuses are tried again until `deadline`
     (time.monotonic()).
     """
-    import requests
     while True:
         left = deadline - time.monotonic()
         try:
-            answer = post_once(session, uri, headers, data, max(0.1, min(REQUEST_SECONDS, left)))
-            text = answer.content.decode('utf-8', 'replace')
+            answer, text = post_once(session, uri, headers, data,
+                                     max(0.1, min(REQUEST_SECONDS, left)))
             if answer.status_code == 200:
                 return text
-            reason = f'status {answer.status_code} {answer.reason}\n{text[:BODY_SHOWN]}'
+            reason = f'status {answer.status_code} {answer.reason}\n{text}'
             again = answer.status_code in RETRIED
-        except requests.RequestException as error:
-            reason = f'no answer from {uri}: {azure_ml.chain(error)[-1]}'
+        except (OSError, ValueError, futures.TimeoutError) as error:
+            reason = f"no answer from {uri}: {str(azure_ml.chain(error)[-1]) or 'timed out'}"
             again = True
-        if not again:
-            raise AzureError(reason)
-        if time.monotonic() + PAUSE_SECONDS >= deadline:
-            raise AzureError('no good answer before the deadline; the last: ' + reason)
-        print(f'{reason.splitlines()[0]}; trying again', flush=True)
+        if not again or time.monotonic() + PAUSE_SECONDS >= deadline:
+            late = 'no good answer before the deadline; the last: ' if again else ''
+            raise AzureError(late + reason)
+        print(harmless(reason, headers).splitlines()[0][:LINE_SHOWN] + '; trying again', flush=True)
         time.sleep(PAUSE_SECONDS)
 
 
 def check_scores(text, expected):
-    """Raise AzureError unless the answer holds exactly the expected scores, as probabilities."""
-    shown = 'status 200\n' + text[:BODY_SHOWN]
+    """Raise AzureError unless the answer holds exactly the expected scores, not all the same."""
+    shown = 'status 200\n' + text
     try:
-        scores = json.loads(text)['result']
-        numbers = [float(score) for score in scores]
-    except (ValueError, TypeError, KeyError):
+        scores = json.loads(text, parse_int=float, parse_constant=str)['result']
+    except (ValueError, TypeError, KeyError, RecursionError):
+        scores = None
+    if not isinstance(scores, list) or not set(map(type, scores)) <= {float}:
         raise AzureError('the answer is not {"result": [number, ...]}; ' + shown)
-    if len(numbers) != len(expected):
-        raise AzureError(f'{len(numbers)} scores for {len(expected)} rows; {shown}')
-    if not all(0 <= score <= 1 for score in numbers):
-        raise AzureError(f'a score is not between 0 and 1; {shown}')
-    if min(numbers) == max(numbers):
+    if len(scores) != len(expected):
+        raise AzureError(f'{len(scores)} scores for {len(expected)} rows; {shown}')
+    if min(scores) == max(scores):
         raise AzureError(f'different rows have the same score; {shown}')
-    far = max(math.fabs(score - known) for score, known in zip(numbers, expected))
+    far = max(abs(score - known) for score, known in zip(scores, expected))
     if far > TOLERANCE:
         raise AzureError(f'the scores differ from the registered model by up to {far:g}; is '
                          f'another version served? {shown}')
@@ -148,25 +137,19 @@ def local_service(args):
 
 def aci_service(args, folder):
     """(uri, headers, path of model.txt, what it is) of OUT/service.json; fetches key and model."""
+    import deploy
     import workspace
     known = atomic.read_json(args.out / 'service.json')
     if known is None:
         raise AzureError(f"there is no {args.out / 'service.json'}; `make deploy` writes it")
     config = settings.read(os.environ, needs=settings.WORKSPACE)
     space = workspace.connect(config)
-    with azure_ml.asking('fetch the keys of the service and its model',
-                         config.call_timeout_seconds):
+    with azure_ml.asking('fetch the keys of the service', config.call_timeout_seconds):
         from azureml.core import Webservice
-        from azureml.core.model import Model
         key = Webservice(space, known['name']).get_keys()[0]
-        Model(space, known['model'], version=int(known['version']), expand=False).download(
-            target_dir=folder, exist_ok=True)
-    found = sorted(Path(folder).rglob('model.txt'))
-    if not found:
-        raise AzureError(f"version {known['version']} of the model {known['model']} holds no "
-                         'model.txt')
-    return (known['scoring_uri'], {'Authorization': 'Bearer ' + key}, found[0],
-            f"{known['model']} version {known['version']}")
+    deploy.fetch_model(space, config, known['model'], known['version'], folder)
+    return (known['scoring_uri'], {'Authorization': 'Bearer ' + key},
+            Path(folder, deploy.MODEL_FILE), f"{known['model']} version {known['version']}")
 
 
 @azure_ml.verb
@@ -188,21 +171,19 @@ def main(argv=None):
         with tempfile.TemporaryDirectory() as folder:
             uri, headers, path, what = (local_service(args) if args.service == 'local'
                                         else aci_service(args, folder))
-            import lightgbm
-            model = lightgbm.Booster(model_file=str(path))
-        rows, expected = known_rows(model)
-        as_objects = [dict(reversed(list(zip(model.feature_name(), row)))) for row in rows]
-        for data in (rows, as_objects):
-            check_scores(post_rows(session, uri, headers, data, deadline), expected)
+            rows, expected = stored_rows(path)
+        columns = list(atomic.read_json(TABLE)['columns'])[2:]
+        as_objects = [dict(reversed(list(zip(columns, row)))) for row in rows]
+        for data in (rows, as_objects, rows * TIMES):
+            text = post_rows(session, uri, headers, data, deadline)
+            check_scores(text, expected * (len(data) // len(rows)))
     except settings.SettingsError:
         raise
     except (AzureError, LookupError, ValueError) as error:
-        # A service that repeats the request in its answer must not put the key into a log.
-        key = headers.get('Authorization', 'Bearer ').partition(' ')[2]
-        text = str(error).replace(key, '***') if key else str(error)
-        raise AzureError(f'the smoke test of the service {args.service} failed: {text}') from None
-    print(f'{uri} answers as {what} does: {len(rows)} rows as lists and as objects, scores from '
-          f'{min(expected):.4f} to {max(expected):.4f}')
+        raise AzureError(f'the smoke test of the service {args.service} failed: '
+                         + harmless(str(error), headers)) from None
+    print(f'{uri} answers as {what} does: {len(rows)} rows as lists and as objects, '
+          f'{len(rows) * TIMES} at once, scores from {min(expected):.4f} to {max(expected):.4f}')
     return 0
 
 

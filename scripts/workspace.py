@@ -85,19 +85,14 @@ def create_resources(manager, config):
     """
     end = time.monotonic() + CREATE_SECONDS
     wanted = resources(config, manager.tenant())
-    title, path, version, _ = wanted[-1]
-    name = f'{title} {config.workspace_name}'
-    if manager.get(path, version, f'look for the {name}'):
-        manager.wait(path, version, f'create the {name}', end)
-        print(f'{name}: there already', flush=True)
-        return
-    for title, path, version, body in wanted:
+    there = manager.get(*wanted[-1][1:3], f'look for the workspace {config.workspace_name}')
+    for title, path, version, body in wanted[-1:] if there else wanted:
         name, began = f"{title} {path.rpartition('/')[2]}", time.monotonic()
         found = manager.get(path, version, f'look for the {name}')
         state = arm.state_of(found)
         if state in arm.READY:
             print(f'{name}: there already', flush=True)
-        elif found and state not in arm.ENDED:
+        elif there or found and state not in arm.ENDED:
             print(f'{name}: {state}; waiting', flush=True)
             manager.wait(path, version, f'create the {name}', end)
         else:
@@ -111,20 +106,22 @@ def connect(config):
     with azure_ml.asking(f'open the workspace {config.workspace_name}',
                          config.call_timeout_seconds):
         from azureml.core import Workspace
-        return Workspace.get(
+        # The SDK does not repeat what MSAL asks when a service principal signs in.
+        return azure_ml.repeat(lambda: Workspace.get(
             config.workspace_name, auth=sign_in.authentication(os.environ),
-            subscription_id=config.subscription_id, resource_group=config.resource_group)
+            subscription_id=config.subscription_id, resource_group=config.resource_group),
+            config.call_timeout_seconds / 2)
 
 
-def compute(workspace, config):
-    """The compute cluster. Raises AzureError when there is none or when it is no AmlCompute."""
+def compute(workspace, config, required=True):
+    """The compute cluster, or None. Raises AzureError when required or when it is no AmlCompute."""
     name = config.aml_compute_cluster_name
     with azure_ml.asking(f'find the compute cluster {name}', config.call_timeout_seconds):
         target = workspace.compute_targets.get(name)
-    if target is None:
+    if target is None and required:
         raise azure_ml.AzureError(
             f'there is no compute cluster {name}: `make workspace` creates it', status=404)
-    if target.type != 'AmlCompute':
+    if target and target.type != 'AmlCompute':
         raise azure_ml.AzureError(
             f'the compute target {name} is of the kind {target.type}, not AmlCompute: choose '
             'another AML_COMPUTE_CLUSTER_NAME', status=409)
@@ -185,12 +182,7 @@ def environment(workspace, config, tag):
 def create_compute(workspace, config):
     """Create the cluster, or give an existing one the wanted number of nodes; what was done."""
     name = config.aml_compute_cluster_name
-    try:
-        target = compute(workspace, config)
-    except azure_ml.AzureError as error:
-        if error.status != 404:
-            raise
-        target = None
+    target = compute(workspace, config, required=False)
     with azure_ml.asking(f'create the compute cluster {name}', CREATE_SECONDS):
         from azureml.core.compute import AmlCompute, ComputeTarget
         limits = {'min_nodes': config.aml_cluster_min_nodes,
@@ -212,7 +204,7 @@ def create_compute(workspace, config):
         if target.provisioning_state != 'Succeeded':
             raise azure_ml.AzureError(
                 f'the compute cluster {name} is {target.provisioning_state}: '
-                f'{azure_ml.clean(str(target.provisioning_errors))}')
+                f'{azure_ml.sentence(target.provisioning_errors)}')
     if target.vm_size.lower() != config.aml_compute_cluster_cpu_sku.lower():
         done += f', with machines of size {target.vm_size}; to change the size, delete it first'
     return done

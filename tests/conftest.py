@@ -2,6 +2,7 @@
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -15,13 +16,17 @@ sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
 import azure_ml  # noqa: E402
 import container  # noqa: E402
+import rehearse  # noqa: E402
 import settings  # noqa: E402
 
-# Tests mean the settings, sign-in, proxy and make variables that they give, not those of an agent,
-# a user or the make that runs them.
-for name in [row[0] for row in settings.SETTINGS] + list(container.PASSED) + ['MAKEFLAGS', 'OUT']:
+# Tests mean the settings, sign-in, proxy, git and make variables that they give, not those of an
+# agent, a user or the make that runs them.
+MAKE = re.findall(r'^([A-Z_]+) +\?=', (ROOT / 'Makefile').read_text(), re.M)
+for name in [row[0] for row in settings.SETTINGS] + MAKE + list(container.PASSED) + [
+        'MAKEFLAGS', 'ALL_PROXY', 'GIT_DIR', 'GIT_WORK_TREE', 'GIT_INDEX_FILE']:
     os.environ.pop(name, None)
     os.environ.pop(name.lower(), None)
+os.environ.update(rehearse.NO_GIT_SETTINGS)
 # Tests run beside each other, and LightGBM's threads wait for each other by spinning.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
@@ -29,7 +34,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 def python_of_one_thread(folder):
     """This interpreter for steps of a pipeline, which get no variable of this process."""
     path = folder / 'python'
-    path.write_text(f'#!/bin/sh\nexport OMP_NUM_THREADS=1\nexec {sys.executable} "$@"\n')
+    path.write_text(f'#!/bin/sh\nexport OMP_NUM_THREADS=1\nexec "{sys.executable}" "$@"\n')
     path.chmod(0o755)
     return str(path)
 

@@ -1,6 +1,7 @@
 """A small registered model and the service that scores with it, for the tests of scoring."""
 import contextlib
 import functools
+import hashlib
 import http.client
 import json
 import os
@@ -44,8 +45,9 @@ def register(registry, version, seed=1, rounds=20):
     folder = registry / NAME / str(version) / 'model'
     folder.mkdir(parents=True)
     (folder / 'model.txt').write_text(text)
-    (folder / 'metrics.json').write_text(json.dumps({'auc': 0.64}))
-    (folder.parent / 'tags.json').write_text('{}')
+    tags = {'model_sha256': hashlib.sha256(text.encode()).hexdigest()}
+    (folder / 'metrics.json').write_text(json.dumps(dict(tags, auc=0.64)))
+    (folder.parent / 'tags.json').write_text(json.dumps(tags))
     return pytest.importorskip('lightgbm').Booster(model_file=str(folder / 'model.txt'))
 
 

@@ -73,6 +73,7 @@ def test_what_cannot_be_used_is_refused_and_not_repeated(service, name, value, h
     with pytest.raises(SettingsError, match=name) as caught:
         azure_devops.read_settings(dict(service.env, **{name: value}))
     assert hidden not in str(caught.value)
+    assert ('address in https, like' in str(caught.value)) == (name == 'AZURE_DEVOPS_ORG_URL')
 
 
 def test_both_kinds_of_token_sign_in_whatever_netrc_says(service, tmp_path, monkeypatch):
@@ -117,7 +118,7 @@ def test_what_passes_is_tried_again_but_a_post_only_when_it_was_turned_away(
     ('stopped', 'did not list the policies (HTTP 503): TF24668'),
     ('not JSON', 'is not JSON but text/plain, 19 bytes'),
     ('no list', 'asked to list the policies, and its answer cannot be used: value is missing'),
-    ('stalled', 'No answer from 127.0.0.1')])
+    ('stalled', 'could not list the policies: no answer from 127.0.0.1')])
 def test_a_bad_answer_is_a_sentence_without_the_token(service, waits, monkeypatch, fault, words):
     if fault == 'stalled':
         monkeypatch.setattr(azure_devops, 'READ_SECONDS', 0.02)
@@ -131,18 +132,14 @@ def test_a_bad_answer_is_a_sentence_without_the_token(service, waits, monkeypatc
     assert not waits or fault != 'busy for long'
 
 
-def test_no_server_is_a_sentence(service, waits):
-    client = client_of(service)
-    service.stop()
-    with pytest.raises(azure_ml.AzureError, match='Cannot reach 127.0.0.1.*refused'):
-        client.pages(REPOSITORIES, 'list the repositories', {})
-    assert waits == list(azure_devops.RETRY_SECONDS)
-
-
-def test_an_expired_agents_token_names_what_to_pass(service):
+def test_an_expired_agents_token_and_no_server_are_sentences(service, waits):
     client = client_of(service, AZURE_DEVOPS_EXT_PAT='', SYSTEM_ACCESSTOKEN='old')
     with pytest.raises(azure_ml.AzureError, match=r'TOKEN: \$\(System.AccessToken\)'):
         client.pages(REPOSITORIES, 'list the repositories', {})
+    service.stop()
+    with pytest.raises(azure_ml.AzureError, match='list x: no connection to 127.0.0.1\n'):
+        client_of(service).pages(REPOSITORIES, 'list x', {})
+    assert waits == list(azure_devops.RETRY_SECONDS)
 
 
 def test_what_an_answer_lacks_is_named():

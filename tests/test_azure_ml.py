@@ -5,7 +5,9 @@ import sys
 import pytest
 import requests
 
+import atomic
 import azure_ml
+import settings
 from conftest import ROOT
 
 # In parts: what looks like a token is looked for in all that a rehearsal writes, this file too.
@@ -30,8 +32,30 @@ def test_texts_are_cleaned_of_secrets(text):
     assert 's3cr3tkey' not in cleaned and 'eyJ' not in cleaned and '***' in cleaned
 
 
-def test_no_text_of_others_commands_the_agent():
-    assert '##vso[' not in azure_ml.clean('##vso[task.setvariable variable=x]1')
+@pytest.mark.parametrize('text, harmless', [
+    ('x ##vso[a b=c]1 ##vso[d]\r\ny', 'x # #vso[a b=c]1 # #vso[d]\ny'),
+    ('##[error]x', '# #[error]x'), ('####vso[', '### #vso['), ('## Title [1]', '## Title [1]'),
+    # The agent compares by culture, to which these characters are nothing.
+    ('#\u200d#v\xads\0o\ufe0f[', '# #v?s?o\ufe0f['),
+    ('\x1b[1mx\x07\u202e\ty', '?[1mx??\ty'), ('x' * 9999 + '\nz', 'x' * 2000 + ' ...\nz')],
+    ids=str.split('command colour more title unseen control long'))
+def test_no_text_of_others_commands_the_agent(text, harmless, capsys):
+    @azure_ml.verb
+    def main(argv=None):
+        print(text)
+        azure_ml.set_output('result', text)
+        if argv:
+            raise argv(text)
+        return 0
+
+    assert azure_ml.clean(text) == azure_ml.clean(harmless) == harmless
+    for error, code in ((None, 0), (azure_ml.AzureError, 1), (settings.SettingsError, 2),
+                        (OSError, 1), (KeyError, 1)):
+        assert main(error) == code
+        out, err = capsys.readouterr()
+        printed, output = out.split('##vso[task.setvariable variable=result;isOutput=true]')
+        assert (printed, len(output.splitlines())) == (harmless + '\n', 1)
+        assert azure_ml.clean(output + err) == output + err
 
 
 @pytest.mark.parametrize('error, status, said', [
@@ -108,3 +132,13 @@ def test_an_answer_that_a_library_stumbles_over_is_one_sentence():
     with pytest.raises(KeyError):
         with azure_ml.asking('look', 10):
             {}['a mistake of ours']
+
+
+@pytest.mark.parametrize('content', [
+    '[]', '{}', 'null', '7', '{"id": 1}', '{', '\xff', '[' * 100000], ids=range(8))
+def test_a_file_of_another_form_is_not_taken_for_none(content, tmp_path):
+    path = tmp_path / 'pipeline.json'
+    assert atomic.read_json(path, 'id', 'name') is None
+    path.write_bytes(content.encode('latin-1'))
+    with pytest.raises(ValueError, match='pipeline.json holds no JSON object with id, name: rem'):
+        atomic.read_json(path, 'id', 'name')

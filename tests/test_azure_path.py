@@ -246,6 +246,12 @@ def test_faults_of_services(project, scoring):
     deploy('3', {'fault': 'late', 'seconds': 15}, code=1, said='the deployment goes on',
            DEPLOY_TIMEOUT_MINUTES='0.02')
     assert deploy('3', said='being deployed already') == 0
+    run, models = project.read('run.json'), project.azure.table(project.workspace, 'models')
+    with models.change(f"{run['model']}:{run['version']}") as model:
+        digest, model['kvTags']['model_sha256'] = model['kvTags']['model_sha256'], '0' * 64
+    assert deploy('4', code=1, said='was changed or damaged: its SHA-256') == 0
+    with models.change(f"{run['model']}:{run['version']}") as model:
+        model['kvTags']['model_sha256'] = digest
 
 
 def test_rollback(project, scoring):

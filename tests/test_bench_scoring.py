@@ -44,7 +44,7 @@ def command(tmp_path):
     for name, extra in (('scoring', []), ('challenge', bench_scoring.CHALLENGE_PACKAGES)):
         venv = tmp_path / 'scoring' / f'venv-{name}'
         (venv / 'bin').mkdir(parents=True)
-        (venv / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (venv / 'bin' / 'python').write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         (venv / 'bin' / 'python').chmod(0o755)
         (venv / 'installed.txt').write_text('\n'.join(packages + extra))
     return [sys.executable, str(ROOT / 'scripts' / 'bench_scoring.py'), '--model-name', NAME,

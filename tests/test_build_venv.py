@@ -1,9 +1,11 @@
+import re
 import subprocess
 import sys
 
 import pytest
 
 import build_venv
+import dependencies
 from conftest import ROOT
 
 
@@ -45,11 +47,16 @@ def test_without_a_suitable_python_the_message_says_which_and_how(path_folder, t
     assert build_venv.find_python('/bin/uv') == ('3.11', '3.11')
 
 
-def test_a_failed_installation_leaves_no_stamp(path_folder, tmp_path, capsys):
+@pytest.mark.parametrize('pin, words', [
+    ('orjson==', 'exit code 9'), ('orjson==1', 'local.txt is not of what is listed now')])
+def test_a_failed_set_up_leaves_no_stamp(path_folder, tmp_path, monkeypatch, capsys, pin, words):
+    text = dependencies.LIST.read_text()
+    monkeypatch.setattr(dependencies, 'LIST', tmp_path / 'list')
+    dependencies.LIST.write_text(text.replace('orjson==', pin))
     fake_python(path_folder, 'python3.11', '3.11').write_text(
         '#!/bin/sh\ncase "$*" in *probe*|-c*) echo 3.11;; *) exit 9;; esac\n')
     assert build_venv.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 1
-    assert 'exit code 9' in capsys.readouterr().err
+    assert words in capsys.readouterr().err
     assert not (tmp_path / 'venv' / '.local').exists()
 
 
@@ -61,15 +68,21 @@ def test_in_the_container_pip_is_renewed_before_it_installs_the_rest(path_folder
         f'  *) echo "$*" >> {asked};;\nesac\n')
     assert build_venv.main(['--part', 'local', '--venv', str(tmp_path / 'venv')]) == 0
     first, second = asked.read_text().splitlines()
-    assert first.endswith(' pip==24.0') and second.endswith('requirements-local.txt')
+    assert '--require-hashes' in first and first.endswith('requirements-first.txt')
+    assert 'pip==24.0 ' in (tmp_path / 'venv' / 'requirements-first.txt').read_text()
+    assert '--require-hashes' in second and second.endswith('devops/locks/container.txt')
 
 
-def test_the_sdk_is_left_out_where_it_does_not_exist():
-    newer = build_venv.pins('full', '3.13')
-    assert not any(line.startswith(build_venv.SDK_PACKAGES) for line in newer)
-    assert any(line.startswith('lightgbm==') for line in newer)
-    assert any(line.startswith('azureml-sdk==') for line in build_venv.pins('full', '3.11'))
-    assert any(line.startswith('azureml-sdk==1.55') for line in build_venv.pins('local', '3.7'))
+def test_each_lock_is_of_its_list_and_has_hashes_of_every_package():
+    pinned = {}
+    for part in ('local', 'full', 'container'):
+        pins = build_venv.pins(part)
+        assert pins and all(re.match(r'^[A-Za-z0-9-]+==[0-9a-z.]+( ;|$)', pin) for pin in pins)
+        lock = (build_venv.DEVOPS / 'locks' / f'{part}.txt').read_text()
+        assert f"make lock, of {'|'.join(pins)}\n" in lock, 'stale: run make lock'
+        pinned[part] = re.findall(r'^(\w\S+==\S+).*\\\n +--hash=sha256:', lock, re.M)
+        assert pinned[part] == re.findall(r'^\w\S*', lock, re.M)
+    assert set(pinned['local']) < set(pinned['full']), 'what comes later would replace packages'
 
 
 def test_a_given_interpreter_is_told_what_it_lacks(tmp_path, monkeypatch, capsys):
@@ -81,7 +94,7 @@ def test_a_given_interpreter_is_told_what_it_lacks(tmp_path, monkeypatch, capsys
 
 def test_a_given_interpreter_that_lacks_everything_stops_make(tmp_path):
     bare = fake_python(tmp_path, 'bare', '')
-    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -ES "$@"\n')
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -ES "$@"\n')
     done = subprocess.run(
         ['make', '-C', str(ROOT), 'train', f'PYTHON={bare}', f'OUT={tmp_path}/out'],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)

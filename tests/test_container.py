@@ -76,24 +76,15 @@ def test_a_command_sees_the_checkout_its_settings_and_nothing_else(docker):
 
 def test_the_image_is_that_of_the_variables_unless_the_environment_names_one(monkeypatch):
     monkeypatch.delenv('CONTAINER_IMAGE', raising=False)
-    text = (ROOT / 'devops' / 'variables.yml').read_text()
-    named = container.image(text)
-    assert named and f'value: {named}\n' in text
+    text = '- name: A\n  value: b\n- name: CONTAINER_IMAGE\n  value: {}\n'
     for value, meant in (("'python:3.11'  # why", 'python:3.11'), ('"a:b"', 'a:b'), ("''", '')):
-        assert container.image(text.replace(f'value: {named}', f'value: {value}')) == meant
+        assert container.image(text.format(value)) == meant
     monkeypatch.setenv('CONTAINER_IMAGE', 'python:3.11')
     assert container.image(text) == 'python:3.11'
 
 
-def test_an_image_that_cannot_be_pulled_is_one_sentence_with_what_to_set(
-        docker, monkeypatch, capsys):
-    monkeypatch.setenv('CONTAINER_IMAGE', 'python:no-such-tag')
-    assert container.main(['--prepare']) == 1
-    assert 'error: the image python:no-such-tag cannot be pulled: set ' \
-        'CONTAINER_IMAGE in devops/variables.yml' in capsys.readouterr().err
-
-
 @pytest.mark.parametrize('codes, said', [
+    ([1], 'cannot be pulled: set CONTAINER_IMAGE in devops/variables.yml'),
     ([0, 0], None), ([0, 1, 1, 0], None), ([0, 1, 1, 1], 'has no GNU make'),
     # The tools of another image hid those of this one.
     ([0, 1, 0], None)])
@@ -104,7 +95,7 @@ def test_make_and_git_are_fetched_where_the_image_lacks_them(docker, monkeypatch
     monkeypatch.setattr(subprocess, 'call', lambda words: left.pop(0))
     problem = container.prepare('image')
     assert (said in problem) if said else problem is None
-    assert left == [] and container.TOOLS.exists() == (len(codes) == 2)
+    assert left == [] and container.TOOLS.exists() == (len(codes) <= 2)
 
 
 def test_tools_that_were_fetched_come_before_an_old_make_of_the_image(
@@ -121,17 +112,18 @@ def test_tools_that_were_fetched_come_before_an_old_make_of_the_image(
     assert subprocess.call(check) == 1
 
 
-@pytest.mark.parametrize('words', [[], ['--prepare', 'make', 'test']])
-def test_wrong_use_exits_with_2(words):
-    with pytest.raises(SystemExit) as end:
-        container.main(words)
-    assert end.value.code == 2
-
-
-def test_without_docker_one_sentence_says_so(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('words, root, said', [
+    ([], ROOT, 'either --prepare or a command'),
+    (['--prepare', 'make', 'test'], ROOT, 'either --prepare or a command'),
+    (['make'], ROOT / 'a,b', 'a path without'), (['make'], ROOT / 'a:b', 'a path without'),
+    (['make'], ROOT, 'error: there is no docker here')])
+def test_what_cannot_be_is_one_sentence(words, root, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(container, 'ROOT', root)
     monkeypatch.setenv('PATH', str(tmp_path))
-    assert container.main(['make', 'test']) == 1
-    assert 'error: there is no docker here' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        sys.exit(container.main(words))
+    text = capsys.readouterr().err
+    assert said in text and end.value.code == (1 if 'no docker' in text else 2)
 
 
 def test_a_cancelled_step_reaches_the_script_behind_make(docker, tmp_path):
@@ -209,7 +201,7 @@ def test_what_is_not_mounted_is_missing_in_the_container(tmp_path, monkeypatch, 
 def test_container_1_runs_the_real_docker_with_the_same_words(docker, tmp_path):
     real = tmp_path / 'real' / 'docker'
     real.parent.mkdir()
-    real.write_text(f'#!{sys.executable}\nimport sys\nprint(*sys.argv[1:])\n')
+    real.write_text('#!/bin/bash\necho "$@"\n')
     real.chmod(0o755)
     given = {'CONTAINER': '1', 'MODEL_NAME': 'mine'}
     code, text = run('make', 'lint', PATH=f'{docker}:{real.parent}', **given)

@@ -46,7 +46,7 @@ def test_an_environment_is_renamed_only_by_its_own_lines(old, new, changed):
 def test_the_one_machine_part_leaves_the_azure_sdk_out():
     assert dependencies.requirements(TEXT, 'local') == [
         'lightgbm==4.6.0', 'pandas==2.3.3', 'pytest==8.4.2']
-    assert 'azureml-sdk==1.62.0' in dependencies.requirements(TEXT, 'full')
+    assert dependencies.requirements(TEXT, 'full')[-2].startswith('azureml-sdk==1.62.0 ; python')
 
 
 def test_every_faulty_line_is_named_at_once():
@@ -59,8 +59,3 @@ def test_every_faulty_line_is_named_at_once():
         assert words in str(error.value)
     with pytest.raises(ValueError, match='no line under'):
         dependencies.parse('name: x\n')
-
-
-def test_the_command_line_prints_the_name(capsys):
-    assert dependencies.main(['--tag', 'training']) == 0
-    assert capsys.readouterr().out.startswith('safe-driver-training-')

@@ -15,13 +15,17 @@ from test_azure_devops import run, service
 
 VALUES = {'SUBSCRIPTION_ID': '00000000-0000-0000-0000-000000000001', 'RESOURCE_GROUP': 'rg',
           'WORKSPACE_NAME': 'work', 'LOCATION': 'westeurope'}
+(PR, _, _), (WORKSPACE, _, _), (CI, _, _) = devops_project.PIPELINES
+ENVIRONMENT = devops_project.ENVIRONMENT
 EVERYTHING = dict({name: {'value': value} for name, value in VALUES.items()},
                   AZURE_RM_SVC_CONNECTION={'value': 'azure-resource-connection'})
 
 
 @pytest.fixture
-def ready(service):
+def ready(service, monkeypatch, tmp_path):
     """A project in which a person has done their part: the connection and the push."""
+    monkeypatch.setattr(devops_project, 'CI', tmp_path / 'ci.yml')
+    devops_project.CI.write_text('trigger: [master]\n')
     service.add_connection('azure-resource-connection')
     service.env.update(VALUES)
     return service
@@ -69,10 +73,13 @@ def test_every_pipeline_of_devops_is_set_up_with_what_its_yaml_uses():
         pipeline = pipeline_yaml.read_pipeline(path)
         if 'trigger' in pipeline:
             jobs = str(pipeline.get('stages') or pipeline['jobs'])
-            uses = {'variablegroup': pipeline_yaml.groups(pipeline) == [devops_project.GROUP],
+            uses = {'variablegroup': devops_project.GROUP in pipeline_yaml.groups(pipeline),
                     'endpoint': f"'azureSubscription': '$({devops_project.CONNECTION})'" in jobs,
                     'environment': f"'environment': '{devops_project.ENVIRONMENT}'" in jobs}
             found['devops/' + path.name] = {kind for kind in uses if uses[kind]}
+        if path == devops_project.CI:
+            assert devops_project.trigger_branches(path.read_text()) == pipeline['trigger'][
+                'branches']['include']
     assert found == {path: set(uses) for _, path, uses in devops_project.PIPELINES}
 
 
@@ -83,11 +90,11 @@ def test_dry_run_shows_and_changes_nothing(ready):
     assert (code, ready.writes()) == (0, [])
     for line in ('create  variable group ' + devops_project.GROUP, 'RESOURCE_GROUP: none -> "rg"',
                  'WORKSPACE_NAME: none -> "abc-AML-WS"',
-                 'create  environment safe-driver', 'approvers: none -> Jane Doe',
-                 'create  pipeline safe-driver-pr, devops/pr.yml',
+                 'create  environment ' + ENVIRONMENT, 'approvers: none -> Jane Doe',
+                 f'create  pipeline {PR}, devops/pr.yml',
                  'update  use of service connection azure-resource-connection',
-                 'pipeline safe-driver-ci: not allowed -> allowed',
-                 'buildDefinitionId: none -> "that of safe-driver-pr"', 'Dry run: nothing'):
+                 f'pipeline {CI}: not allowed -> allowed',
+                 f'buildDefinitionId: none -> "that of {PR}"', 'Dry run: nothing'):
         assert line in text
 
 
@@ -95,7 +102,7 @@ def test_apply_then_apply_again(ready):
     code, text = run(devops_project, ready.env)
     assert code == 0
     check_set_up(ready)
-    assert 'Run safe-driver-workspace once' in text and 'Run safe-driver-ci once' in text
+    assert f'Run {WORKSPACE} once' in text and f'Run {CI} once' in text
 
     ready.requests.clear()
     for one in ready.definitions.values():
@@ -120,8 +127,8 @@ def make_strange(service):
     next(iter(service.policies.values())).update(isBlocking=False)
     service.definitions.popitem()
     return ('LOCATION: "eastus" -> "westeurope"', 'WORKSPACE_NAME: none -> "work"',
-            'pipeline safe-driver-ci: not allowed -> allowed', 'isDisabled: true -> false',
-            'create  exclusive lock on safe-driver', 'create  pipeline safe-driver-ci',
+            f'pipeline {CI}: not allowed -> allowed', 'isDisabled: true -> false',
+            'create  exclusive lock on ' + ENVIRONMENT, 'create  pipeline ' + CI,
             'create  policy "all comments resolved"', 'isBlocking: false -> true')
 
 
@@ -204,9 +211,27 @@ def test_the_approver_is_a_setting(ready):
     assert check['settings']['minRequiredApprovers'] == 2
 
 
+def test_a_branch_whose_pushes_start_nothing_is_said(done):
+    done.branches[done.repositories[0]['id']].append('main')
+    done.repositories[0]['defaultBranch'] = 'refs/heads/main'
+    code, text = run(devops_project, dict(done.env, BRANCH='main'))
+    assert (code, 'to main start devops/ci.yml, whose trigger names master' in text) == (1, True)
+    devops_project.CI.write_text('trigger: [main]\n')
+    assert run(devops_project, dict(done.env, BRANCH='main'))[0] == 0
+
+
+@pytest.mark.parametrize('text, branches', [
+    ('trigger:\n- main\npr: none', ['main']), ('trigger: none\npr: [x]', []),
+    ('pr: [x]', ['*']), ('trigger: [main, "refs/heads/rel/*"]', ['main', 'rel/*']),
+    ("trigger:\n  branches:\n    include:\n    - 'main' # x\n    exclude:\n    - old", ['main']),
+    ('trigger:\n  branches: {include: [main]}\n  paths:\n    include:\n    - docs', ['main'])])
+def test_the_branches_of_a_trigger_are_read_in_all_its_forms(text, branches):
+    assert devops_project.trigger_branches(text) == branches
+
+
 @pytest.mark.parametrize('spoil, approver, words', [
     (lambda done: done.repositories[0].update(defaultBranch='refs/heads/main'), '',
-     'Make master the default branch'),
+     'Make master the default branch, where pipelines look for their YAML, or set BRANCH'),
     (lambda done: list(done.definitions.values())[-1]['process'].update(yamlFilename='other.yml'),
      '', 'already exists'),
     (lambda done: group(done).update(type='AzureKeyVault'), '', 'key vault'),
@@ -222,7 +247,7 @@ def test_what_only_a_person_can_put_right_is_said(done, spoil, approver, words):
 def test_names_of_others(ready):
     """A pipeline is known by its file, the environment by its whole name."""
     ready.add_pipeline('My CI', 'devops/ci.yml')
-    ready.environments[99] = {'id': 99, 'name': 'safe-driver-old'}
+    ready.environments[99] = {'id': 99, 'name': ENVIRONMENT + '-old'}
     ready.add_connection('mine')
     code, text = run(devops_project, dict(ready.env, AZURE_RM_SVC_CONNECTION='mine'))
     assert 'ok      pipeline My CI, devops/ci.yml' in text
@@ -234,9 +259,7 @@ def test_names_of_others(ready):
 
 def test_all_that_is_missing_at_once(service):
     code, text = run(devops_project, {})
-    assert code == 2
-    for name in ('AZURE_DEVOPS_ORG_URL', 'AZURE_DEVOPS_EXT_PAT', 'SUBSCRIPTION_ID', 'LOCATION'):
-        assert name in text
+    assert (code, 'AZURE_DEVOPS_EXT_PAT' in text, 'LOCATION' in text) == (2, True, True)
     code, text = run(devops_project, service.env)
     assert (code, service.writes()) == (2, [])
     assert 'SUBSCRIPTION_ID is not set' in text and 'WORKSPACE_NAME is not set' in text

@@ -1,5 +1,6 @@
 import xml.etree.ElementTree as ElementTree
 
+import pycodestyle
 import pytest
 
 import lint
@@ -19,7 +20,10 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_every_finding_is_printed_and_in_the_junit_file(run, capsys):
+def test_every_finding_is_printed_and_in_the_junit_file(run, capsys, tmp_path, monkeypatch):
+    # What a user ignores in other projects counts here.
+    (tmp_path / 'theirs').write_text('[pycodestyle]\nignore = E,W\n')
+    monkeypatch.setattr(pycodestyle, 'USER_CONFIG', str(tmp_path / 'theirs'))
     code, root = run('x = 1\n', 'import os\nx=1\ny=2 \n', 'def broken(:\n')
     shown = capsys.readouterr().out
     first, second = root.findall('.//failure')

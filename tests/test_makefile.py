@@ -13,9 +13,14 @@ from conftest import ROOT
 pytestmark = pytest.mark.no_cover
 
 ALL = ['sample', 'train', 'evaluate', 'register']
-REAL = ('Makefile', 'conda_dependencies.yml', 'scripts/dependencies.py', 'scripts/build_venv.py')
+REAL = ['Makefile', 'conda_dependencies.yml'] + [
+    f'scripts/{name}.py' for name in ('dependencies', 'build_venv', 'ctrl_c')]
+# No sign in it is for make or the shell.
+ODD = '$(shell touch run) `touch run`; touch run "\'#*?[x]<a>|\\&(1)%~.csv'
 # In place of Python: notes the script's name and writes what the script of that name would.
 STAND_IN = '''#!/bin/sh
+[ $1 = -c ] && echo True && exit
+{ printf '%s\\n' "$@"; env; } >> given
 script=$1 name=${1##*/} name=${name%.py} out= stamp=
 grep -q broken $script && exit 1
 while [ $# -gt 0 ]; do
@@ -34,8 +39,8 @@ echo $name >> log
 '''
 # The Python of the set-up; what it printed is kept while the list of versions stays as it is.
 PYTHON3 = f'''#!/bin/sh
-[ $1 = -c ] && exit
-[ -e name ] && [ ! conda_dependencies.yml -nt name ] || {sys.executable} -ES "$@" > name
+[ $1 = -Ec ] && exit
+[ -e name ] && [ ! conda_dependencies.yml -nt name ] || "{sys.executable}" -ES "$@" > name || exit
 cat name
 '''
 
@@ -54,14 +59,15 @@ class Project:
     def write(self, name, text=''):
         (self.folder / name).write_text(text)
 
-    def make(self, *words, fails=False):
-        """Names of the scripts that make ran, in order."""
+    def make(self, *words, fails=False, **environ):
+        """Names of the scripts that make ran, in order; output: what it said."""
         log = self.folder / 'log'
         log.write_text('')
         done = subprocess.run(
             ['make', 'PYTHON=./python'] + list(words), cwd=str(self.folder),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
-            env={'PATH': f'{self.folder}:/usr/bin:/bin'})
+            env=dict(environ, PATH=f'{self.folder}:/usr/bin:/bin'))
+        self.output = done.stdout
         assert (done.returncode != 0) == fails, done.stdout
         return log.read_text().split()
 
@@ -74,7 +80,7 @@ def made(tmp_path_factory):
         (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(str(ROOT / name), str(project.folder / name))
     (project.folder / 'training').mkdir()
-    for name in re.findall(r'training/[a-z_]+\.(?:py|json)', (ROOT / 'Makefile').read_text()):
+    for name in re.findall(r'training/[a-z_]+\.(?:py|json|html)', (ROOT / 'Makefile').read_text()):
         project.write(name)
     for name, text in (('python', STAND_IN), ('python3', PYTHON3)):
         project.write(name, text)
@@ -82,15 +88,6 @@ def made(tmp_path_factory):
     assert project.make('retrain', '-j4') == ALL
     project.age()
     return project
-
-
-@pytest.fixture(scope='module')
-def rules(made):
-    """{file: what make compares it with}"""
-    text = subprocess.run(['make', '-pq', 'PYTHON=./python', 'retrain'], cwd=str(made.folder),
-                          stdout=subprocess.PIPE, universal_newlines=True).stdout
-    return {name: needed.partition('|')[0].split()
-            for name, needed in re.findall(r'^(outputs/[^:=%\n]+): (.+)$', text, re.M)}
 
 
 @pytest.fixture
@@ -103,6 +100,9 @@ def project(made, tmp_path):
 
 @pytest.mark.parametrize('change, redone', [
     ('PORT=7', []),
+    # As good as not given.
+    ('ROWS=', []),
+    ('OUT=', []),
     ('ROWS=5', ALL),
     ('PARAMETERS=training/parameters_challenge.json', ALL[1:]),
     ('DATA=other.csv', ALL[1:]),
@@ -111,22 +111,6 @@ def project(made, tmp_path):
     ('RUN_EVALUATION=true', ALL[2:]),
     ('MODEL_NAME=another', ALL[2:]),
     ('BUILD_BUILDID=7', ALL[3:]),
-])
-def test_a_changed_variable_redoes_what_depends_on_it(project, change, redone):
-    project.write('other.csv')
-    project.write('training/parameters_challenge.json')
-    project.age()
-    assert project.make('retrain', change) == redone
-
-
-def test_once_done_it_is_not_done_again_and_the_earlier_value_is_a_change_too(project):
-    assert project.make('retrain') == []
-    assert project.make('retrain', 'ROWS=5') == ALL
-    assert project.make('retrain', 'ROWS=5') == []
-    assert project.make('retrain') == ALL
-
-
-@pytest.mark.parametrize('change, redone', [
     ('touch training/sample.py', ALL),
     ('touch training/columns.json', ALL),
     ('touch training/parameters.json', ALL[1:]),
@@ -140,26 +124,35 @@ def test_once_done_it_is_not_done_again_and_the_earlier_value_is_a_change_too(pr
     ('rm outputs/registration.json', ALL[3:]),
     ('rm outputs/registry/safe_driver_model/1/tags.json', ALL[3:]),
 ])
-def test_a_changed_or_removed_file_redoes_what_depends_on_it(project, change, redone):
-    subprocess.check_call(change.split(), cwd=str(project.folder))
-    assert project.make('retrain') == redone
+def test_a_changed_variable_or_file_redoes_what_depends_on_it(project, change, redone):
+    if '=' not in change:
+        subprocess.check_call(change.split(), cwd=str(project.folder))
+    assert project.make('retrain', *[change] * ('=' in change)) == redone
 
 
-@pytest.mark.parametrize('script, result', [
-    ('sample', 'outputs/data/safe_driver.csv'), ('train', 'outputs/model/model.txt'),
-    ('evaluate', 'outputs/decision.json'), ('register', 'outputs/registration.json')])
-def test_a_result_depends_on_all_that_its_script_imports(rules, script, result):
-    needed, waiting = set(), [result]
-    while waiting:
-        name = waiting.pop()
-        if name not in needed:
-            needed.add(name)
-            waiting += rules.get(name, [])
-    finder = modulefinder.ModuleFinder([str(ROOT / 'training')])
-    finder.run_script(str(ROOT / 'training' / f'{script}.py'))
-    imported = {os.path.relpath(module.__file__, str(ROOT))
-                for module in finder.modules.values() if module.__file__}
-    assert f'training/{script}.py' in imported and imported <= needed
+def test_once_done_it_is_not_done_again_and_the_earlier_value_is_a_change_too(project):
+    assert project.make('retrain', 'ROWS=5') == ALL
+    assert project.make('retrain', 'ROWS=5') == []
+    assert project.make('retrain') == ALL
+
+
+def test_a_result_depends_on_all_that_its_script_imports(project):
+    project.make('-pq', 'retrain', fails=True)
+    rules = {name: needed.partition('|')[0].split() for name, needed
+             in re.findall(r'^(outputs/[^:=%\n]+): (.+)$', project.output, re.M)}
+    for script, result in zip(ALL, ('data/safe_driver.csv', 'model/model.txt', 'decision.json',
+                                    'registration.json')):
+        needed, waiting = set(), ['outputs/' + result]
+        while waiting:
+            name = waiting.pop()
+            if name not in needed:
+                needed.add(name)
+                waiting += rules.get(name, [])
+        finder = modulefinder.ModuleFinder([str(ROOT / 'training')])
+        finder.run_script(str(ROOT / 'training' / f'{script}.py'))
+        imported = {os.path.relpath(module.__file__, str(ROOT))
+                    for module in finder.modules.values() if module.__file__}
+        assert f'training/{script}.py' in imported and imported <= needed
 
 
 @pytest.mark.parametrize('old, new, redone', [
@@ -175,13 +168,19 @@ def test_a_changed_pin_retrains_only_if_training_needs_it(project, old, new, red
     assert project.make('retrain') == redone
 
 
+def test_a_list_of_versions_that_cannot_be_read_stops_make(project):
+    project.write('conda_dependencies.yml', 'dependencies:\n  - pandas  # training\n')
+    assert project.make('retrain', fails=True) == []
+    assert 'pandas: no pinned version' in project.output
+
+
 def test_a_changed_table_of_ones_own_retrains(project):
-    project.write('own.csv', 'x')
-    assert project.make('retrain', 'DATA=own.csv') == ALL[1:]
+    project.write(ODD)
+    assert project.make('retrain', 'DATA=' + ODD) == ALL[1:]
     project.age()
-    assert project.make('retrain', 'DATA=own.csv') == []
-    project.write('own.csv', 'y')
-    assert project.make('retrain', 'DATA=own.csv') == ALL[1:]
+    assert project.make('retrain', DATA=ODD) == []
+    project.write(ODD)
+    assert project.make('retrain', 'DATA=' + ODD) == ALL[1:]
 
 
 @pytest.mark.parametrize('number', [1, 2, 3])
@@ -199,17 +198,47 @@ def test_serving_does_not_retrain_what_is_registered(project):
     assert project.make('serve', 'ROWS=77') == []
 
 
-def test_a_name_with_a_blank_is_refused(project):
-    assert project.make('retrain', 'OUT=my outputs', fails=True) == []
+@pytest.mark.parametrize('given', ['environment', 'command line'])
+def test_a_value_is_text_and_the_surroundings_stay_outside(project, given):
+    names = ['DATA', 'PARAMETERS', 'RUN_EVALUATION', 'ALLOW_RUN_CANCEL', 'BUILD_BUILDID', 'PORT']
+    values = dict.fromkeys(names, ODD)
+    words = map('='.join, values.items()) if given == 'command line' else []
+    assert project.make('retrain', 'serve', *words, **values, PYTHONHOME='there', GIT_DIR='there',
+                        PYTHONPATH='there') == ALL[1:]
+    said = (project.folder / 'given').read_text().splitlines()
+    assert said.count(ODD) == 8 and f'BUILD_BUILDID={ODD}' in said
+    assert 'there' not in ' '.join(said) and not (project.folder / 'run').exists()
+
+
+@pytest.mark.parametrize('given, said', [
+    ('OUT=my outputs', "OUT is 'my outputs': make cannot handle blanks"),
+    ('OUT=a(1)', "OUT is 'a(1)'"), ('OUT=$(HOME)', "OUT is '$(HOME)'"), ('OUT=-o', "OUT is '-o'"),
+    ("MODEL_NAME=it's", "MODEL_NAME is 'it's'"), ('VENV=a;b', "VENV is 'a;b'"),
+    ('ROWS=1\ntouch run', 'ROWS has a line break'),
+    ('PYTHON=/no/such', 'PYTHON is /no/such, and no Python'), ('PYTHON=true', 'PYTHON is true,')])
+def test_what_make_cannot_handle_is_one_sentence(project, given, said):
+    assert project.make('retrain', given, fails=True) == [] and said in project.output
+
+
+def test_a_venv_whose_interpreter_is_gone_is_built_again(project):
+    for name in ('devops/openhack_requirements.txt', '.venv/bin/python', '.venv/.local'):
+        (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        project.write(name)
+    project.age()
+    for interpreter, words in ((sys.executable, 0), ('/no/such', 1)):
+        subprocess.check_call(['ln', '-sf', interpreter, f'{project.folder}/.venv/bin/python'])
+        project.make('-n', 'lint', 'PYTHON=')
+        assert project.output.count('build_venv') == words
 
 
 def test_clean_removes_what_make_made_and_nothing_else(project):
-    gone = ['.venv', '.coverage', 'outputs/model', 'outputs/decision.json', 'scripts/__pycache__']
-    kept = ['Makefile', 'scripts', 'outputs/mine.txt',
+    gone = ['.venv', '.coverage', 'outputs/model', 'outputs/decision.json', 'scripts/__pycache__',
+            'outputs/data/safe_driver.csv']
+    kept = ['Makefile', 'scripts', 'outputs/mine.txt', 'outputs/data/mine.csv',
             'outputs/registry/safe_driver_model/1/tags.json']
     for folder in ('.venv/bin', 'scoring', 'devops', 'tests', 'scripts/__pycache__'):
         (project.folder / folder).mkdir(parents=True, exist_ok=True)
-    for name in ('.coverage', 'outputs/mine.txt'):
+    for name in ('.coverage', 'outputs/mine.txt', 'outputs/data/mine.csv'):
         project.write(name)
     project.make('clean')
     there = {name for name in gone + kept if (project.folder / name).exists()}

@@ -28,13 +28,6 @@ def test_auc_counts_pairs_and_ties():
     assert metrics.gini([0, 1], [0.1, 0.2]) == 1
 
 
-def test_weight_means_so_many_rows():
-    label, score = some_rows(300)
-    times = np.random.RandomState(2).randint(0, 4, 300)
-    assert metrics.auc(label, score, times) == pytest.approx(
-        metrics.auc(np.repeat(label, times), np.repeat(score, times)), abs=1e-12)
-
-
 def test_expected_auc_is_the_mean_over_labels():
     random = np.random.RandomState(3)
     probability = random.uniform(0.2, 0.8, 400)

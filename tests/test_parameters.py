@@ -8,8 +8,11 @@ from parameters import LIGHTGBM, ParametersError, load_parameters
 
 
 @pytest.mark.parametrize('path', [DEFAULT, CHALLENGE])
-def test_own_files_of_parameters_are_good(path):
-    assert load_parameters(str(path)) == json.loads(path.read_text())
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_own_files_of_parameters_are_good_as_editors_of_windows_write_them(
+        path, encoding, tmp_path):
+    (tmp_path / 'p.json').write_text(path.read_text(), encoding)
+    assert load_parameters(str(tmp_path / 'p.json')) == json.loads(path.read_text())
 
 
 def test_the_challenges_parameters_are_the_challenges():

@@ -80,3 +80,17 @@ def test_a_quota_is_missing_only_where_it_can_never_be_enough():
                        ('totalDedicatedCores', 'TotalDedicatedCores')):
         with pytest.raises(azure_ml.AzureError, match='is 0 cores, one machine needs 2'):
             preflight.check_size(region((kind, name, 0)))
+
+
+def test_what_was_not_checked_or_may_not_be_seen_is_not_counted_as_missing(capsys):
+    def gone(_):
+        raise azure_ml.AzureError('gone')
+
+    def hidden(_):
+        raise preflight.Unseen('hidden')
+
+    checks = [('group', gone, None), ('space', str, 'group'), ('cluster', str, 'space'),
+              ('size', hidden, None), ('quota', str, 'size')]
+    assert preflight.run_checks(None, checks) == 1
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == [
+        'MISSING', 'unknown', 'unknown', 'unknown', 'ok']

@@ -23,3 +23,8 @@ def test_the_commit_is_the_builds_or_gits_and_dirty_where_files_differ(tmp_path,
     (tmp_path / 'train.py').write_text('2')
     assert publish.code_commit(config) == commit + '-dirty'
     assert publish.code_commit(settings.read({'BUILD_SOURCEVERSION': 'c' * 40})) == 'c' * 40
+    # An archive that was unpacked within that repository.
+    (tmp_path / 'archive').mkdir()
+    monkeypatch.setattr(publish, 'ROOT', tmp_path / 'archive')
+    (tmp_path / 'archive' / 'train.py').write_text('1')
+    assert publish.code_commit(config) == 'none'

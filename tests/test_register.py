@@ -18,6 +18,7 @@ def make_model(folder, text='tree', data='data'):
     (folder / 'model.txt').write_text(text)
     (folder / 'report.html').write_text('<html>' + text)
     (folder / 'metrics.json').write_text(json.dumps({
+        'model_sha256': tracking.sha256(folder / 'model.txt'),
         'auc': 0.63, 'gini': 0.26, 'auc_interval': [0.6, 0.66], 'lineage': {
             'data': 'table.csv', 'data_sha256': data, 'dataset_version': 4, 'code_commit': 'abc',
             'build_uri': None, 'packages': {'python': '3.11', 'lightgbm': '4.6.0'}}}))
@@ -87,23 +88,14 @@ def test_without_a_build_the_newest_with_the_same_bytes_is_the_same_version(tmp_
     assert version == 4 and files(folder) == files(first)
 
 
-def test_a_kept_version_is_named_and_nothing_is_registered(tmp_path, capsys):
-    registered(make_model(tmp_path / 'first'))
-    second = make_model(tmp_path / 'second', 'another tree')
-    decide(second, register=False, reason='It is not better.', champion_version=1)
-    result = registered(second)
-    assert (result['result'], result['version']) == ('kept', 1)
-    assert f'kept version 1 of {NAME}. It is not better.' in capsys.readouterr().out
-    assert not (tmp_path / 'registry' / NAME / '2').exists()
-
-
 @pytest.mark.parametrize('file, text, words', [
-    ('model/model.txt', 'another tree', ['another model', 'evaluate again']),
+    ('model/model.txt', 'another tree', ['model.txt is not the model', 'train again']),
+    ('model/metrics.json', '{"auc": 0.6}', ['model.txt is not the model', 'train again']),
     ('model.json', '{"register": true}', ['another model', 'evaluate again']),
     ('model.json', '{"register": tr', ['model.json', 'cannot be read']),
     ('model/metrics.json', '{"auc": 0.6', ['metrics.json', 'cannot be read']),
     ('model/model.txt', None, ['model.txt']),
-    (None, None, ['named other', NAME])])
+    (None, None, ['another model', 'model other', NAME])])
 def test_what_does_not_belong_together_is_refused(tmp_path, capsys, file, text, words):
     model = make_model(tmp_path / 'model')
     (tmp_path / 'registration.json').write_text('an earlier result')

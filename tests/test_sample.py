@@ -16,7 +16,7 @@ CALC = [name for name in table.FEATURES if name.startswith('ps_calc_')]
 
 @pytest.fixture(scope='module')
 def frame():
-    return sample.generate(ROWS, seed=3)
+    return pandas.concat(sample.generate(ROWS, seed=3), ignore_index=True)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_file_holds_the_frame_and_passes_the_check_without_a_warning(make, caplo
     with caplog.at_level(logging.WARNING):
         read = table.read_table(str(make(1200, 3)))
     assert caplog.messages == []
-    frame = sample.generate(1200, seed=3)
+    frame = pandas.concat(sample.generate(1200, seed=3), ignore_index=True)
     pandas.testing.assert_frame_equal(read, frame.astype(read.dtypes.to_dict()))
     assert numpy.allclose(sample.claim_probabilities(read), sample.claim_probabilities(frame),
                           rtol=1e-5)

@@ -38,7 +38,7 @@ def test_principal_of_the_agent_then_of_the_sdk():
         sign_in.principal({'servicePrincipalKey': 'k', 'servicePrincipalId': 'i'})
     with pytest.raises(settings.SettingsError) as error:
         sign_in.principal(dict(AGENT, servicePrincipalKey='s3c\nret'))
-    assert str(error.value) == 'a blank or a line end is in servicePrincipalKey: copy it anew'
+    assert str(error.value) == 'copy servicePrincipalKey anew: a blank or a line end is in it'
 
 
 def test_azure_cli_gives_tokens_and_is_asked_once_for_each(az):

@@ -1,3 +1,4 @@
+import io
 import json
 import socket
 import threading
@@ -17,27 +18,25 @@ def out(tmp_path_factory):
 
 
 @pytest.fixture
-def asked():
-    """The rows of each request that a service of `serve` was sent."""
-    return []
+def serve(monkeypatch):
+    """serve(answer) has each request answered by answer(rows): a status and a text.
 
-
-@pytest.fixture
-def serve(asked, monkeypatch):
-    """A function that has each request answered by answer(rows): a status and a text.
-
-    No status: the connection is lost. tests/test_serve.py has the real server answer.
+    It returns a list, to which the rows of each request are added. No status: the connection is
+    lost, with that text. In tests/test_serve.py the server is real.
     """
     def serve(answer):
+        asked = []
+
         def post(session, uri, json, **_):
             asked.append(json['data'])
             response = requests.Response()
             response.status_code, text = answer(json['data'])
             if not response.status_code:
-                raise requests.ConnectionError('lost')
-            response._content = text.encode()
+                raise requests.ConnectionError(text)
+            response.raw = io.BytesIO(text.encode())
             return response
         monkeypatch.setattr(requests.Session, 'post', post)
+        return asked
     return serve
 
 
@@ -64,45 +63,74 @@ def good(model, change=lambda found: found):
     return lambda rows: (200, json.dumps({'result': change(scores(model, values(rows)))}))
 
 
-def test_rows_are_the_same_each_time_differ_and_go_as_lists_and_objects(out, serve, asked):
-    serve(good(out[1]))
+def test_rows_are_the_same_each_time_differ_and_go_as_lists_and_objects(out, serve):
+    asked = serve(good(out[1]))
     assert run(out) == run(out) == 0
-    assert asked[:2] == asked[2:]
+    assert asked[:3] == asked[3:] and asked[2] == asked[0] * smoke_test.TIMES
     assert isinstance(asked[0][0], list) and isinstance(asked[1][0], dict)
     assert values(asked[0]) == values(asked[1])
-    found = scores(out[1], asked[0])
-    assert len(set(map(tuple, asked[0]))) == len(asked[0]) and len(set(found)) > 1
+    assert len(set(map(tuple, asked[0]))) == len(asked[0])
+
+
+def test_the_scores_that_training_stored_are_expected_not_those_of_the_file(tmp_path, serve):
+    model = register(tmp_path / 'registry', 1)
+    report = tmp_path / 'registry' / NAME / '1' / 'model' / 'metrics.json'
+    rows = [[number] * len(COLUMNS) for number in range(3)]
+    asked = serve(good(model))
+    for stored, code in ((scores(model, rows), 0), ([0.1, 0.2, 0.3], 1)):
+        report.write_text(json.dumps({'known_rows': {
+            'rows': [' '.join(map(str, row)) for row in rows], 'scores': stored}}))
+        assert run((tmp_path, model)) == code
+    assert asked[0] == rows
 
 
 @pytest.mark.parametrize('change, reason', [
     (lambda found: found[1:], '7 scores for 8 rows'),
     (lambda found: found + [0.5], '9 scores for 8 rows'),
-    (lambda found: [1.1] + found[1:], 'not between 0 and 1'),
-    (lambda found: [float('nan')] + found[1:], 'not between 0 and 1'),
     (lambda found: [0.5] * len(found), 'the same score'),
-    (lambda found: found[::-1], 'differ from the registered model'),
-    (lambda found: [score + 1e-8 for score in found], 'differ from the registered model'),
-    (lambda found: [str(found)] * 8, 'the answer is not'),
-    (lambda found: None, 'the answer is not')])
-def test_a_wrong_answer_fails_at_once(out, serve, asked, change, reason, capsys):
-    serve(good(out[1], change))
+    (lambda found: found[::-1], 'differ from the registered model by up to'),
+    (lambda found: [score + 1e-8 for score in found], 'by up to 1e-08'),
+    (lambda found: found[1:] + [10 ** 400], 'by up to inf'),
+    (lambda found: found[1:] + [float('nan')], 'the answer is not'),
+    (lambda found: [str(score) for score in found], 'the answer is not'),
+    (lambda found: found[1:] + [True], 'the answer is not'),
+    (lambda found: dict.fromkeys(found, 1), 'the answer is not')])
+def test_a_wrong_answer_fails_at_once(out, serve, change, reason, capsys):
+    asked = serve(good(out[1], change))
     assert run(out) == 1
     assert len(asked) == 1 and reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('status', [400, 401, 404, 500])
-def test_a_refusal_fails_at_once_with_status_and_body(out, serve, asked, status, capsys):
-    serve(lambda rows: (status, 'what the service says'))
+NOISE = '##vso[task.complete]\x1b[2J\r\x85##v\xadso[x]' + 'long' * 9999
+
+
+@pytest.mark.parametrize('status, said', [
+    (status, NOISE) for status in (400, 401, 404, 500, 503, None)] + [
+    (200, said) for said in ('', '[' * 9999, '{"result":' + '[' * 9999, '1' * 9999, '[1]', NOISE)],
+    ids=range(12))
+def test_what_else_a_service_says_is_shown_and_harmless_in_a_log(
+        out, serve, status, said, short_deadline, capsys):
+    asked = serve(lambda rows: (status, said))
     assert run(out) == 1
-    error = capsys.readouterr().err
-    assert len(asked) == 1 and f'status {status}' in error and 'what the service says' in error
+    assert len(asked) == 1 or status in (503, None)
+    printed = capsys.readouterr()
+    assert (f'status {status}' if status else 'no answer') in printed.err
+    assert said[-9:] in printed.err and '##vso[' not in printed.out + printed.err
+    assert not set(printed.out + printed.err) & set('\x1b\r\x85\xad')
+    assert len(printed.err) < 2100 and max(map(len, printed.out.splitlines()), default=0) < 300
 
 
-def test_what_passes_by_is_tried_again(out, serve, asked):
+def test_no_part_of_the_key_is_in_what_a_service_says():
+    said = 'x' * (smoke_test.SHOWN - 5)
+    shown = smoke_test.harmless(said + 'the-key', {'Authorization': 'Bearer the-key'})
+    assert shown == said + '***'
+
+
+def test_what_passes_by_is_tried_again(out, serve):
     statuses, right = [429, 502, 503, 504, None], good(out[1])
-    serve(lambda rows: (statuses.pop(), 'wait') if statuses else right(rows))
+    asked = serve(lambda rows: (statuses.pop(), 'wait') if statuses else right(rows))
     assert run(out) == 0
-    assert len(asked) == 7
+    assert len(asked) == 8
 
 
 def test_the_deadline_ends_it(out, short_deadline, capsys):

@@ -79,11 +79,30 @@ def both(*damages):
     return damage
 
 
+CALC = [name for name in table.FEATURES if 'calc' in name]
+
+
+def blank_calc(content):
+    """Damage: ps_calc_* are in all rows as in the first."""
+    rows = cells_of(content)
+    return joined([rows[0]] + [row[:-len(CALC)] + rows[1][-len(CALC):] for row in rows[1:]])
+
+
+def add_copies(lines, columns=()):
+    """Damage: these lines again under new ids, with the cells of the line before in `columns`."""
+    def damage(content):
+        rows = cells_of(content)
+        for line in lines:
+            rows.append([b'%d' % (10 ** 7 + line)] + rows[line - 1][1:])
+            for position in map(table.COLUMNS.index, columns):
+                rows[-1][position] = rows[line - 2][position]
+        return joined(rows)
+    return damage
+
+
 DAMAGES = [
-    ('missing column', drop_column('ps_car_13'), ['1 missing column', 'ps_car_13']),
     ('missing id', drop_column('id'), ['1 missing column: id']),
     ('missing target', drop_column('target'), ['1 missing column: target']),
-    ('unknown text column', add_column(b'name', b'x'), ["1 unknown column: 'name'"]),
     ('renamed column', edit_line(1, lambda line: line.replace(b'ps_car_13', b'ps_car_13_x')),
      ['missing column: ps_car_13', "unknown column: 'ps_car_13_x'"]),
     ('repeated column', add_column(b'ps_ind_03', b'1'), ['1 repeated column: ps_ind_03']),
@@ -91,8 +110,18 @@ DAMAGES = [
      ['first line must hold', 'commas between them', 'id;target']),
     ('decimal comma', edit_line(5, lambda line: line.replace(b'0.', b'0,', 1)),
      ['1 line with too many cells, first in line 5', '60 cells']),
-    ('NaN', set_cells('ps_car_14', b'NaN', [30]), ['ps_car_14: 1 empty or NaN cell', 'line 30']),
-    ('too large', set_cells('ps_car_12', b'1e300', [44]), ['ps_car_12: 1 number too large']),
+    ('exponents at which pandas ends the process',
+     both(set_cells('ps_car_12', b'3.402e384873397172', [44]),
+          set_cells('ps_ind_01', b'-1E+2147483648', [45]),
+          set_cells('ps_reg_01', b'1e-99999999999', [46])),
+     ["ps_car_12: 1 number too large, first in line 44 ('3.402e384873397172')",
+      "ps_ind_01: 1 number too large, first in line 45 ('-1E+2147483648')"]),
+    ('copies under new ids', add_copies([5, 3, 4]),
+     ['3 rows with all 57 features of an earlier row', 'line 1,002 (the same as line 5)']),
+    ('a copy with another target', both(add_copies([5]), set_cells('target', b'1', [1002])),
+     ['1 row with all 57 features']),
+    ('copies without values in ps_calc_*', both(blank_calc, add_copies(range(3, 30))),
+     ['27 rows with all 57 features']),
     ('just too large', set_cells('ps_ind_01', b'9223372036854775808', [46]),
      ['ps_ind_01: 1 number too large', 'line 46']),
     ('target 2 and -1', both(set_cells('target', b'2', [11, 21]), set_cells('target', b'-1', [2])),
@@ -147,14 +176,14 @@ def test_whole_message(good, write):
     """All that is wrong at once: order, plural, first line and first value."""
     damage = both(
         set_cells('ps_car_13', b'large', [17, 400]), set_cells('ps_car_12', b'1e300', [44]),
-        set_cells('ps_car_11', b'na', [31]), set_cells('ps_ind_01', b'0x10', [46]),
+        set_cells('ps_car_11', b'NaN', [7]), set_cells('ps_ind_01', b'0x10', [46]),
         set_cells('ps_ind_01', b'.5', [9]), set_cells('ps_ind_15', b'-Infinity', [41]),
         set_cells('ps_ind_03', b'99999999999999999999', [45]),
         set_cells('ps_reg_03', b'', [3, 4]), set_cells('target', b'0.5', [8]),
         set_cells('target', b'7', [6]), set_cells('id', b'5', [20, 21]),
         edit_line(60, lambda line: line[:30] + b'\n'),
         edit_line(2, lambda line: line.strip() + b',1\n'),
-        add_column(b'extra', b'1'), drop_column('ps_calc_19_bin'))
+        add_column(b'extra', b'x'), drop_column('ps_calc_19_bin'))
     path = write(damage(good))
     with pytest.raises(table.TableError) as caught:
         table.read_table(path)
@@ -170,7 +199,7 @@ def test_whole_message(good, write):
         "- ps_ind_03: 1 number too large, first in line 45 ('99999999999999999999')",
         "- ps_ind_15: 1 infinite value, first in line 41 ('-Infinity')",
         "- ps_reg_03: 2 empty or NaN cells (-1 stands for a missing value), first in line 3 ('')",
-        "- ps_car_11: 1 empty or NaN cell (-1 stands for a missing value), first in line 31 ('na')",
+        "- ps_car_11: 1 empty or NaN cell (-1 stands for a missing value), first in line 7 ('NaN')",
         "- ps_car_12: 1 number too large, first in line 44 ('1e300')",
         "- ps_car_13: 2 cells with text instead of a number, first in line 17 ('large')",
         '- target: 1 value other than 0 and 1, first in line 6 (7)',
@@ -247,19 +276,30 @@ def test_large_whole_numbers_are_kept(good, write, caplog, monkeypatch):
         'int64', 'int64', 'int64', 'int8']
 
 
-def test_values_never_seen_are_a_warning_with_counts(good, write, caplog):
-    damage = both(set_cells('ps_car_11_cat', b'105', [5, 6, 7]),
-                  set_cells('ps_ind_02_cat', b'0', [8]),
-                  set_cells('ps_car_13', b'9.5', [9, 10]), set_cells('ps_reg_01', b'-1', [11]),
-                  set_cells('ps_reg_03', b'-1', [12]))
-    with caplog.at_level(logging.WARNING):
-        frame = table.read_table(write(damage(good)))
-    assert len(frame) == ROWS
-    text = '\n'.join(caplog.messages)
-    assert len(caplog.messages) == 4
-    assert 'ps_car_11_cat: 3 values not in the published table, from 105 to 105' in text
-    assert 'ps_ind_02_cat: 1 value not in' in text
-    assert 'ps_car_13: 2 values' in text and 'ps_reg_01: 1 value' in text
+@pytest.mark.parametrize('damage, warnings', [
+    (both(set_cells('ps_car_11_cat', b'105', [5, 6, 7]), set_cells('ps_ind_02_cat', b'0', [8]),
+          set_cells('ps_car_13', b'9.5', [9, 10]), set_cells('ps_reg_01', b'-1', [11]),
+          set_cells('ps_reg_03', b'-1', [12])),
+     ['ps_ind_02_cat: 1 value not in', 'ps_reg_01: 1 value not',
+      'ps_car_11_cat: 3 values not in the published table, from 105 to 105', 'ps_car_13: 2']),
+    (add_copies(range(3, 30), CALC), ['27 rows equal an earlier one in all of the columns other '
+                                      'than ps_calc_*, first line 1,002 as line 3', 'ps_calc_*']),
+    (add_copies(range(3, 30), ['ps_car_13', 'target']), ['ps_calc_*', 'whole numbers']),
+    (add_copies(range(3, 30), [name for name in table.COLUMNS if table.KNOWN[name]['type'] ==
+                               'float32']), ['in all of the columns of whole numbers, first']),
+    (both(blank_calc, add_copies([3])), []),
+    (set_cells('target', b'1', range(100, 200)), ['of the rows are claims, in the published']),
+    (set_cells('target', b'1', range(100, 110)), [])])
+def test_what_the_published_table_does_not_have_is_a_warning(good, write, caplog, damage, warnings):
+    table.read_table(write(damage(good)))
+    assert len(caplog.messages) == len(warnings)
+    assert all(words in message for words, message in zip(warnings, caplog.messages))
+
+
+@pytest.mark.parametrize('end', [b'\x1a', b'\x1a\x1a', b'\r\n\x1a\r\n', b'\n\x1a'])
+def test_ctrl_z_at_the_end_is_no_row(good, write, caplog, end):
+    expected = read(write(good), caplog)
+    pandas.testing.assert_frame_equal(read(write(good.rstrip(b'\n') + end), caplog), expected)
 
 
 def test_command_line_says_in_one_line_what_is_in_the_table(good, write, capsys):

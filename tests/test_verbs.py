@@ -246,7 +246,7 @@ def late(verbs, published):
     with MonkeyPatch().context() as patch:
         # Asked before each line about the run.
         patch.setattr('run.clock', lambda: os.kill(os.getpid(), signal.SIGTERM))
-        stopped = verbs('run', **how)
+        stopped = verbs('run', **dict(how, code=130))
     cancelled = verbs('cancel_run', BUILD_BUILDID='4')
     verbs.azure.faults.clear()
     return given_up, stopped, cancelled

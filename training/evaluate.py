@@ -5,16 +5,20 @@ python training/evaluate.py --data outputs/data/safe_driver.csv --model outputs/
   --parameters training/parameters.json --out outputs/decision.json
 """
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
+import console
 import tracking
 
 DRAWS = 500
-# LightGBM itself writes this line last (its Python package adds the categories of pandas, its
-# command line does not): a model file without it is cut off, and loading it may end the process.
-# scoring/booster.py keeps to the same rule.
-LAST_LINE = 'end of parameters'
+# Over a damaged model LightGBM may end the process or never end: another one follows the trees.
+TRIAL = '''import ctypes, sys
+library, handle, number = ctypes.CDLL(sys.argv[1]), ctypes.c_void_p(), ctypes.c_int64()
+sys.exit(library.LGBM_BoosterCreateFromModelfile(
+    sys.argv[2].encode(), ctypes.byref(number), ctypes.byref(handle)) or
+    library.LGBM_BoosterDumpModel(handle, 0, -1, 0, number, ctypes.byref(number), None))'''
 
 
 def compare(label, champion, challenger, metric, direction, seed=0):
@@ -33,12 +37,10 @@ def compare(label, champion, challenger, metric, direction, seed=0):
         differences = metrics.paired_bootstrap(label, champion, challenger, seed, DRAWS)
         differences *= 2 if metric == 'gini' else 1
     else:
-        random = numpy.random.RandomState(seed)
-        differences = numpy.empty(DRAWS)
-        for draw in range(DRAWS):
-            rows = random.randint(0, len(label), len(label))
-            differences[draw] = figure(label[rows], challenger[rows]) - \
-                figure(label[rows], champion[rows])
+        random, count = numpy.random.RandomState(seed), len(label)
+        draws = (random.randint(0, count, count) for _ in range(DRAWS))
+        differences = numpy.array([figure(label[rows], challenger[rows]) -
+                                   figure(label[rows], champion[rows]) for rows in draws])
     interval = [float(bound) for bound in numpy.percentile(differences, [2.5, 97.5])]
     higher = float((differences > 0).mean() + (differences == 0).mean() / 2)
     return {'champion': before, 'challenger': after, 'difference': after - before,
@@ -46,22 +48,12 @@ def compare(label, champion, challenger, metric, direction, seed=0):
             'probability_better': higher if direction == 'maximize' else 1 - higher}
 
 
-def load_model(path, what, advice):
-    """The Booster in the text file path; TrackingError says what is wrong, and the advice."""
-    import lightgbm
-    try:
-        if f'\n{LAST_LINE}\n' not in Path(path).read_text(encoding='utf-8'):
-            raise ValueError('the file is cut off, or no LightGBM text model')
-        return lightgbm.Booster(model_file=str(path))
-    except (lightgbm.basic.LightGBMError, ValueError) as error:
-        raise tracking.TrackingError(f'{what} cannot be loaded: {error}; {advice}')
-
-
 def load_champion(tracker, name, columns):
     """(version, Booster, SHA-256) of the newest registered version, None if there is none.
 
     TrackingError where it cannot score a table with these columns.
     """
+    import lightgbm
     champion = tracker.champion(name)
     if champion is None:
         return None
@@ -75,7 +67,10 @@ def load_champion(tracker, name, columns):
     if tags.get('model_sha256', digest) != digest:
         raise tracking.TrackingError(f'{what} was changed after it was registered: its model.txt '
                                      f'is not the one its tags name; {advice}')
-    model = load_model(path, what, advice)
+    if subprocess.call([sys.executable, '-c', TRIAL, lightgbm.basic._LIB._name, str(path)],
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        raise tracking.TrackingError(f'{what} is damaged: LightGBM cannot read it; {advice}')
+    model = lightgbm.Booster(model_file=str(path))
     missing = [column for column in model.feature_name() if column not in columns]
     if missing:
         raise tracking.TrackingError(
@@ -97,6 +92,7 @@ def fetch_table(tracker, lineage, data):
 
 def decide(args):
     """The decision, a dict for decision.json."""
+    import lightgbm
     import parameters
     import table
     wanted = parameters.load_parameters(args.parameters)['evaluation']
@@ -104,12 +100,11 @@ def decide(args):
     maximize = wanted['direction'] == 'maximize'
     rule = f"register when {metric} on the hold-out rows is {'higher' if maximize else 'lower'}"
     rule += f' by at least {least_gain:g}' if least_gain else ''
-    report = tracking.read_json(Path(args.model, 'metrics.json'))
-    path = Path(args.model, 'model.txt')
+    report = tracking.read_report(args.model)
     decision = {'register': True, 'metric': metric, 'champion': None, 'champion_version': None,
                 'challenger': report.get(metric), 'difference': None, 'difference_interval': None,
                 'probability_better': None, 'rule': rule, 'reason': None,
-                'model': args.model_name, 'model_sha256': tracking.sha256(path)}
+                'model': args.model_name, 'model_sha256': report['model_sha256']}
     if args.run_evaluation == 'false':
         return dict(decision, reason='Nothing was compared: the evaluation is switched off '
                                      '(RUN_EVALUATION=false).')
@@ -119,7 +114,7 @@ def decide(args):
         return dict(decision, reason=f'{args.model_name} has no registered version to compare '
                                      'with.')
     version, model, digest = champion
-    challenger = load_model(path, path, 'train again')
+    challenger = lightgbm.Booster(model_file=str(Path(args.model, 'model.txt')))
     frame = table.read_table(fetch_table(tracker, report.get('lineage') or {}, args.data))
     rows = frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
     print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
@@ -169,4 +164,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

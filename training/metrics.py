@@ -18,34 +18,34 @@ def checked(label, score):
     return label, score
 
 
-def roc_curve(label, score, weight=None):
-    """False and true positive rate at each distinct score, highest first, from (0, 0) to (1, 1).
-
-    With `weight` a row counts so many times (numbers >= 0). ValueError if only one class is there.
-    """
-    label, score = checked(label, score)
-    weight = np.ones(len(label)) if weight is None else np.asarray(weight, dtype=np.float64)
-    order = np.argsort(-score, kind='stable')
-    score, positive = score[order], (label * weight)[order]
-    ends = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)
-    true = np.cumsum(positive)[ends] if len(score) else np.zeros(0)
-    false = np.cumsum(weight[order] - positive)[ends] if len(score) else np.zeros(0)
-    if not len(score) or true[-1] <= 0 or false[-1] <= 0:
+def levels(positive, score):
+    """What is positive (0 to 1 a row) and what is not at each distinct score, lowest first."""
+    if not 0 < positive.sum() < len(positive):
         raise ValueError('an AUC needs rows of both classes')
-    return np.append(0, false / false[-1]), np.append(0, true / true[-1])
+    level = np.unique(score, return_inverse=True)[1]
+    return np.bincount(level, positive), np.bincount(level, 1 - positive)
 
 
-def auc(label, score, weight=None):
-    """Area under the ROC curve, ties counted half; 0.5 is chance. ValueError for a single class."""
-    false, true = roc_curve(label, score, weight)
-    return float(np.sum(np.diff(false) * (true[1:] + true[:-1])) / 2)
+def area(positive, negative):
+    """Area under the ROC curve of so many at each score, ties counted half; 0.5 is chance."""
+    above = np.dot(positive, np.cumsum(negative) - negative / 2)
+    return float(above / positive.sum() / negative.sum())
+
+
+def roc_curve(label, score):
+    """False and true positive rate at each distinct score, highest first, from (0, 0) to (1, 1)."""
+    positive, negative = levels(*checked(label, score))
+    return [np.append(0, np.cumsum(part[::-1]) / part.sum()) for part in (negative, positive)]
+
+
+def auc(label, score):
+    """Area under the ROC curve; ValueError for a single class."""
+    return area(*levels(*checked(label, score)))
 
 
 def expected_auc(probability, score):
     """AUC to be expected over all labels that the known `probability` of each row can give."""
-    probability = np.asarray(probability, dtype=np.float64)
-    labels = np.repeat([1.0, 0.0], len(probability))
-    return auc(labels, np.tile(score, 2), np.concatenate([probability, 1 - probability]))
+    return area(*levels(np.asarray(probability, dtype=np.float64), score))
 
 
 def gini(label, score):
@@ -95,23 +95,13 @@ def bootstrap_auc_interval(label, score, seed=0, draws=1000):
     More than BLOCKS distinct scores are merged into that many blocks of neighbours, within which
     rows count as ties: far faster, and it moves the bounds less than the draws themselves do.
     """
-    label, score = checked(label, score)
-    auc(label, score)
-    order = np.argsort(score, kind='stable')
-    ordered = label[order]
-    # Rows of equal score share a level; many levels are merged into blocks of neighbours.
-    level = np.append(0, np.cumsum(np.diff(score[order]) > 0))
-    if level[-1] >= BLOCKS:
-        level = level * BLOCKS // (level[-1] + 1)
-    positive = np.bincount(level, ordered, level[-1] + 1)
-    negative = np.bincount(level, 1 - ordered, level[-1] + 1)
+    positive, negative = levels(*checked(label, score))
+    if len(positive) > BLOCKS:
+        block = np.arange(len(positive)) * BLOCKS // len(positive)
+        positive, negative = np.bincount(block, positive), np.bincount(block, negative)
     random = np.random.RandomState(seed)
-    figures = []
-    for _ in range(draws):
-        above = random.multinomial(int(positive.sum()), positive / positive.sum())
-        below = random.multinomial(int(negative.sum()), negative / negative.sum())
-        figures.append(np.dot(above, np.cumsum(below) - below / 2))
-    figures = np.array(figures) / positive.sum() / negative.sum()
+    figures = [area(*[random.multinomial(int(part.sum()), part / part.sum())
+                      for part in (positive, negative)]) for _ in range(draws)]
     return [float(bound) for bound in np.percentile(figures, [2.5, 97.5])]
 
 

@@ -3,6 +3,7 @@ import difflib
 import fnmatch
 import json
 import math
+from pathlib import Path
 
 import table
 
@@ -29,32 +30,7 @@ OBJECT = 'a JSON object', lambda value: isinstance(value, dict)
 NUMBER = 'a number', is_number
 
 # What may be set of LightGBM: its name for it and its other names for it.
-LIGHTGBM = {
-    'objective': ['objective_type', 'app', 'application'],
-    'boosting': ['boosting_type', 'boost'],
-    'metric': ['metrics', 'metric_types'],
-    'learning_rate': ['shrinkage_rate', 'eta'],
-    'num_leaves': ['num_leaf', 'max_leaves', 'max_leaf'],
-    'max_depth': [],
-    'max_bin': [],
-    'min_data_in_bin': [],
-    'bin_construct_sample_cnt': ['subsample_for_bin'],
-    'min_data_in_leaf': ['min_data_per_leaf', 'min_data', 'min_child_samples'],
-    'min_sum_hessian_in_leaf': ['min_sum_hessian_per_leaf', 'min_sum_hessian', 'min_hessian',
-                                'min_child_weight'],
-    'feature_fraction': ['sub_feature', 'colsample_bytree'],
-    'feature_fraction_bynode': ['sub_feature_bynode', 'colsample_bynode'],
-    'bagging_fraction': ['sub_row', 'subsample', 'bagging'],
-    'bagging_freq': ['subsample_freq'],
-    'lambda_l1': ['reg_alpha'],
-    'lambda_l2': ['reg_lambda', 'lambda'],
-    'min_gain_to_split': ['min_split_gain'],
-    'max_delta_step': ['max_tree_output', 'max_leaf_output'],
-    'path_smooth': [],
-    'extra_trees': ['extra_tree'],
-    'verbosity': ['verbose'],
-}
-
+LIGHTGBM = json.loads(Path(__file__).with_name('lightgbm_names.json').read_text())
 NAMES = {other: name for name, others in LIGHTGBM.items() for other in [name] + others}
 
 # All others are numbers, and LightGBM itself refuses those that it cannot use, but for one: with
@@ -114,7 +90,8 @@ def load_parameters(path):
     "direction", "least_gain"}}. Raises ParametersError that lists every problem.
     """
     try:
-        with open(path, encoding='utf-8') as file:
+        # From bytes json knows UTF-16 and byte order marks, which editors of Windows write.
+        with open(path, 'rb') as file:
             parameters = json.load(file, object_pairs_hook=once)
     except (OSError, ValueError) as error:
         raise ParametersError(f'{path}: cannot be read: {error}')

@@ -5,16 +5,16 @@ python training/register.py --model outputs/model --decision outputs/decision.js
 """
 import argparse
 import sys
-from pathlib import Path
 
+import console
 import tracking
 
-FIGURES = ('auc', 'gini', 'log_loss', 'brier', 'top_decile_lift')
+FIGURES = ('model_sha256', 'auc', 'gini', 'log_loss', 'brier', 'top_decile_lift')
 LINEAGE = ('data', 'data_sha256', 'data_rows', 'dataset_name', 'dataset_version', 'code_commit',
            'caller_run_id', 'created')
 
 
-def make_tags(report, model_sha256, build_id=None):
+def make_tags(report, build_id=None):
     """What a registered version says about itself, from metrics.json: {name: text}.
 
     Figures, lineage, and the names BuildId and BuildUri by which MLOpsPython's users search.
@@ -23,37 +23,28 @@ def make_tags(report, model_sha256, build_id=None):
     tags = {name: report.get(name) for name in FIGURES}
     tags.update({name: lineage.get(name) for name in LINEAGE})
     tags.update(BuildId=build_id or lineage.get('build_id'), BuildUri=lineage.get('build_uri'),
-                model_sha256=model_sha256,
                 packages=', '.join(f'{package} {version}' for package, version in
                                    sorted((lineage.get('packages') or {}).items())))
     return {name: str(value) for name, value in tags.items() if value not in (None, '')}
 
 
-def read_model(folder, decision, name):
-    """(metrics.json, SHA-256 of model.txt) of the folder, if the decision is about this model."""
-    path = Path(folder, 'model.txt')
-    report, digest = tracking.read_json(path.with_name('metrics.json')), tracking.sha256(path)
-    if decision.get('model_sha256') != digest:
-        raise tracking.TrackingError('nothing was registered: the decision is about another model '
-                                     f'than {path}: evaluate again')
-    if decision.get('model') != name:
-        raise tracking.TrackingError('nothing was registered: the decision is about a model named '
-                                     f"{decision.get('model')}, not {name}: evaluate again")
-    return report, digest
-
-
 def register(tracker, args, decision):
     """Registers, or keeps what there is; the dict for registration.json."""
-    report, digest = read_model(args.model, decision, args.model_name)
+    report = tracking.read_report(args.model)
+    for key, found in (('model_sha256', report['model_sha256']), ('model', args.model_name)):
+        if decision.get(key) != found:
+            raise tracking.TrackingError(
+                f'nothing was registered: the decision is about another model ({key} '
+                f'{decision.get(key)}, not {found}): evaluate again')
     result = {'result': 'registered', 'reason': decision['reason'], 'model': args.model_name,
               'version': decision['champion_version'], 'run_id': tracker.run_id}
     if not decision['register']:
         return dict(result, result='kept')
-    tags = make_tags(report, digest, args.build_id)
+    tags = make_tags(report, args.build_id)
     version, known = tracker.register(args.model_name, args.model, tags)
     if known is not None:
         result['reason'] = f'This build is version {version} already.'
-        if known.get('model_sha256') != digest:
+        if known.get('model_sha256') != report['model_sha256']:
             result['reason'] += (' Its model is another one than that of this run, which was not '
                                  'registered: a build has one version.')
     return dict(result, version=version)
@@ -84,4 +75,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

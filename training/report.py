@@ -3,6 +3,7 @@ import html
 import io
 import math
 import string
+from pathlib import Path
 
 import metrics
 
@@ -14,59 +15,9 @@ INK, ACCENT, PALE, WARM, GREY = '#1d2733', '#14568c', '#b9cbdb', '#c8602a', '#8b
 DASHED = {'color': GREY, 'linewidth': 1, 'linestyle': (0, (4, 3))}
 STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'text.color': INK,
          'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.edgecolor': GREY,
-         'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
-         'legend.frameon': False}
+         'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left'}
 
-PAGE = string.Template('''<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<meta name="viewport" content="width=device-width, initial-scale=1"/>
-<title>Safe driver model, $day</title>
-<style>
-body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 62rem; color: #1d2733;
-  background: #fff; font: 16px/1.5 $fonts, sans-serif }
-h1 { margin: 0; font-size: 1.9rem; line-height: 1.2 }
-h2 { margin: 2.4rem 0 .3rem; font-size: 1.2rem }
-p { margin: .3rem 0 .8rem }
-.quiet, th, caption { color: #5a6672 }
-.tiles { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr));
-  margin: 1.5rem 0 }
-.tile { border-top: 3px solid #14568c; background: #f3f6f9; padding: .7rem .9rem }
-.tile b { display: block; font-size: 1.6rem; font-weight: 600; line-height: 1.3 }
-.tile span { font-size: .85rem; color: #5a6672 }
-.pair { display: grid; gap: 0 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
-figure { margin: .8rem 0 0; break-inside: avoid }
-figcaption { font-size: .9rem; color: #5a6672 }
-svg { display: block; width: 100%; height: auto }
-.narrow { max-width: 40rem }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; margin: .5rem 0; font-size: .92rem }
-th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid #dde3e8; text-align: left;
-  vertical-align: top; overflow-wrap: anywhere }
-th { font-weight: 500 }
-tr { break-inside: avoid }
-.numbers th, .numbers td { text-align: right; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; white-space: nowrap }
-.names th { width: 11rem }
-@media print { body { padding: 0; font-size: 10.5pt } .tile { border: 1px solid #b9cbdb }
-  .pair { grid-template-columns: 1fr 1fr } h2 { break-after: avoid } }
-</style>
-</head>
-<body>
-<h1>Safe driver model</h1>
-<p class="quiet">$subtitle</p>
-<p>$sentence</p>
-<div class="tiles">$tiles</div>
-$body
-<h2>Parameters</h2>
-<div class="pair">$parameters</div>
-<h2>Where it comes from</h2>
-$lineage
-</body>
-</html>
-''')
+PAGE = string.Template(Path(__file__).with_name('report_page.html').read_text(encoding='utf-8'))
 
 
 def page(result, features, label, probability, curve):
@@ -86,48 +37,36 @@ def page(result, features, label, probability, curve):
     rate, top = claims['hold_out'] / rows['hold_out'], groups[0]
     predicted = sum(group['mean_score'] * group['rows'] for group in groups) / rows['hold_out']
     low, high = result['auc_interval']
-    tiles = [(f"{result['auc']:.4f}", f'AUC, 95 % interval {low:.4f} to {high:.4f}'),
-             (f"{result['gini']:.4f}", 'normalised Gini'),
-             (f"{result['top_decile_lift']:.2f}", 'lift of the top decile'),
-             (f"{result['log_loss']:.4f}", 'log loss'), (f"{result['brier']:.5f}", 'Brier score')]
-    day, clock = lineage['created'][:10], lineage['created'][11:16]
     seen = 'the rows that decide when to stop' if rows['early_stopping'] else 'the hold-out rows'
-    used = f'Share of the total gain in training: the {len(ranked)} features with the largest.'
     return PAGE.substitute(
-        fonts=FONTS, day=escape(day),
-        subtitle=f"Trained on {escape(day)} at {escape(clock)} UTC with "
-                 f"{escape(lineage['data'] or lineage['dataset_name'])}. All figures are from "
-                 f"{rows['hold_out']:,} policies with {claims['hold_out']:,} claims that were held "
-                 'out of training.',
-        sentence='Of the tenth of policies that the model rates riskiest, '
-                 f"{top['claim_rate']:.1%} had a claim: {top['lift']:.1f} times the average of "
-                 f'{rate:.1%}.',
-        tiles=''.join(f'<div class="tile"><b>{number}</b><span>{name}</span></div>'
-                      for number, name in tiles),
-        body='\n'.join([
-            '<h2>How well it ranks</h2>',
-            pair(figure(plots, 'roc', 'Share of the claims found among the policies rated '
+        fonts=FONTS, day=escape(lineage['created'][:10]), clock=escape(lineage['created'][11:16]),
+        source=escape(lineage['data'] or lineage['dataset_name']), rows=f"{rows['hold_out']:,}",
+        claims=f"{claims['hold_out']:,}", top_rate=f"{top['claim_rate']:.1%}",
+        top_lift=f"{top['lift']:.1f}", average=f'{rate:.1%}', rate=f'{rate:.3%}',
+        predicted=f'{predicted:.3%}', low=f'{low:.4f}', high=f'{high:.4f}',
+        auc=f"{result['auc']:.4f}", gini=f"{result['gini']:.4f}",
+        lift=f"{result['top_decile_lift']:.2f}", log_loss=f"{result['log_loss']:.4f}",
+        brier=f"{result['brier']:.5f}",
+        warnings=table(['not to be overlooked'], [[text] for text in result['warnings']])
+        if result['warnings'] else '',
+        without_plots='' if plots else '<p>The plots are left out: matplotlib is not installed for '
+        'this Python.</p>',
+        roc_plot=figure(plots, 'roc', 'Share of the claims found among the policies rated '
                         'riskiest. The diagonal is chance.'),
-                 figure(plots, 'lift', 'Claim rate of each tenth of the policies over that of all, '
-                        'riskiest first.')),
-            '' if plots else '<p>The plots are left out: matplotlib is not installed for this '
-            'Python.</p>',
-            table(['decile', 'policies', 'claim rate', 'mean prediction', 'lift'],
-                  [(number, f"{group['rows']:,}", f"{group['claim_rate']:.2%}",
-                    f"{group['mean_score']:.2%}", f"{group['lift']:.2f}")
-                   for number, group in enumerate(groups, 1)], 'numbers'),
-            '<h2>How far its probabilities hold</h2>',
-            f'<p>It predicts {predicted:.3%} on average; {rate:.3%} had a claim.</p>',
-            pair(figure(plots, 'calibration', 'Each point is a twentieth of the policies, with the '
-                        '95 % interval of its claim rate.'),
-                 figure(plots, 'curve', f"{curve[0]} of {seen} as trees are added; "
-                        f"{result['rounds']} are kept.")),
-            '<h2>What it looks at</h2>\n<p>'
-            + (used if ranked else 'The model uses no feature: every row gets the same score.')
-            + '</p>\n<div class="narrow">',
-            figure(plots, 'features', '') or table(
-                None, [(name, f'{share:.1%}') for name, share in ranked]),
-            '</div>']),
+        lift_plot=figure(plots, 'lift', 'Claim rate of each tenth of the policies over that of '
+                         'all, riskiest first.'),
+        calibration_plot=figure(plots, 'calibration', 'Each point is a twentieth of the policies, '
+                                'with the 95 % interval of its claim rate.'),
+        curve_plot=figure(plots, 'curve', f"{curve[0]} of {seen} as trees are added; "
+                          f"{result['rounds']} are kept."),
+        deciles=table(['decile', 'policies', 'claim rate', 'mean prediction', 'lift'],
+                      [(number, f"{group['rows']:,}", f"{group['claim_rate']:.2%}",
+                        f"{group['mean_score']:.2%}", f"{group['lift']:.2f}")
+                       for number, group in enumerate(groups, 1)], 'numbers'),
+        used=f'Share of the total gain in training: the {len(ranked)} features with the largest.'
+        if ranked else 'The model uses no feature: every row gets the same score.',
+        features=figure(plots, 'features', '') or table(
+            None, [(name, f'{share:.1%}') for name, share in ranked]),
         parameters=table(None, in_words(parameters.pop('training'))) + table(
             None, in_words(dict(parameters, trees_kept=result['rounds']))),
         lineage=table(None, in_words(dict(lineage, rows=rows, claims=claims))))
@@ -158,10 +97,6 @@ def table(header, rows, kind='names'):
         first, head = 'td', f"<thead><tr>{cells('th', header)}</tr></thead>"
     body = ''.join(f"<tr>{cells(first, row[:1])}{cells('td', row[1:])}</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
-
-
-def pair(*figures):
-    return f"<div class=\"pair\">{''.join(figures)}</div>"
 
 
 def figure(plots, name, caption):
@@ -209,7 +144,7 @@ def draw_roc(axes, false, true, auc):
     axes.plot(false, true, color=ACCENT, linewidth=2)
     axes.set(title='ROC curve', xlim=(0, 1), ylim=(0, 1.005),
              xlabel='share of policies without a claim', ylabel='share of claims found')
-    percent(axes, decimals=0)
+    percent(axes)
     axes.text(0.97, 0.06, f'AUC {auc:.4f}', ha='right', fontsize=12)
 
 
@@ -250,17 +185,16 @@ def draw_features(axes, ranked):
     names, shares = zip(*ranked) if ranked else ((), ())
     bars = axes.barh(range(len(ranked)), shares, color=ACCENT, height=0.66)
     axes.bar_label(bars, [f'{share:.1%}' for share in shares], padding=4)
-    axes.set_yticks(range(len(ranked)))
-    axes.set_yticklabels(names)
+    axes.set_yticks(range(len(ranked)), names)
     axes.spines[['bottom', 'left']].set_visible(False)
     axes.set_ylim(max(1, len(ranked)) - 0.5, -0.5)
     axes.tick_params(bottom=False, labelbottom=False, left=False)
 
 
-def percent(axes, decimals=None):
+def percent(axes):
     from matplotlib.ticker import PercentFormatter
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
 
 
 def interval(rate, rows, z=1.96):

@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 
+import console
 import table
 import tracking
 
@@ -21,16 +22,6 @@ SHARE_OF_IDS = .4
 MISSING_PREFIX = 'missing '
 # Set so that 3.6448 % of the rows have a claim.
 INTERCEPT = -3.7608
-
-
-def generate(rows, seed):
-    """A pandas.DataFrame of `rows` rows in the columns of the real table.
-
-    Whole numbers are int8, id int32, fractions float64 with the ten digits of the real table. The
-    same seed gives the same rows, and a longer table begins with the rows of a shorter one.
-    """
-    import pandas
-    return pandas.concat(list(_chunks(rows, seed)), ignore_index=True)
 
 
 def claim_probabilities(frame):
@@ -85,8 +76,12 @@ def log_odds(frame):
     return alone + categories + together
 
 
-def _chunks(rows, seed):
-    """The table in frames of CHUNK_ROWS rows, the last one shorter."""
+def generate(rows, seed):
+    """A table of `rows` rows in frames of CHUNK_ROWS, the last one shorter.
+
+    Whole numbers are int8, id int32, fractions float64 with the ten digits of the real table. The
+    same seed gives the same rows, and a longer table begins with the rows of a shorter one.
+    """
     import numpy
     import pandas
     correlations, choices = table.PUBLISHED['correlations'], table.PUBLISHED['choices']
@@ -175,7 +170,7 @@ def main(argv=None):
     try:
         with tracking.replacing(args.out) as unfinished, open(unfinished, 'w', newline='\n') as out:
             out.write(','.join(table.COLUMNS) + '\n')
-            for frame in _chunks(args.rows, args.seed):
+            for frame in generate(args.rows, args.seed):
                 out.writelines(_lines(frame))
     except OSError as error:
         print(f'error: {args.out} cannot be written: {error.strerror}', file=sys.stderr)
@@ -185,4 +180,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

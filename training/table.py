@@ -9,11 +9,13 @@ import csv
 import gzip
 import io
 import json
-import logging
 import os
+import re
 import sys
 import zlib
 from pathlib import Path
+
+import console
 
 PUBLISHED = json.loads(Path(__file__).with_name('columns.json').read_text())
 KNOWN = PUBLISHED['columns']
@@ -34,8 +36,17 @@ LONGEST_HEADER_BYTES = 1 << 20
 LARGEST_FLOAT32 = 3.4028235e38
 EMPTY_WORDS = {'', 'nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none'}
 LINE = 'number of the line in the file'
+# An exponent of a number beyond all floats: at some of many digits pandas ends the process.
+LONG_EXPONENT = r'([eE][-+]?)0*[1-9]\d{2,}'
 
-log = logging.getLogger('table')
+# No two of the first 10,000 real rows agree in all columns of one of these groups.
+GROUPS = {
+    'the columns other than ps_calc_*': [name for name in FEATURES if 'calc' not in name],
+    'the columns ps_calc_*': [name for name in FEATURES if 'calc' in name],
+    'the columns of whole numbers': [n for n in FEATURES if KNOWN[n]['type'] != 'float32'],
+}
+# Of the rows, so many that agree with another in a group are more than chance.
+COPIED_SHARE = .01
 
 
 class TableError(ValueError):
@@ -110,7 +121,7 @@ def read_table(path):
     if problems:
         raise TableError('\n- '.join([f'{path} cannot be used:'] + list(problems.sentences())))
     for sentence in _unusual(columns):
-        log.warning('%s: %s', path, sentence)
+        console.log.warning('%s: %s', Path(path).name, sentence)
     return pandas.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)
 
 
@@ -162,7 +173,8 @@ def _blocks(stream):
     """What follows the header in blocks of whole lines: (number of its first line, bytes)."""
     line = 2
     for data in iter(lambda: stream.read(BLOCK_BYTES) + stream.readline(), b''):
-        yield line, data
+        # Some programs of Windows end a file with Ctrl-Z.
+        yield line, data.rstrip(b'\x1a')
         line += data.count(b'\n')
 
 
@@ -183,7 +195,21 @@ def _parse(header, line, data):
     """(columns by name, problems) of a block; LINE is the column of the rows' line numbers."""
     import numpy
     with numpy.errstate(all='ignore'):
-        return _parse_fast(header, line, data) or _parse_with_care(header, line, data)
+        columns, problems = _parse_fast(header, line, data) or _parse_with_care(header, line, data)
+        if columns.keys() >= set(FEATURES):
+            columns.update({group: _hashes(columns, names) for group, names in GROUPS.items()})
+    return columns, problems
+
+
+def _hashes(columns, names):
+    """A hash of 32 bits of each row's values in these columns, the same whatever their types."""
+    import numpy
+    mixed = numpy.zeros(len(columns[LINE]), dtype=numpy.int64)
+    for name in names:
+        mixed *= 0x1E3779B97F4A7C15
+        values = columns[name].astype(KNOWN[name]['type'] if _is_fraction(name) else 'int64')
+        mixed += values.view('int32') if _is_fraction(name) else values
+    return (mixed >> 32).astype(numpy.uint32)
 
 
 def _parse_fast(header, line, data):
@@ -193,6 +219,8 @@ def _parse_fast(header, line, data):
     rows = data.count(b'\n') + (not data.endswith(b'\n'))
     # pandas would take one cell too many in every row for an index, and stop reading at a NUL.
     if data.count(b',') != rows * (len(header) - 1) or b'\0' in data:
+        return None
+    if (b'e' in data or b'E' in data) and re.search(LONG_EXPONENT.encode(), data):
         return None
     types = {position: ('float32' if _is_fraction(name) else 'int64') if name in KNOWN else 'object'
              for position, name in enumerate(header)}
@@ -230,7 +258,7 @@ def _parse_with_care(header, line, data):
     # What follows the last line end is empty, unless the file is cut off.
     last = line + data.count(b'\n')
     for line, text in enumerate(data.split(b'\n'), line):
-        if not text.strip():
+        if not text.strip(b' \t\r\x1a'):
             continue
         if b'\0' in text:
             problems.add('NUL bytes in {count} line{s}', line=line)
@@ -257,7 +285,8 @@ def _parse_with_care(header, line, data):
     table = numpy.array(rows, dtype=object).reshape(len(rows), len(header))
     for name, cells in zip(header, table.T):
         if name in KNOWN:
-            values = pandas.to_numeric(cells, errors='coerce')
+            safe = re.sub(LONG_EXPONENT, r'\g<1>300', '\n'.join(cells)).split('\n')
+            values = pandas.to_numeric(numpy.array(safe[:len(cells)], object), errors='coerce')
             columns[name] = _check_cells(name, cells, values, lines, problems)
     return columns, problems
 
@@ -287,7 +316,7 @@ def _check_cells(name, cells, values, lines, problems):
 
 
 def _check_rows(columns, problems):
-    """What shows only in the whole table: targets, repeated ids, the sizes of the parts."""
+    """What shows only in the whole table: targets, repeated ids, copies, the parts' sizes."""
     import numpy
     import pandas
     lines = columns.get(LINE, ())
@@ -311,6 +340,14 @@ def _check_rows(columns, problems):
             first = again.argmax()
             problems.add('id: {count} row{s} with the id of an earlier row', again.sum(),
                          lines[first], f'id {ids[first]:.0f}')
+    own, calc = [columns.get(group) for group in list(GROUPS)[:2]]
+    if own is not None:
+        count, first, line = _copies(own.astype(numpy.uint64) << numpy.uint64(32) | calc, lines)
+        # Without values in ps_calc_* some rows are alike by chance.
+        if count > (0 if calc.min() < calc.max() else COPIED_SHARE * len(lines)):
+            problems.add(f'{{count}} row{{s}} with all {len(FEATURES)} features of an earlier row; '
+                         'remove these copies: a model is not to be judged by what it learned',
+                         count, first, f'the same as line {line:,}')
     if not problems:
         counts = numpy.bincount(split_of(ids) * 2 + target, minlength=6).reshape(3, 2)
         if counts.min() < LEAST_PER_PART:
@@ -321,9 +358,27 @@ def _check_rows(columns, problems):
                          f'which takes about {LEAST_PER_PART * 12} of each in the table')
 
 
+def _copies(hashes, lines):
+    """(number of rows with the hash of an earlier one, line of the first, line of its equal)."""
+    import pandas
+    again = pandas.Series(hashes).duplicated().to_numpy()
+    first = again.argmax()
+    return again.sum(), lines[first], lines[(hashes == hashes[first]).argmax()]
+
+
 def _unusual(columns):
-    """A sentence on each column with values that the published table does not have."""
+    """A sentence on all that the published table does not have: values, near copies, claims."""
     import numpy
+    rows, published = len(columns['target']), KNOWN['target']['counts']['1'] / PUBLISHED['rows']
+    claims, expected = columns['target'].sum(), rows * published
+    if abs(claims - expected) > max(expected / 3, 4 * expected ** .5):
+        yield (f'target: {claims / rows:.2%} of the rows are claims, in the published table '
+               f'{published:.2%}: what the model predicts holds for this share only')
+    for group in GROUPS:
+        count, first, line = _copies(columns[group], columns[LINE])
+        if COPIED_SHARE * rows < count < rows - 1:
+            yield (f'{count:,} rows equal an earlier one in all of {group}, first line {first:,} '
+                   f'as line {line:,}: if they are copies, every figure of the model is too good')
     for name in FEATURES:
         values, known = columns[name], KNOWN[name]
         if _is_fraction(name):
@@ -343,7 +398,6 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', required=True, help='the table: a CSV file, may be in gzip')
     path = parser.parse_args(argv).data
-    logging.basicConfig(level=logging.WARNING, format='warning: %(message)s')
     try:
         table = read_table(path)
     except TableError as error:
@@ -357,4 +411,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

@@ -110,6 +110,16 @@ def sha256(path):
     return digest.hexdigest()
 
 
+def read_report(folder):
+    """metrics.json of a folder of train.py, whose model.txt must be the one that it tells of."""
+    path = Path(folder, 'model.txt')
+    report = read_json(path.with_name('metrics.json'))
+    if report.get('model_sha256') != sha256(path):
+        raise TrackingError(f'{path} is not the model that metrics.json beside it tells of: remove '
+                            f'{folder} and train again')
+    return report
+
+
 def model_files(folder):
     """A model folder's files, without the unfinished, whose names begin with a dot."""
     return sorted(path for path in Path(folder).iterdir()

@@ -5,8 +5,8 @@ python training/train.py --data outputs/data/safe_driver.csv --out outputs/model
 import argparse
 import contextlib
 import datetime
+import hashlib
 import json
-import logging
 import math
 import os
 import platform
@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import console
 import table
 import tracking
 from parameters import LIGHTGBM, ParametersError, dropped, load_parameters
@@ -25,10 +26,11 @@ FOLDER = Path(__file__).resolve().parent
 CURVE_POINTS = 12
 SECONDS_BETWEEN_LINES = 10
 BOOTSTRAP_DRAWS = 1000
+# Models that are published for this data stay below this AUC.
+HIGHEST_AUC = 0.65
+KNOWN_CANDIDATES, KNOWN_ROWS = 500, 8
 # How LightGBM refuses a number: Check failed: (num_leaves) > (1) at .../config_auto.cpp, line 344 .
 FAILED_CHECK = re.compile(r'Check failed: \((.*)\) (\S+) \((.*)\) at .*')
-
-log = logging.getLogger('train')
 
 
 class TrainingError(RuntimeError):
@@ -90,7 +92,7 @@ def progress(rounds):
             spoken = now
             seconds = (now - start) / done * (rounds - done)
             print(f'{begin}round {done} of {rounds}, at most {seconds:.0f} s left', end=end,
-                  file=sys.stderr, flush=True)
+                  file=sys.__stderr__, flush=True)
     return say
 
 
@@ -152,7 +154,7 @@ def lowered(own, rows, claims):
         for given in [name] + LIGHTGBM[name]:
             if result.get(given, 0) > cap:
                 result[given] = cap
-                log.warning('few rows: %s is lowered from %g to %g', given, own[given], cap)
+                console.log.warning('few rows: %s is lowered from %g to %g', given, own[given], cap)
     return result
 
 
@@ -191,7 +193,7 @@ def fit(frame, parameters):
             [progress(parameters['rounds']), lightgbm.record_evaluation(recorded)])
         boosting = time.monotonic() - start
         if sys.stderr.isatty():
-            print('\r\033[K', end='', file=sys.stderr, flush=True)
+            print('\r\033[K', end='', file=sys.__stderr__, flush=True)
     except lightgbm.basic.LightGBMError as error:
         reason = FAILED_CHECK.sub(r'\1 must be \2 \3', str(error).strip())
         raise TrainingError(f'LightGBM refuses: {reason}')
@@ -201,8 +203,7 @@ def fit(frame, parameters):
         (name, values), = recorded['valid_0'].items()
         curve = 'AUC' if name == 'auc' else 'log loss', [list(p) for p in enumerate(values, 1)]
     else:
-        step = max(1, parameters['rounds'] // CURVE_POINTS)
-        raw, points = score_in_steps(model, out, truth, step)
+        raw, points = score_in_steps(model, out, truth, parameters['rounds'] // CURVE_POINTS or 1)
         probability, curve = 1 / (1 + np.exp(-raw)), ('AUC', points)
     counts = {'training': train_rows, 'early_stopping': stop_rows, 'hold_out': out_rows}
     return model, truth, probability, {
@@ -212,12 +213,28 @@ def fit(frame, parameters):
         'curve': curve, 'boosting': boosting}
 
 
+def known_rows(model, frame):
+    """{"rows": texts, "scores"} by which a smoke test knows the model, lowest to highest of many.
+
+    Each value is that of another row of the table, so that no row is a customer's.
+    """
+    import numpy as np
+    random, count = np.random.RandomState(2017), len(frame)
+    rows = np.column_stack([frame[name].to_numpy()[random.randint(0, count, KNOWN_CANDIDATES)]
+                            for name in table.FEATURES]).astype(float)
+    scores = model.predict(rows)
+    picked = scores.argsort()[np.linspace(0, KNOWN_CANDIDATES - 1, KNOWN_ROWS).astype(int)]
+    return {'rows': [' '.join(map(str, row)) for row in rows[picked].tolist()],
+            'scores': scores[picked].tolist()}
+
+
 def code_commit():
     """The commit of this file's repository, with -dirty where files differ from it, or None."""
-    command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=-']
+    # A repository around an unpacked archive knows none of its files, and is not that of the code.
+    command = 'git rev-parse HEAD:./ && git describe --always --dirty --abbrev=40 --match=-'
     try:
-        return subprocess.check_output(command, cwd=str(FOLDER), stderr=subprocess.DEVNULL,
-                                       timeout=10).decode().strip()
+        return subprocess.check_output(command, shell=True, cwd=str(FOLDER), timeout=10,
+                                       stderr=subprocess.DEVNULL).decode().split()[-1]
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -244,7 +261,9 @@ def write_set(folder, files):
 
 def run(args):
     """Fetch, train, judge, write; raises ParametersError, TableError, TrackingError and OSError."""
-    start = time.monotonic()
+    start, warnings = time.monotonic(), []
+    # What is warned of from here on is in metrics.json and in the report as well.
+    console.log.filters = [lambda record: warnings.append(record.getMessage()) is None]
     parameters = load_parameters(args.parameters)
     tracker = tracking.connect()
     os.makedirs(args.out, exist_ok=True)
@@ -256,6 +275,7 @@ def run(args):
     seconds = {'reading': time.monotonic() - start}
     print(f"{path}: {len(frame):,} rows, {frame['target'].sum():,} claims", flush=True)
     model, label, probability, rest = fit(frame, parameters)
+    known = known_rows(model, frame)
     del frame
     import lightgbm
     import metrics
@@ -273,7 +293,12 @@ def run(args):
     figures = metrics.summary(label, probability)
     interval = metrics.bootstrap_auc_interval(
         label, probability, parameters['seed'], BOOTSTRAP_DRAWS)
-    result = dict(figures, auc_interval=interval, **rest, parameters=parameters, lineage=lineage)
+    if interval[0] > HIGHEST_AUC:
+        console.log.warning(
+            'the AUC is above %s, more than this data can give: a column tells the target, or rows '
+            'that were held out are copies of those trained on', HIGHEST_AUC)
+    result = dict(figures, auc_interval=interval, **rest, warnings=warnings,
+                  parameters=parameters, lineage=lineage)
     features = list(zip(table.FEATURES, model.feature_importance(
         'gain', iteration=result['rounds']).tolist()))
     seconds['total'] = time.monotonic() - start
@@ -281,6 +306,7 @@ def run(args):
     seconds['report'] = time.monotonic() - start - seconds['total']
     result['seconds'] = {name: round(value, 2) for name, value in seconds.items()}
     text = model.model_to_string(num_iteration=result['rounds'])
+    result.update(model_sha256=hashlib.sha256(text.encode()).hexdigest(), known_rows=known)
     write_set(args.out, {'model.txt': text, 'report.html': page,
                          'metrics.json': json.dumps(result, indent=2) + '\n'})
     tracker.log(figures)
@@ -307,7 +333,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not (args.data or os.environ.get('AZUREML_RUN_ID')):
         parser.error('--data is needed outside of Azure ML')
-    logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     try:
         run(args)
     except (ParametersError, TrainingError, table.TableError, tracking.TrackingError,
@@ -318,4 +343,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(console.run(main))

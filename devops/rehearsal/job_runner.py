@@ -140,9 +140,8 @@ class Job:
             if name not in self.secrets:
                 result[re.sub(r'\W', '_', name).upper()] = value
         result['PATH'] = os.pathsep.join(self.path + [result['PATH']])
-        for name, value in step.get('env', {}).items():
-            result[name] = self.fill_in_variables(value)
-        return result
+        given = step.get('env', {})
+        return dict(result, **{name: self.fill_in_variables(given[name]) for name in given})
 
     def run_shell(self, script, step_environ, step, stream):
         """Run a script as the agent does: bash without -e, so its last command's exit code counts.
@@ -184,8 +183,8 @@ class Job:
                     name, properties, value = command.groups()
                     if not self.run_command(name, properties, value, step):
                         unknown.append(name)
-                    line = f'##[{name} {properties}]{value}'
-                stream.write(self.mask_secrets(line) + '\n')
+                # What has been carried out is no command any more, wherever this log is shown.
+                stream.write(self.mask_secrets(line).replace('##vso[', '# #[') + '\n')
         finally:
             end()
             watcher.join()
@@ -273,8 +272,7 @@ class Job:
             if segment.startswith('"'):
                 parts.append(segment)
             elif (self.sources / segment).is_file():
-                content = (self.sources / segment).read_bytes()
-                parts.append(hashlib.sha256(content).hexdigest())
+                parts.append(hashlib.sha256((self.sources / segment).read_bytes()).hexdigest())
             else:
                 raise StepError(f'the cache key names {segment}, which does not exist')
         return hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]

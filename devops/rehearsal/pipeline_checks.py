@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pipeline_yaml
 
-# What the variable groups hold. Their values are in Azure DevOps.
-GROUPS = {'devopsforai-aml-vg': ('AZURE_RM_SVC_CONNECTION', 'SUBSCRIPTION_ID', 'RESOURCE_GROUP',
-                                 'WORKSPACE_NAME', 'LOCATION', 'BASE_NAME')}
+# What the variable group holds, whatever its name. The values are in Azure DevOps.
+IN_GROUP = ('AZURE_RM_SVC_CONNECTION', 'SUBSCRIPTION_ID', 'RESOURCE_GROUP', 'WORKSPACE_NAME',
+            'LOCATION', 'BASE_NAME')
 PREDEFINED = ('Agent.OS', 'Agent.TempDirectory', 'Build.SourcesDirectory', 'Pipeline.Workspace',
               'System.AccessToken', 'System.DefaultWorkingDirectory', 'System.StageAttempt')
 # Names of vmImage that Microsoft hosts on 2026-11-27, by actions/runner-images; ubuntu-22.04 goes
@@ -86,9 +86,9 @@ class Checks:
     """The checks of one expanded pipeline; `problems` holds what they find."""
 
     def __init__(self, pipeline):
-        self.stages, groups = pipeline_yaml.stages(pipeline), pipeline_yaml.groups(pipeline)
-        names = list(PREDEFINED) + list(pipeline_yaml.variables(pipeline))
-        names += [name for group in groups for name in GROUPS.get(group, ())]
+        self.stages = pipeline_yaml.stages(pipeline)
+        names = PREDEFINED + tuple(pipeline_yaml.variables(pipeline))
+        names += IN_GROUP if pipeline_yaml.groups(pipeline) else ()
         self.known, self.problems = {name.lower() for name in names}, []
         # {artifact: its stage} and {stage: all stages that it depends on, directly or not}.
         self.published, self.needed = {}, {}
@@ -99,9 +99,7 @@ class Checks:
             (pipeline.get('pr') != 'none',
              'pr: Azure Repos ignores it; say none, a branch policy starts it'),
             (pool not in [{'vmImage': image} for image in HOSTED],
-             f"pool: vmImage and one of {', '.join(HOSTED)}, not {pool}"),
-            *((group not in GROUPS, f'the variable group {group} is not known')
-              for group in groups))
+             f"pool: vmImage and one of {', '.join(HOSTED)}, not {pool}"))
         # A file with jobs only has one stage, without a name.
         self.check_names('stage', [stage['name'] for stage in self.stages if stage['name']],
                          pipeline.location)
@@ -231,6 +229,9 @@ def find_problems(path):
             found = Checks(pipeline).problems or schema_problems(pipeline)
             if found:
                 return found
+        named = {', '.join(pipeline_yaml.groups(pipeline_yaml.read_pipeline(file)))
+                 for file in Path(path).parent.glob('*.yml')} - {''}
     except pipeline_yaml.PipelineError as error:
         return [str(error)]
-    return []
+    return [] if len(named) < 2 else [
+        f"the files name different variable groups: {' or '.join(sorted(named))}"]

@@ -181,10 +181,8 @@ def condition_holds(condition, look_up, results):
 
 def fill_in_macros(text, variables):
     """`text` with each $(name) replaced that `variables`, whose names are in lower case, has."""
-    def replace(match):
-        return str(variables.get(match.group(1).lower(), match.group(0)))
-
-    return MACRO.sub(replace, str(text))
+    return MACRO.sub(lambda match: str(variables.get(match.group(1).lower(), match.group(0))),
+                     str(text))
 
 
 def bind_parameters(document, given, location):

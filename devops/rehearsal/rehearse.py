@@ -27,7 +27,9 @@ NEEDED_FIRST = {'ci.yml': ['workspace.yml']}
 # What a step gets of this machine's environment; a hosted agent has none of the rest.
 KEPT = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE',
         'REQUESTS_CA_BUNDLE', 'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY')
-KEPT_BEGINNINGS = ('PIP_', 'UV_')
+KEPT_BEGINNINGS = ('PIP_', 'UV_', 'GIT_CONFIG_')
+# No signing, hooks or templates of whoever rehearses.
+NO_GIT_SETTINGS = {'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1'}
 ROWS = '20000'
 GROUP = {'AZURE_RM_SVC_CONNECTION': 'rehearsal', 'RESOURCE_GROUP': 'rehearsal-RG',
          'WORKSPACE_NAME': 'rehearsal-AML-WS', 'LOCATION': 'westeurope', 'BASE_NAME': 'rehearsal'}
@@ -85,8 +87,8 @@ def git(*args, folder=ROOT):
     """Output of a git command. Raises RehearsalError."""
     name = ['-c', 'user.name=rehearsal', '-c', 'user.email=rehearsal@localhost']
     try:
-        done = subprocess.run(['git'] + name + list(args), cwd=str(folder),
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        done = subprocess.run(['git', '-c', 'safe.directory=*'] + name + list(args),
+                              cwd=str(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               universal_newlines=True)
     except FileNotFoundError:
         raise RehearsalError('git is missing, and a rehearsal makes fresh checkouts with it')
@@ -104,15 +106,12 @@ def snapshot(root, origin, out):
     git('init', '--quiet', str(origin))
     git('symbolic-ref', 'HEAD', 'refs/heads/master', folder=origin)
     options = ['--git-dir', str(origin / '.git'), '--work-tree', str(root)]
-    if root in out.parents:
-        (origin / '.git' / 'info').mkdir(exist_ok=True)
-        (origin / '.git' / 'info' / 'exclude').write_text(f'/{out.relative_to(root).parts[0]}/\n')
-    git(*options, 'add', '--all', folder=root)
+    own = [f':!/{out.relative_to(root).parts[0]}/'] if root in out.parents else []
+    git(*options, 'add', '--all', '.', *own, folder=root)
     git(*options, 'commit', '--quiet', '--no-verify', '-m', 'Rehearsal', folder=root)
     git('reset', '--quiet', '--hard', folder=origin)
-    if not (root / '.git').exists():
-        return []
-    return [line[3:] for line in git('status', '--porcelain', folder=root).splitlines()]
+    status = git('status', '--porcelain', folder=root) if (root / '.git').exists() else ''
+    return [line[3:] for line in status.splitlines()]
 
 
 def commit(origin, files):
@@ -220,6 +219,8 @@ def take_folder(out):
 
     Raises RehearsalError when it holds something else or another rehearsal is under way in it.
     """
+    if os.pathsep in str(out):
+        raise RehearsalError(f'no program can be found in {out}: use a path without a colon')
     if out.is_dir() and not (out / MARK).exists() and any(out.iterdir()):
         raise RehearsalError(f'{out} holds something else than a rehearsal and is left alone: '
                              'name another folder')
@@ -230,10 +231,8 @@ def take_folder(out):
     except OSError:
         raise RehearsalError(f'another rehearsal is under way in {out}') from None
     for path in out.iterdir():
-        if path.is_dir() and path.name != 'cache':
-            shutil.rmtree(str(path))
-        elif path.is_file() and path.name != MARK:
-            path.unlink()
+        if path.name not in ('cache', MARK):
+            (shutil.rmtree if path.is_dir() else os.unlink)(str(path))
     return lock
 
 
@@ -390,25 +389,26 @@ def main(argv=None):
         parser.error(f'{args.pipeline} is no pipeline file of devops/')
     if args.fault and args.fault not in WITHOUT_AZURE and path.name not in NEEDED_FIRST:
         parser.error(f'FAULT={args.fault} is for PIPELINE=devops/ci.yml')
-    import pipeline_checks
-    import pipeline_yaml
-    found = [problem for name in NEEDED_FIRST.get(path.name, []) + [path.name]
-             for problem in pipeline_checks.find_problems(path.with_name(name))]
-    if found:
-        listed = '\n  '.join(found)
-        print(f'error: nothing is run, the pipelines have problems:\n  {listed}', file=sys.stderr)
-        return 2
     for number in STOPS:
         signal.signal(number, stop)
+    os.environ.update(NO_GIT_SETTINGS)
     try:
+        import pipeline_checks
+        found = [problem for name in NEEDED_FIRST.get(path.name, []) + [path.name]
+                 for problem in pipeline_checks.find_problems(path.with_name(name))]
+        if found:
+            print('\n  '.join(['error: nothing is run, the pipelines have problems:'] + found),
+                  file=sys.stderr)
+            return 2
         out = args.out.resolve()
         with take_folder(out):
             return int(not rehearse(path.name, args.fault, out, os.environ, args.connection))
     except KeyboardInterrupt:
         print(f'error: stopped; what has ended is in {args.out}', file=sys.stderr)
-    except (RehearsalError, pipeline_yaml.PipelineError, OSError) as error:
+        return 130
+    except (RehearsalError, ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-    return 1
+        return 1
 
 
 if __name__ == '__main__':

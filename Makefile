@@ -35,7 +35,10 @@ define newline
 
 
 endef
-plain = $(if $(findstring $(newline),$(value $(1))),$(error $(1) has a line break: give it on one line))$(subst \
+# The agent obeys ##vso[ in what make shows of a recipe.
+signs := \#\#
+plain = $(if $(findstring $(newline),$(value $(1))),$(error $(1) has a line break: give it on one line))$(if $(findstring \
+  $(signs),$(value $(1))),$(error $(1) has $(signs) in it, which an agent takes for a command: use another name))$(subst \
   $(newline),,$(subst $(newline)~/,$(value HOME)/,$(newline)$(value $(1))))
 $(foreach name,$(VARIABLES),$(eval $(if $(filter file,$(origin $(name))),,export )override $(name) := $$(call plain,$(name))))
 # As one word of a shell command.
@@ -77,7 +80,8 @@ DECISION     := $(OUT)/decision.json
 REGISTRATION := $(OUT)/registration.json
 # Scripts write a result whole or not at all: a failure or Ctrl-C takes none away.
 .PRECIOUS: $(OUT)/data/safe_driver.csv $(MODEL) $(DECISION) $(REGISTRATION)
-REGISTERED   := $(wildcard $(OUT)/registry/$(MODEL_NAME)/[1-9]*/tags.json)
+REGISTERED   := $(wildcard $(foreach number,[1-9] [1-9][0-9] [1-9][0-9][0-9] [1-9][0-9][0-9][0-9], \
+  $(OUT)/registry/$(MODEL_NAME)/$(number)/tags.json))
 TESTRESULTS  := $(OUT)/test-results
 COVERAGE      := $(addprefix --cov=,training scoring scripts)
 # A core each for the tests, where the interpreter has pytest-xdist. Not simply expanded: $(PY) may not be there yet.
@@ -150,30 +154,14 @@ devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permi
 ##@ This folder
 
 .PHONY: lock clean FORCE
-# Two locks are for every Python from 3.10 on, and agree; the third is the container's. After a change of a list only what
-# must moves; without one all moves to the newest that the lists leave open.
-UNIVERSAL := --universal --python-version 3.10
 lock: ## Solve the lists of packages into devops/locks, with uv; prints what changed
-	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; cp -R devops/locks "$$work"; upgrade=--upgrade; \
-	$(ANY_PYTHON) -m venv "$$work/venv"; "$$work/venv/bin/pip" install -q uv==0.13.9; \
-	for part in full local container; do \
-	  ( cd scripts; $(ANY_PYTHON) -c "import build_venv; print(*build_venv.pins('$$part'), sep='\n')" ) > "$$work/$$part"; \
-	  grep -qsxF "#    make lock, of $$(paste -sd '|' "$$work/$$part")" devops/locks/$$part.txt || upgrade=; \
-	done; \
-	solve() { \
-	  ( cd "$$work/locks"; "$$work/venv/bin/uv" pip compile -q $$upgrade -o $$1.txt "$${@:2}" - < "$$work/$$1" \
-	    --custom-compile-command "make lock, of $$(paste -sd '|' "$$work/$$1")" ); \
-	  changed=$$(diff -N devops/locks/$$1.txt "$$work/locks/$$1.txt" | sed -n '/^[<>] [a-z]/s/ [;\\].*//p' || true); \
-	  printf '%s\n' "devops/locks/$$1.txt:" "$${changed:-no version changed}"; \
-	}; \
-	solve full $(UNIVERSAL); solve local $(UNIVERSAL) -c full.txt; solve container --python-version 3.7 --python-platform linux; \
-	cp "$$work"/locks/*.txt devops/locks
+	$(ANY_PYTHON) scripts/lock.py
 # Only names that make writes: OUT and the folders in it may hold other things, and these stay.
 RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html .*.new) \
-  decision.json registration.json test-results/*.xml coverage.xml pipeline.json run.json service.json \
+  decision.json registration.json .*.json.*.new test-results/*.xml coverage.xml pipeline.json run.json service.json \
   bench/training.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
 clean: ## Remove what make made, the registry excepted
-	rm -rf .venv .container .pytest_cache .coverage $(addprefix $(OUT)/,$(RESULTS))
+	rm -rf .venv .container .pytest_cache .coverage devops/locks/.new-* $(addprefix $(OUT)/,$(RESULTS))
 	@rmdir $(addprefix $(OUT)/,data model test-results bench) 2>/dev/null || true
 	find training scoring scripts devops tests -name __pycache__ -prune -exec rm -rf {} +
 	@test ! -e $(OUT)/registry || echo 'kept $(OUT)/registry'

@@ -79,13 +79,19 @@ def pins(part):
     return dependencies.requirements(dependencies.LIST.read_text(), part)
 
 
+def stale(part):
+    """Whether the lock of a part is missing or solved from other pins than are listed now."""
+    lock = DEVOPS / 'locks' / f'{part}.txt'
+    return not lock.exists() or f" of {'|'.join(pins(part))}\n" not in lock.read_text()
+
+
 def build(venv, part, uv):
     """Make or complete the virtual environment `venv` (Path); its stamp .part is written last."""
     python = venv / 'bin' / 'python'
     base, version = find_python(uv)
     name = 'container' if version == CONTAINER else part
     lock = DEVOPS / 'locks' / f'{name}.txt'
-    if f" of {'|'.join(pins(name))}\n" not in lock.read_text():
+    if stale(name):
         raise ValueError(f'devops/locks/{name}.txt is not of what is listed now: run `make lock`')
     stamp, first = venv / f'.{part}', venv / 'requirements-first.txt'
     whole = (venv / '.local').exists() or (venv / '.full').exists()

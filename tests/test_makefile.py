@@ -123,6 +123,7 @@ def project(made, tmp_path):
     ('rm outputs/decision.json', ALL[2:]),
     ('rm outputs/registration.json', ALL[3:]),
     ('rm outputs/registry/safe_driver_model/1/tags.json', ALL[3:]),
+    ('mv outputs/registry/safe_driver_model/1 outputs/registry/safe_driver_model/1.old', ALL[3:]),
 ])
 def test_a_changed_variable_or_file_redoes_what_depends_on_it(project, change, redone):
     if '=' not in change:
@@ -215,6 +216,7 @@ def test_a_value_is_text_and_the_surroundings_stay_outside(project, given):
     ('OUT=a(1)', "OUT is 'a(1)'"), ('OUT=$(HOME)', "OUT is '$(HOME)'"), ('OUT=-o', "OUT is '-o'"),
     ("MODEL_NAME=it's", "MODEL_NAME is 'it's'"), ('VENV=a;b', "VENV is 'a;b'"),
     ('ROWS=1\ntouch run', 'ROWS has a line break'),
+    ('DATA=##vso[task.setvariable variable=x]y', 'DATA has ## in it'),
     ('PYTHON=/no/such', 'PYTHON is /no/such, and no Python'), ('PYTHON=true', 'PYTHON is true,')])
 def test_what_make_cannot_handle_is_one_sentence(project, given, said):
     assert project.make('retrain', given, fails=True) == [] and said in project.output

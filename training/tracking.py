@@ -133,7 +133,7 @@ def whole_versions(home):
     written last. scripts/serve.py and the Makefile keep to the same rule.
     """
     return sorted(int(tags.parent.name) for tags in Path(home).glob('*/' + TAGS)
-                  if VERSION.fullmatch(tags.parent.name))
+                  if VERSION.fullmatch(tags.parent.name) and tags.is_file())
 
 
 class Folder:

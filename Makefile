@@ -85,7 +85,7 @@ XDIST        = $(shell $(PY) -Ec 'import xdist' 2>/dev/null && echo '-n auto --d
 
 ##@ One machine: no account, no Azure SDK
 
-.PHONY: help setup data train evaluate register retrain serve smoke-test
+.PHONY: help setup data train evaluate register retrain serve smoke-test monitor
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-15s %s\n",$$1,$$2} /^##@/{print "\n" substr($$0,5)}' $(MAKEFILE_LIST)
 setup: $(FULL) ## Build .venv from conda_dependencies.yml, Azure SDK included
@@ -96,9 +96,11 @@ register: $(REGISTRATION) ## Register the model in OUT/registry if the decision 
 retrain: $(REGISTRATION) ## train, evaluate, register
 	@cat $(REGISTRATION)
 serve: $(LOCAL) $(if $(REGISTERED),,$(REGISTRATION)) ## Serve the registered model on PORT with Azure ML's inference server
-	$(PY) scripts/serve.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --port $(call given,PORT)
+	$(PY) scripts/serve.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --port $(call given,PORT) --log $(OUT)/serve.log
 smoke-test: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Real requests to SERVICE=local (make serve) or aci; only tests
 	$(PY) scripts/smoke_test.py --service $(call given,SERVICE) --out $(OUT) --model-name $(MODEL_NAME) --port $(call given,PORT)
+monitor: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Requests, failures, durations and scores of the last hours; fails past limits
+	$(PY) scripts/monitor.py --service $(call given,SERVICE) --out $(OUT) --model-name $(MODEL_NAME)
 
 ##@ Code quality
 
@@ -171,6 +173,7 @@ lock: ## Solve the lists of packages into devops/locks, with uv; prints what cha
 # Only names that make writes: OUT and the folders in it may hold other things, and these stay.
 RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html .*.new) \
   decision.json registration.json test-results/*.xml coverage.xml pipeline.json run.json service.json \
+  serve.log serve.log.1 .serve monitor.json monitor.png \
   bench/training.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
 clean: ## Remove what make made, the registry excepted
 	rm -rf .venv .container .pytest_cache .coverage $(addprefix $(OUT)/,$(RESULTS))

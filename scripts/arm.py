@@ -64,9 +64,9 @@ class Manager:
             what, self.seconds, method, URL + path, json=body, headers=self.header(),
             params=dict(query, **{'api-version': version}))
         found, status = azure_ml.json_object(response), response.status_code
-        # Microsoft.Storage accepts a PUT (202) without a body.
-        if status == 202 and method == 'PUT' or status in (200, 201) and found and isinstance(
-                found.get('properties') or {}, dict):
+        # Microsoft.Storage accepts a PUT (202) without a body, a query finds nothing (204).
+        if (status, method) in ((202, 'PUT'), (204, 'POST')) or status in (
+                200, 201) and found and isinstance(found.get('properties') or {}, dict):
             return found
         error = found.get('error')
         if status < 400 or not isinstance(error, dict) or not error.get('message'):
@@ -86,6 +86,10 @@ class Manager:
     def get(self, path, version, what, **query):
         """The resource as a dict, or None where there is none. Raises AzureError."""
         return self._ask(what, 'GET', path, version, query=query)
+
+    def post(self, path, version, body, what):
+        """The answer to an action, a dict; {} where it has none. Raises AzureError."""
+        return self._ask(what, 'POST', path, version, body)
 
     def create(self, path, version, body, what, end):
         """PUT the resource and wait until it is ready; the resource. Raises AzureError.

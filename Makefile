@@ -97,7 +97,7 @@ retrain: $(REGISTRATION) ## train, evaluate, register
 	@cat $(REGISTRATION)
 serve: $(LOCAL) $(if $(REGISTERED),,$(REGISTRATION)) ## Serve the registered model on PORT with Azure ML's inference server
 	$(PY) scripts/serve.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --port $(call given,PORT) --log $(OUT)/serve.log
-smoke-test: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Real requests to SERVICE=local (make serve) or aci; only tests
+smoke-test: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Real requests to SERVICE=local (make serve), aci or endpoint; only tests
 	$(PY) scripts/smoke_test.py --service $(call given,SERVICE) --out $(OUT) --model-name $(MODEL_NAME) --port $(call given,PORT)
 monitor: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Requests, failures, durations and scores of the last hours; fails past limits
 	$(PY) scripts/monitor.py --service $(call given,SERVICE) --out $(OUT) --model-name $(MODEL_NAME)
@@ -133,10 +133,10 @@ run: $(FULL) ## Run the published pipeline and wait for it; writes OUT/run.json
 	$(PY) scripts/run.py --out $(OUT)
 cancel-run: $(FULL) ## Cancel the run of this build
 	$(PY) scripts/cancel_run.py
-deploy: $(FULL) ## Create or update the ACI service; writes OUT/service.json
-	$(PY) scripts/deploy.py --out $(OUT)
-rollback: $(FULL) ## Put back the model version that the service ran before
-	$(PY) scripts/rollback.py --out $(OUT)
+deploy: $(FULL) ## Deploy to ACI; writes OUT/service.json. SERVICE=endpoint: to production; writes OUT/endpoint.json
+	$(PY) scripts/deploy.py --service $(call given,SERVICE) --out $(OUT)
+rollback: $(FULL) ## Put back the model version that the service, or SERVICE=endpoint, ran before
+	$(PY) scripts/rollback.py --service $(call given,SERVICE) --out $(OUT)
 
 ##@ Azure DevOps
 
@@ -172,7 +172,7 @@ lock: ## Solve the lists of packages into devops/locks, with uv; prints what cha
 	cp "$$work"/locks/*.txt devops/locks
 # Only names that make writes: OUT and the folders in it may hold other things, and these stay.
 RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html .*.new) \
-  decision.json registration.json test-results/*.xml coverage.xml pipeline.json run.json service.json \
+  decision.json registration.json test-results/*.xml coverage.xml pipeline.json run.json service.json endpoint.json \
   serve.log serve.log.1 .serve monitor.json monitor.png \
   bench/training.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
 clean: ## Remove what make made, the registry excepted

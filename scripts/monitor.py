@@ -124,8 +124,8 @@ def local_counts(out, window):
 def ask(manager, component, query, window):
     """The rows of the answer, as dicts. Raises AzureError unless it is whole."""
     what = 'query Application Insights'
-    answer = manager.post(component + '/query', QUERY_VERSION, {
-        'query': query, 'timespan': f'{text_of(window.start)}/{text_of(window.end)}'}, what)
+    answer = manager.ask(what, 'POST', component + '/query', QUERY_VERSION, {
+        'query': query, 'timespan': f'{text_of(window.start)}/{text_of(window.end)}'})
     if answer.get('error'):
         said = azure_ml.sentence((answer['error'] or {}).get('message'))
         raise AzureError(f'could not {what}: it counted only a part of the lines ({said})\n'

@@ -3,6 +3,7 @@
     settings.read(os.environ, needs=settings.WORKSPACE)
 """
 import collections
+import hashlib
 import re
 import time
 import urllib.parse
@@ -94,6 +95,16 @@ SETTINGS = (
      'the web service'),
     ('ACI_REPLACE', False, boolean,
      'delete and create the service when its cpu or memory changed, which cuts it off meanwhile'),
+    ('PRODUCTION', 'none',
+     text('(?i)none|endpoint', 'must be none or endpoint', str.lower),
+     'where the model goes after QA: nowhere, or to a managed online endpoint'),
+    ('ENDPOINT_NAME', '',
+     text('(?=.{3,32}$)[A-Za-z](-?[A-Za-z0-9])+',
+          'must be 3 to 32 letters, digits or single -, a letter first'),
+     'the endpoint; default: safe-driver- and a hash of subscription, group and workspace, since '
+     'it must be the only one of its name in the region'),
+    ('ENDPOINT_WATCH_MINUTES', 5, minutes,
+     'how long a new deployment of it is watched at 10 % of the traffic'),
     ('MONITOR_WINDOW_HOURS', 24, integer(1, 720), 'the hours that `make monitor` looks back'),
     ('MONITOR_MAX_FAILURE_PERCENT', 1.0, number,
      'the share of requests answered with 5xx from which on `make monitor` fails'),
@@ -148,6 +159,9 @@ def read(environ, needs=()):
             passed = environ.get(name, '').strip()
             note = f' ({passed} is passed, an undefined variable)' if passed else ''
             problems.append(f'{name} is not set{note}: {meaning}')
+    if not values['ENDPOINT_NAME'] and all(values[name] for name in WORKSPACE):
+        whole = '/'.join(values[name] for name in WORKSPACE).lower()
+        values['ENDPOINT_NAME'] = f'safe-driver-{hashlib.sha256(whole.encode()).hexdigest()[:10]}'
     least, most = (values[f'AML_CLUSTER_{which}_NODES'] for which in ('MIN', 'MAX'))
     if least > most:
         problems.append(f'AML_CLUSTER_MIN_NODES is {least}: it must be at most {most}, which is '

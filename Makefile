@@ -72,7 +72,7 @@ endif
 
 SAMPLE       := $(if $(DATA),,$(OUT)/data/safe_driver.csv)
 TABLE        := $(or $(DATA),$(SAMPLE))
-MODEL        := $(OUT)/model/model.txt $(OUT)/model/metrics.json $(OUT)/model/report.html
+MODEL        := $(addprefix $(OUT)/model/,model.txt metrics.json report.html profile.json)
 DECISION     := $(OUT)/decision.json
 REGISTRATION := $(OUT)/registration.json
 # Scripts write a result whole or not at all: a failure or Ctrl-C takes none away.
@@ -90,7 +90,7 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-15s %s\n",$$1,$$2} /^##@/{print "\n" substr($$0,5)}' $(MAKEFILE_LIST)
 setup: $(FULL) ## Build .venv from conda_dependencies.yml, Azure SDK included
 data: $(SAMPLE) ## Make the sample table of ROWS rows (default 100000), unless DATA is given
-train: $(MODEL) ## DATA to model.txt, metrics.json and report.html in OUT/model
+train: $(MODEL) ## DATA to model.txt, metrics.json, report.html and profile.json in OUT/model
 evaluate: $(DECISION) ## Challenger against the registered champion; RUN_EVALUATION=false skips the comparison
 register: $(REGISTRATION) ## Register the model in OUT/registry if the decision says so
 retrain: $(REGISTRATION) ## train, evaluate, register
@@ -171,7 +171,7 @@ lock: ## Solve the lists of packages into devops/locks, with uv; prints what cha
 	solve full $(UNIVERSAL); solve local $(UNIVERSAL) -c full.txt; solve container --python-version 3.7 --python-platform linux; \
 	cp "$$work"/locks/*.txt devops/locks
 # Only names that make writes: OUT and the folders in it may hold other things, and these stay.
-RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html .*.new) \
+RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html profile.json .*.new) \
   decision.json registration.json test-results/*.xml coverage.xml pipeline.json run.json service.json endpoint.json \
   serve.log serve.log.1 .serve monitor.json monitor.png \
   bench/training.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
@@ -207,15 +207,16 @@ $(call VALUES,rows table parameters run-evaluation model-name build training-pin
 	@mkdir -p $(@D); value=$(VALUE); [[ ! $$value -nt $@ ]] && cmp -s $@ - <<< "$$value" || printf '%s\n' "$$value" > $@
 
 TABLE_CODE := training/table.py training/tracking.py training/console.py training/columns.json
+MODEL_CODE := training/parameters.py training/metrics.py training/drift.py $(TABLE_CODE) training/lightgbm_names.json
 
 $(OUT)/data/safe_driver.csv: training/sample.py training/tracking.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(call given,ROWS) --out $@
 
-$(MODEL) &: training/train.py training/parameters.py training/metrics.py training/report.py $(TABLE_CODE) \
-    training/report_page.html training/lightgbm_names.json $(SAMPLE) $(call VALUES,table parameters training-pins) | $(LOCAL)
+$(MODEL) &: training/train.py training/report.py training/report_page.html $(MODEL_CODE) $(SAMPLE) \
+    $(call VALUES,table parameters training-pins) | $(LOCAL)
 	$(PY) training/train.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --out $(OUT)/model
 
-$(DECISION): training/evaluate.py training/parameters.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)
+$(DECISION): training/evaluate.py $(MODEL_CODE) $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)
 	$(PY) training/evaluate.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --model $(OUT)/model --model-name $(MODEL_NAME) \
 	  --registry $(OUT)/registry --run-evaluation $(call given,RUN_EVALUATION) \
 	  --allow-run-cancel $(call given,ALLOW_RUN_CANCEL) --out $@

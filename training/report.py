@@ -1,7 +1,6 @@
 """The report of a trained model: one HTML page, plots inside, that opens without a network."""
 import html
 import io
-import math
 import string
 from pathlib import Path
 
@@ -160,7 +159,7 @@ def draw_lift(axes, lifts):
 
 def draw_calibration(axes, groups):
     predicted = [group['mean_score'] for group in groups]
-    bounds = [interval(group['claim_rate'], group['rows']) for group in groups]
+    bounds = [metrics.share_interval(group['claim_rate'], group['rows']) for group in groups]
     limit = 1.04 * max(predicted + [high for _, high in bounds])
     axes.plot([0, limit], [0, limit], **DASHED)
     axes.vlines(predicted, *zip(*bounds), color=PALE, linewidth=2)
@@ -195,11 +194,3 @@ def percent(axes):
     from matplotlib.ticker import PercentFormatter
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
-
-
-def interval(rate, rows, z=1.96):
-    """Wilson's 95 % interval of a share (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
-    middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * math.sqrt(
-        rate * (1 - rate) / rows + z * z / (4 * rows * rows))
-    return middle - half, middle + half

@@ -33,7 +33,7 @@ DEADLINE_SECONDS = {'local': 30, 'aci': 600, 'endpoint': 600}
 REQUEST_SECONDS = 30
 PAUSE_SECONDS = 2.0
 SHOWN, LINE_SHOWN = 2000, 200
-# score.py counts no scores of such a request: `make monitor` is to see those of customers.
+# By this `make monitor` knows our requests from those of customers.
 TEST = {'X-Smoke-Test': '1'}
 # Of an answer no more is read than so many pieces of so many bytes; some never end.
 PIECES, PIECE_BYTES = 4096, 256

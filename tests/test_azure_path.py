@@ -4,7 +4,6 @@ What the verbs do when all is well is in test_verbs.py; test_rehearse.py runs ea
 its own, in the pipelines.
 """
 import contextlib
-import io
 import os
 import re
 import shutil
@@ -16,8 +15,7 @@ import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
 import azure_ml
-import sample
-from conftest import ROOT, python_of_one_thread
+from conftest import ROOT, python_of_one_thread, write_table
 from test_rehearse import with_secret
 
 # The SDK reads them once, when it is imported.
@@ -64,9 +62,7 @@ class Project(test_verbs.Verbs):
 
     def put_table(self, seed):
         path = self.folder / f'table-{seed}.csv'
-        # Enough rows for a model that tells them apart.
-        with contextlib.redirect_stdout(io.StringIO()):
-            sample.main(['--rows', '5000', '--seed', str(seed), '--out', str(path)])
+        write_table(path, 5000, seed)
         self('dataset', '--data', path)
 
 

@@ -423,7 +423,7 @@ def real(tmp_path):
             lists.start()
             rehearsal = rehearse.Rehearsal(
                 out, azure, rehearse.Screen(out / 'rehearsal.log'),
-                dict(os.environ, PYTHON=sys.executable, ROWS='5000'), 'secret')
+                dict(os.environ, PYTHON=sys.executable, ROWS='12000'), 'secret')
             rehearsal.secrets = secrets
             yield rehearsal
             assert azure.unknown == []

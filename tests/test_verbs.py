@@ -23,6 +23,7 @@ import forked
 import sdk_contract
 import settings
 import smoke_test
+from conftest import write_table
 
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
 pytest.importorskip('azureml_inference_server_http')
@@ -171,10 +172,8 @@ def workspace(verbs, empty):
 
 @pytest.fixture(scope='module')
 def table(verbs):
-    import sample
     path = verbs.folder / 'table.csv'
-    with contextlib.redirect_stdout(io.StringIO()):
-        sample.main(['--rows', str(ROWS), '--out', str(path)])
+    write_table(path, ROWS)
     return path
 
 

@@ -220,6 +220,23 @@ def test_faults_of_runs_and_new_data(project):
     assert model['kvTags']['dataset_version'] == '2' and model['version'] > 1
 
 
+def test_data_that_a_kept_model_was_trained_on_is_not_new(project):
+    """Else a schedule would train and keep the same model every night."""
+    project.put_table(3)
+    given = {'ONLY_NEW_DATA': 'true', 'RUN_EVALUATION': 'true'}
+    assert project.strike([], 'run', BUILD_BUILDID='night-1', **given)['runs'] == 1
+    first = project.read('run.json')
+    if first['result'] == 'registered':
+        models = project.azure.table(project.workspace, 'models')
+        with models.change(f"{first['model']}:{first['version']}") as model:
+            model['kvTags']['dataset_version'] = '2'
+    assert not any(project.strike(
+        [], 'run', said=f"the run {first['run_id']} compared a model that was trained on version 3",
+        BUILD_BUILDID='night-2', **given).values())
+    assert project.read('run.json')['result'] == 'unchanged'
+    assert project.strike([], 'run', BUILD_BUILDID='night-2', RUN_EVALUATION='true')['runs'] == 1
+
+
 @pytest.fixture
 def scoring(tmp_path, monkeypatch):
     """A copy of the folder that is deployed, to be changed."""

@@ -323,10 +323,11 @@ def test_a_cache_is_saved_once_by_what_its_key_names_and_stays_as_it_is(project)
     assert (saved / 'stamp').read_text() == '1\n'
 
 
-def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
+@pytest.mark.parametrize('ignored', ['ignored\n', 'ignored\nout/\n'])
+def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path, ignored):
     root = tmp_path / 'project'
     root.mkdir()
-    for name, text in (('.gitignore', 'ignored\n'), ('ignored', ''), ('kept', 'old'), ('gone', '')):
+    for name, text in (('.gitignore', ignored), ('ignored', ''), ('kept', 'old'), ('gone', '')):
         (root / name).write_text(text)
     rehearse.git('init', '--quiet', folder=root)
     rehearse.git('add', 'kept', 'gone', '.gitignore', folder=root)
@@ -343,7 +344,7 @@ def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
 
     before = state()
     changed = rehearse.snapshot(root, tmp_path / 'origin', root / 'out' / 'rehearsal')
-    assert sorted(changed) == ['added', 'gone', 'kept', 'out/']
+    assert sorted(changed) == ['added', 'gone', 'kept'] + ['out/'] * ('out' not in ignored)
     assert before == state()
     origin = tmp_path / 'origin'
     names = rehearse.git('ls-tree', '--name-only', 'master', folder=origin)

@@ -106,8 +106,12 @@ def snapshot(root, origin, out):
     git('init', '--quiet', str(origin))
     git('symbolic-ref', 'HEAD', 'refs/heads/master', folder=origin)
     options = ['--git-dir', str(origin / '.git'), '--work-tree', str(root)]
-    own = [f':!/{out.relative_to(root).parts[0]}/'] if root in out.parents else []
-    git(*options, 'add', '--all', '.', *own, folder=root)
+    if root in out.parents:
+        # Not a pathspec: git refuses one that names what .gitignore names too.
+        exclude = origin / '.git' / 'info' / 'exclude'
+        exclude.parent.mkdir(exist_ok=True)
+        exclude.write_text(f'/{out.relative_to(root).parts[0]}/\n')
+    git(*options, 'add', '--all', '.', folder=root)
     git(*options, 'commit', '--quiet', '--no-verify', '-m', 'Rehearsal', folder=root)
     git('reset', '--quiet', '--hard', folder=origin)
     status = git('status', '--porcelain', folder=root) if (root / '.git').exists() else ''

@@ -308,6 +308,7 @@ class Rehearsal:
 
         label: what the folder and the table call it; without: stages left out by hand at the start.
         """
+        import page
         import pipeline_yaml
         self.builds += 1
         pipeline = pipeline_yaml.read_pipeline(self.origin / 'devops' / name, parameters)
@@ -329,6 +330,7 @@ class Rehearsal:
         rows = run_stages(self, stages)
         self.azure.faults.clear()
         self.rows += [(label,) + row for row in rows]
+        page.write(self.out, self.rows)
         return result_of([row[1] for row in rows])
 
     def run_with_prerequisites(self, name, fault):

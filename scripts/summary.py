@@ -158,7 +158,8 @@ def deployment(stage, out, build):
     rows = [('Service', escape(f"{known['name']}, {known['scoring_uri']}"))]
     if known.get('deployment'):
         rows.append(('Deployment', escape(known['deployment'])))
-    rows.append(('Version before', escape(known.get('previous_version') or 'none')))
+    if known.get('previous_version'):
+        rows.append(('Version before', escape(known['previous_version'])))
     good = tested.get('what') == what and tested.get('uri') == known['scoring_uri']
     rows.append(('Scores served', f"{tested['rows']} known rows, from {tested['lowest']:.4f} to "
                  f"{tested['highest']:.4f}, as the registered model gives them" if good else

@@ -25,7 +25,8 @@ body { margin: 0 auto; padding: 1.5rem 1.25rem 3rem; max-width: 66rem; color: #1
   font: 16px/1.5 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif }
 h1 { margin: 0; font-size: 1.7rem; line-height: 1.25 }
 h2 { margin: 2rem 0 .6rem; font-size: 1.25rem; border-top: 1px solid #dde3e8; padding-top: 1rem }
-h3 { margin: 1.4rem 0 .4rem; font-size: 1rem }
+h3 { margin: 1rem 0 .3rem; font-size: 1rem }
+.card h3 { margin: .5rem 0 .2rem; color: #5a6672; font-weight: 500 }
 a { color: #14568c }
 p { margin: .3rem 0 .6rem }
 .quiet { color: #5a6672; font-size: .88rem; font-weight: 400 }
@@ -35,11 +36,11 @@ p { margin: .3rem 0 .6rem }
 .succeeded .sign { background: #2b7d3b } .failed .sign { background: #b3261e }
 .canceled .sign { background: #8a5a00 }
 .stages { display: flex; flex-wrap: wrap; gap: .8rem 1.6rem; padding: 0; list-style: none }
-.stages li { flex: 1 1 13rem; position: relative; border: 1px solid #c9d3db; background: #f6f8fa;
+.stages > li { flex: 1 1 13rem; position: relative; border: 1px solid #c9d3db; background: #f6f8fa;
   border-left: 4px solid #5a6672; padding: .6rem .8rem; break-inside: avoid }
 .stages .succeeded { border-left-color: #2b7d3b } .stages .failed { border-left-color: #b3261e }
 .stages .canceled { border-left-color: #8a5a00 } .stages .skipped { color: #5a6672 }
-.stages li + li::before { content: ''; position: absolute; left: -1.7rem; top: 1.6rem;
+.stages > li + li::before { content: ''; position: absolute; left: -1.7rem; top: 1.6rem;
   width: 1.4rem; border-top: 2px solid #8b97a3 }
 .stages a { font-weight: 600; text-decoration: none }
 .stages ul { margin: .3rem 0 0; padding: 0; list-style: none; font-size: .85rem;
@@ -50,17 +51,17 @@ p { margin: .3rem 0 .6rem }
 .card table { border-collapse: collapse; width: 100%; font-size: .9rem }
 .card td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #dde3e8; vertical-align: top;
   overflow-wrap: anywhere }
-.card td:first-child { color: #5a6672; width: 9rem; overflow-wrap: normal }
+.card td:first-child { color: #5a6672; width: 8rem; overflow-wrap: normal }
 details { margin: .15rem 0 }
 summary { cursor: pointer }
 summary .quiet { float: right }
-details details { margin-left: 1.2rem }
+details details { margin-left: 1.2rem } details .skipped { margin-left: 2.2rem }
 pre { margin: .3rem 0 .8rem; padding: .6rem .8rem; background: #f3f6f9; overflow: auto;
   max-height: 30rem; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .8rem/1.45 Menlo, Consolas, monospace }
 iframe { width: 100%; height: 46rem; border: 1px solid #c9d3db }
-@media (max-width: 40rem) { .stages li { flex-basis: 100% }
-  .stages li + li::before { display: none } }
+@media (max-width: 40rem) { .stages > li { flex-basis: 100% }
+  .stages > li + li::before { display: none } }
 @media print { body { padding: 0; font-size: 10pt; max-width: none } pre { max-height: none } }
 </style>
 </head>

@@ -339,6 +339,8 @@ def test_without_new_data_there_is_no_run(verbs, unchanged):
     assert text.startswith(
         'unchanged verbs-model version 1: No new data, so nothing was trained: version 1 of '
         'verbs-model was trained on version 1 of the dataset verbs-data.\n')
+    assert 'could not find the dataset absent: ' in verbs(
+        'run', code=1, DATASET_NAME='absent', BUILD_BUILDID='6', **given('ONLY_NEW_DATA'))
     result = json.loads((verbs.folder / 'unchanged' / 'run.json').read_text())
     assert (result['result'], result['version'], result['run_id']) == ('unchanged', 1, None)
 

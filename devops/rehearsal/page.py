@@ -35,7 +35,8 @@ p { margin: .3rem 0 .6rem }
   font: bold .8rem/1.25rem sans-serif }
 .succeeded .sign { background: #2b7d3b } .failed .sign { background: #b3261e }
 .canceled .sign { background: #8a5a00 }
-.stages { display: flex; flex-wrap: wrap; gap: .8rem 1.6rem; padding: 0; list-style: none }
+.stages { display: flex; flex-wrap: wrap; gap: .8rem 1.6rem; padding: 0; list-style: none;
+  overflow: hidden }
 .stages > li { flex: 1 1 13rem; position: relative; border: 1px solid #c9d3db; background: #f6f8fa;
   border-left: 4px solid #5a6672; padding: .6rem .8rem; break-inside: avoid }
 .stages .succeeded { border-left-color: #2b7d3b } .stages .failed { border-left-color: #b3261e }

@@ -73,7 +73,7 @@ def main(argv=None):
     result = roll_back(settings.read(os.environ, needs=settings.WORKSPACE))
     if result is None:
         return 0
-    atomic.write_json(Path(args.out) / 'service.json', result)
+    atomic.write_json(Path(args.out) / 'service.json', dict(result, rolled_back=True))
     print(f"service {result['name']} runs version {result['version']} of {result['model']} again; "
           'testing it', flush=True)
     return smoke_test.main(['--service', 'aci', '--out', args.out])

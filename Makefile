@@ -10,7 +10,7 @@ $(error GNU make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew i
 endif
 
 VARIABLES := PYTHON VENV DATA ROWS OUT PARAMETERS MODEL_NAME RUN_EVALUATION ALLOW_RUN_CANCEL BUILD_BUILDID PORT SERVICE \
-  PIPELINE FAULT CONNECTION
+  PIPELINE FAULT CONNECTION STAGE
 
 # make X=... wins over the environment, the environment over these. What is empty counts as not given.
 $(foreach name,$(VARIABLES),$(if $(value $(name)),,$(eval override undefine $(name))))
@@ -29,6 +29,7 @@ SERVICE        ?= local
 PIPELINE       ?= devops/ci.yml
 FAULT          ?=
 CONNECTION     ?= federated
+STAGE          ?=
 
 # Whoever queues a build sets some of them: a value is text, in which $ and quotes mean nothing to make or the shell.
 define newline
@@ -140,7 +141,9 @@ rollback: $(FULL) ## Put back the model version that the service, or SERVICE=end
 
 ##@ Azure DevOps
 
-.PHONY: rehearse branch-policy devops-project
+.PHONY: summary rehearse branch-policy devops-project
+summary: $(LOCAL) ## What came of STAGE (code_quality, train, deploy or production) in Markdown, for the run's page
+	$(PY) scripts/summary.py --stage $(call given,STAGE) --out $(OUT)
 rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT= (see README), PIPELINE=
 	$(PY) devops/rehearsal/rehearse.py --pipeline $(call given,PIPELINE) --out $(OUT)/rehearsal \
 	  --connection $(call given,CONNECTION) $(if $(FAULT),--fault $(call given,FAULT))
@@ -172,12 +175,12 @@ lock: ## Solve the lists of packages into devops/locks, with uv; prints what cha
 	cp "$$work"/locks/*.txt devops/locks
 # Only names that make writes: OUT and the folders in it may hold other things, and these stay.
 RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html profile.json .*.new) \
-  decision.json registration.json test-results/*.xml coverage.xml pipeline.json run.json service.json endpoint.json \
-  serve.log serve.log.1 .serve monitor.json monitor.png \
+  decision.json registration.json test-results/*.xml coverage.xml summary/*.md serve.log serve.log.1 .serve \
+  $(addsuffix .json,pipeline submitted run service endpoint smoke_test monitor) report.html comparison.html monitor.png \
   bench/training.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
 clean: ## Remove what make made, the registry excepted
 	rm -rf .venv .container .pytest_cache .coverage $(addprefix $(OUT)/,$(RESULTS))
-	@rmdir $(addprefix $(OUT)/,data model test-results bench) 2>/dev/null || true
+	@rmdir $(addprefix $(OUT)/,data model test-results summary bench) 2>/dev/null || true
 	find training scoring scripts devops tests -name __pycache__ -prune -exec rm -rf {} +
 	@test ! -e $(OUT)/registry || echo 'kept $(OUT)/registry'
 

@@ -89,6 +89,7 @@ SETTINGS = (
      'register the environments again though they exist'),
     ('RUN_EVALUATION', False, boolean, 'compare the new model with the registered one'),
     ('ALLOW_RUN_CANCEL', True, boolean, 'false registers whatever the comparison says'),
+    ('ONLY_NEW_DATA', False, boolean, 'train only on a version of the dataset that is new'),
     ('ACI_DEPLOYMENT_NAME', 'safe-driver',
      text('[a-z][a-z0-9-]{1,30}[a-z0-9]',
           'must be 3 to 32 lower-case letters, digits or -, a letter first'),

@@ -219,6 +219,10 @@ def main(argv=None):
     except (AzureError, LookupError, ValueError) as error:
         raise AzureError(f'the smoke test of the service {args.service} failed: '
                          + harmless(str(error), headers)) from None
+    # For the summary of the stage.
+    atomic.write_json(args.out / 'smoke_test.json', {
+        'uri': uri, 'what': what, 'rows': len(rows), 'lowest': min(expected),
+        'highest': max(expected)})
     print(f'{uri} answers as {what} does: {len(rows)} rows as lists and as objects, '
           f'{len(rows) * TIMES} at once, scores from {min(expected):.4f} to {max(expected):.4f}')
     return 0

@@ -4,7 +4,6 @@ What the verbs do when all is well is in test_verbs.py; test_rehearse.py runs ea
 its own, in the pipelines.
 """
 import contextlib
-import io
 import os
 import re
 import shutil
@@ -18,9 +17,8 @@ import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
 import azure_ml
-import sample
 import served
-from conftest import ROOT, python_of_one_thread
+from conftest import ROOT, python_of_one_thread, write_table
 from test_rehearse import with_secret
 
 # The SDK reads them once, when it is imported.
@@ -68,9 +66,7 @@ class Project(test_verbs.Verbs):
 
     def put_table(self, seed):
         path = self.folder / f'table-{seed}.csv'
-        # Enough rows for a model that tells them apart.
-        with contextlib.redirect_stdout(io.StringIO()):
-            sample.main(['--rows', '5000', '--seed', str(seed), '--out', str(path)])
+        write_table(path, 5000, seed)
         self('dataset', '--data', path)
 
 
@@ -246,6 +242,54 @@ def test_faults_of_runs_and_new_data(project):
     model, = [row for row in project.rows('models') if row['kvTags']['BuildId'] == 'runs']
     # By the pipeline that build 1 published.
     assert model['kvTags']['dataset_version'] == '2' and model['version'] > 1
+
+
+def test_data_that_a_kept_model_was_trained_on_is_not_new(project):
+    """Else a schedule would train and keep the same model every night."""
+    project.put_table(3)
+    given = {'ONLY_NEW_DATA': 'true', 'RUN_EVALUATION': 'true'}
+    assert project.strike([], 'run', BUILD_BUILDID='night-1', **given)['runs'] == 1
+    first = project.read('run.json')
+    if first['result'] == 'registered':
+        models = project.azure.table(project.workspace, 'models')
+        with models.change(f"{first['model']}:{first['version']}") as model:
+            model['kvTags']['dataset_version'] = '2'
+    assert not any(project.strike(
+        [], 'run', said=f"the run {first['run_id']} compared a model that was trained on version 3",
+        BUILD_BUILDID='night-2', **given).values())
+    assert project.read('run.json')['result'] == 'unchanged'
+    assert project.strike([], 'run', BUILD_BUILDID='night-2', RUN_EVALUATION='true')['runs'] == 1
+
+
+def test_results_are_whole_wherever_fetching_them_ends(project, tmp_path):
+    """Of a run that is done: its results cannot be had, then the script is killed, twice."""
+    def left(folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir()
+                if path.name[0] != '.'}
+
+    good, out = tmp_path / 'good', tmp_path / 'out'
+    project('run', '--out', good)
+    project.azure.faults.add('forbidden', path='GET .*/artifact/.*contentinfo', count=None)
+    said = project('run', '--out', out, code=1)
+    project.azure.faults.clear()
+    assert 'could not fetch the results of the run' in said
+    assert list(left(out)) == ['submitted.json'] and b'could not fetch' in left(out)[
+        'submitted.json']
+    (out / 'submitted.json').unlink()
+    for name in ('submitted.json', 'report.html'):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / 'scripts' / 'run.py'), '--out', str(out)],
+            env=dict(os.environ, WORKSPACE_NAME=project.name),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while not (out / name).exists() and process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.002)
+        process.kill()
+        process.communicate()
+        assert name in left(out) and left(out).items() <= left(good).items()
+    project('run', '--out', out)
+    assert left(out) == left(good) and sorted(left(out)) == [
+        'report.html', 'run.json', 'submitted.json']
 
 
 @pytest.fixture

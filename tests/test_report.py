@@ -71,4 +71,4 @@ def test_report_of_a_model_without_a_tree_that_splits_and_with_early_stopping(co
         [(name, 0.0) for name, _ in features], label, flat, ('log loss', [[1, 0.5]])))
     assert '0.5000' in text and 'The model uses no feature' in text
     if list(root.iter(SVG)):
-        assert 'log loss of the rows that decide when to stop' in text
+        assert 'Learning curve, stopping rows' in text and 'It decided how many.' in text

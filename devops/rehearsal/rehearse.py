@@ -106,8 +106,12 @@ def snapshot(root, origin, out):
     git('init', '--quiet', str(origin))
     git('symbolic-ref', 'HEAD', 'refs/heads/master', folder=origin)
     options = ['--git-dir', str(origin / '.git'), '--work-tree', str(root)]
-    own = [f':!/{out.relative_to(root).parts[0]}/'] if root in out.parents else []
-    git(*options, 'add', '--all', '.', *own, folder=root)
+    if root in out.parents:
+        # Not a pathspec: git refuses one that names what .gitignore names too.
+        exclude = origin / '.git' / 'info' / 'exclude'
+        exclude.parent.mkdir(exist_ok=True)
+        exclude.write_text(f'/{out.relative_to(root).parts[0]}/\n')
+    git(*options, 'add', '--all', '.', folder=root)
     git(*options, 'commit', '--quiet', '--no-verify', '-m', 'Rehearsal', folder=root)
     git('reset', '--quiet', '--hard', folder=origin)
     status = git('status', '--porcelain', folder=root) if (root / '.git').exists() else ''
@@ -304,6 +308,7 @@ class Rehearsal:
 
         label: what the folder and the table call it; without: stages left out by hand at the start.
         """
+        import page
         import pipeline_yaml
         self.builds += 1
         pipeline = pipeline_yaml.read_pipeline(self.origin / 'devops' / name, parameters)
@@ -325,6 +330,7 @@ class Rehearsal:
         rows = run_stages(self, stages)
         self.azure.faults.clear()
         self.rows += [(label,) + row for row in rows]
+        page.write(self.out, self.rows)
         return result_of([row[1] for row in rows])
 
     def run_with_prerequisites(self, name, fault):

@@ -39,9 +39,9 @@ CONFLICTS = 5
 PAUSE_SECONDS = 5
 # A change of traffic is done in less.
 ROUTE_SECONDS = 600
-# What each round of the watch asks as customers do, so that the new deployment has a share; the
-# least number of rounds.
-REQUESTS, ROUNDS = 10, 10
+# What a round of the watch asks as customers do, so that the new deployment has a share, and the
+# least number of rounds: a deployment that fails all of its share is seen.
+REQUESTS, ROUNDS = 15, 10
 WATCH_PAUSE_SECONDS = 1
 # So many requests may wait for an instance, which works on one at a time; Azure's default is one.
 REQUESTS_AT_ONCE = 16
@@ -92,15 +92,20 @@ class Endpoint:
 
     def look(self):
         """Whether there is an endpoint, asked anew, when nothing on it is under way any more."""
-        what, end = f'look for the endpoint {self.name}', self.patience()
-        self.found = self.manager.get(self.path, VERSION, what)
-        while self.found and arm.state_of(self.found) not in arm.ENDED:
-            if time.monotonic() > end:
-                raise AzureError(f'the endpoint {self.name} is still {arm.state_of(self.found)}: '
-                                 'run this again to wait for it')
-            time.sleep(PAUSE_SECONDS)
-            self.found = self.manager.get(self.path, VERSION, what)
+        self.found = self.settled(f'look for the endpoint {self.name}', self.path)
         return self.found is not None
+
+    def settled(self, what, path):
+        """The resource when nothing on it is under way any more, or None. Raises AzureError."""
+        end = self.patience()
+        while True:
+            found = self.manager.get(path, VERSION, what)
+            if not found or arm.state_of(found) in arm.ENDED:
+                return found
+            if time.monotonic() > end:
+                raise AzureError(f'could not {what}: it is still {arm.state_of(found)}; run this '
+                                 'again to wait for it')
+            time.sleep(PAUSE_SECONDS)
 
     def put(self, what, traffic, tags):
         """Create the endpoint, or give it this traffic and, of its tags, these. AzureError."""
@@ -143,7 +148,7 @@ class Endpoint:
     def live(self):
         """The deployment that serves, whatever is on trial beside it, or None."""
         shares = {name: share for name, share in self.traffic.items()
-                  if name != self.tags.get('trial')}
+                  if name != self.tags.get('trial')} or self.traffic
         return max(shares, key=shares.get, default=None)
 
     def all_to_live(self):
@@ -160,7 +165,7 @@ class Endpoint:
         """Delete a deployment and wait until it is gone. Raises AzureError."""
         what, path = f'delete the deployment {deployment}', self.path_of(deployment)
         print(f'endpoint {self.name}: deleting the deployment {deployment}', flush=True)
-        if arm.state_of(self.manager.get(path, VERSION, what)) != 'deleting':
+        if self.settled(what, path):
             self.ask(what, 'DELETE', path)
         while self.manager.get(path, VERSION, what):
             if time.monotonic() > self.end:
@@ -358,17 +363,16 @@ def deploy_model(config, name, version):
     if endpoint.traffic == {new: 100}:
         print(f'the endpoint {endpoint.name} runs version {version} already', flush=True)
         # The failure hook of one more attempt may roll back what the first one did.
-        if (endpoint.tags.get('BuildId'), endpoint.tags.get('Attempt')) != (
-                tags['BuildId'], tags['Attempt']) and endpoint.tags.get(
-                    'BuildId') == tags['BuildId']:
+        if endpoint.tags.get('BuildId') == tags['BuildId'] and (
+                endpoint.tags.get('Attempt') != tags['Attempt']):
             endpoint.put('note the attempt', {new: 100}, tags)
         return endpoint.facts(new)
-    # What is older than the one that serves makes room, for machines cost and count.
-    for other in set(endpoint.deployments()) - {endpoint.live, new}:
-        endpoint.delete(other)
     with tempfile.TemporaryDirectory() as folder:
         deploy.fetch_model(space, config, name, version, folder)
         rows, expected = smoke_test.stored_rows(Path(folder, deploy.MODEL_FILE))
+    # What is older than the one that serves makes room, for machines cost and count.
+    for other in sorted(set(endpoint.deployments()) - {endpoint.live, new}):
+        endpoint.delete(other)
     wanted = atomic.read_json(deploy.SOURCE / deploy.SETTINGS)['endpoint']
     change(endpoint, new,
            lambda: create_deployment(endpoint, new, parts, environment, wanted, tags),

@@ -1,4 +1,4 @@
-"""Production by `--service endpoint`: the project's verbs against the managed endpoint of loopback."""
+"""Production by `--service endpoint`: the project's verbs against loopback's managed endpoint."""
 import collections
 import contextlib
 import io
@@ -29,6 +29,7 @@ pytest.importorskip('azureml.core')
 pytestmark = pytest.mark.end_to_end
 
 NAME = 'drivers-of-tests'
+ROUNDS = endpoint.ROUNDS
 
 
 class Production(test_verbs.Verbs):
@@ -93,6 +94,8 @@ def production(tmp_path_factory):
         for name in ('arm.PAUSE_SECONDS', 'workspace.PAUSE_SECONDS', 'endpoint.PAUSE_SECONDS',
                      'azure_ml.FIRST_PAUSE_SECONDS', 'endpoint.WATCH_PAUSE_SECONDS'):
             patch.setattr(name, 0.05)
+        # Enough where the new deployment does not fail.
+        patch.setattr('endpoint.ROUNDS', 2)
         forked.hasten(patch)
         azure.exchanges = collections.deque()
         made = Production(azure, folder)
@@ -101,6 +104,8 @@ def production(tmp_path_factory):
         made('workspace')
         made.boosters = [register(folder / 'registry', version) for version in (1, 2, 3)]
         yield made
+        keys = azure.table(made.workspace, 'endpoints')[NAME]['keys'].values()
+        assert not [key for key in keys if key in ''.join(made.texts)]
     assert azure.unknown == []
 
 
@@ -123,18 +128,21 @@ def scoring(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_new_version_takes_over_step_by_step_and_the_way_back_is_one_change(steady):
+def test_a_new_version_takes_over_step_by_step_and_the_way_back_is_one_change(
+        steady, monkeypatch):
+    monkeypatch.setattr('endpoint.ROUNDS', 1)
     before, _ = steady.endpoint()
-    said = steady.deploy(3, BUILD_BUILDID='7')
+    said = steady.deploy(3, BUILD_BUILDID='7', ENDPOINT_WATCH_MINUTES='0.04')
     facts = steady.facts()
     new, old = facts['deployment'], facts['previous_deployment']
     assert before == {old: 100} and new.startswith('v3-')
     assert facts['version'] == 3 and facts['previous_version'] == 1
     order = ['deleting the deployment v2-', f'creating the deployment {new}',
              f'{new} answers as it should', f'traffic {old} 90 %, {new} 10 %',
-             '110 requests with', f'traffic {new} 100 %', 'runs version 3 of']
+             'requests with', f'traffic {new} 100 %', 'runs version 3 of']
     places = [said.index(one) for one in order]
     assert places == sorted(places)
+    assert int(re.search('([0-9]+) requests with', said).group(1)) > 16
     assert steady.endpoint()[0] == {new: 100}
     assert 'runs version 3 already' in steady.deploy(3, BUILD_BUILDID='7')
     assert 'answers as safe_driver_model version 3' in steady(
@@ -171,7 +179,7 @@ FAILURES = [
     ({'fault': 'server-error', 'path': 'POST .*/startPendingUpload', 'count': None}, 'store the'),
     ({'fault': 'server-error', 'path': 'PUT .*blob.core', 'count': None}, 'scoring files, '),
     ({'fault': 'forbidden', 'path': 'PUT .*/codes/'}, 'the role Contributor'),
-    ({'fault': 'no-quota'}, 'Not enough quota available'),
+    ({'fault': 'no-quota'}, 'fewer instances or another instance_type'),
     ({'fault': 'crash-loop'}, 'this container crashes on demand'),
     ({'fault': 'forbidden', 'path': 'POST .*/listKeys'}, 'fetch the key of the endpoint'),
     ({'fault': 'forbidden', 'path': ROUTE}, 'give the traffic'),
@@ -179,7 +187,8 @@ FAILURES = [
     ({'fault': 'forbidden', 'path': ROUTE, 'skip': 1}, 'to v3-')]
 
 
-def test_a_failure_at_any_step_leaves_the_traffic_where_it_was(steady, scoring):
+def test_a_failure_at_any_step_leaves_the_traffic_where_it_was(steady, scoring, monkeypatch):
+    monkeypatch.setattr('endpoint.ROUNDS', ROUNDS)
     before, _ = steady.endpoint()
     live, = before
     for fault, said in FAILURES:
@@ -195,6 +204,14 @@ def test_a_failure_at_any_step_leaves_the_traffic_where_it_was(steady, scoring):
         steady.azure.faults.add(**fault)
     steady.deploy(3)
     assert steady.facts()['previous_version'] == 1
+
+
+def test_a_name_that_is_taken_is_said(production):
+    production.azure.faults.add('name-taken')
+    text = production.deploy(1, code=1, ENDPOINT_NAME='drivers-of-others')
+    assert 'choose another ENDPOINT_NAME' in text
+    assert 'nothing serves at the endpoint' in production(
+        'rollback', '--service', 'endpoint', code=1, ENDPOINT_NAME='drivers-of-others')
 
 
 def test_a_scoring_script_that_is_wrong_never_gets_traffic(production, scoring):
@@ -214,11 +231,12 @@ PLACES = [
     ('DELETE .*/deployments/', 1), ('POST .*/startPendingUpload', 1), ('PUT .*blob.core', 1),
     ('PUT .*blob.core', 6), ('PUT .*/codes/', 1), ('PUT .*/deployments/', 1),
     ('GET .*/deployments/v3', 2), ('POST .*/listKeys', 1), ('POST .*/score', 1),
-    ('POST .*/score', 3), (ROUTE, 1), ('POST .*/score', 4), ('POST .*/score', 60),
-    ('POST .*/score', 113), (ROUTE, 1), ('GET .*/deployments$', 1)]
+    ('POST .*/score', 3), (ROUTE, 1), ('POST .*/score', 4), ('POST .*/score', 20),
+    ('POST .*/score', 35), (ROUTE, 1), ('GET .*/deployments$', 1)]
 KILLED = """
 import sys, arm, deploy, endpoint, workspace, azure_ml
 from pathlib import Path
+endpoint.ROUNDS = 2
 arm.PAUSE_SECONDS = endpoint.PAUSE_SECONDS = endpoint.WATCH_PAUSE_SECONDS = 0.05
 deploy.SOURCE = Path({source!r})
 sys.exit(deploy.main(['--service', 'endpoint', '--out', {out!r}]))

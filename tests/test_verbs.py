@@ -41,6 +41,7 @@ GIVEN = {
     'AML_CLUSTER_MAX_NODES': '3', 'AML_CLUSTER_PRIORITY': 'lowpriority', 'AML_ENV_NAME': 'verbs',
     'AML_REBUILD_ENVIRONMENT': 'true', 'RUN_EVALUATION': 'false', 'ALLOW_RUN_CANCEL': 'false',
     'ACI_DEPLOYMENT_NAME': 'verbs-service', 'ACI_REPLACE': 'true', 'BUILD_BUILDID': '1',
+    'PRODUCTION': 'endpoint', 'ENDPOINT_NAME': 'verbs-endpoint',
     'BUILD_URI': 'https://dev.azure.com/o/p', 'SYSTEM_STAGEATTEMPT': '3',
     'BUILD_SOURCEVERSION': 'c' * 40, 'CALLER_RUN_ID': 'verbs-caller',
     'CALL_TIMEOUT_SECONDS': '170', 'RUN_TIMEOUT_MINUTES': '0.001', 'DEPLOY_TIMEOUT_MINUTES': '0'}
@@ -267,9 +268,13 @@ def test_preflight_names_what_is_missing_with_what_to_do(verbs, empty, workspace
     assert 'renew the secret' in verbs('preflight', code=1, servicePrincipalKey='wrong')
 
 
-def test_preflight_finds_nothing_missing(verbs, dataset):
-    text = verbs('preflight')
-    assert 'verbs-data, version 1' in text and 'MISSING' not in text
+@pytest.fixture(scope='module')
+def all_there(verbs, dataset):
+    return verbs('preflight', **given('PRODUCTION', 'ENDPOINT_NAME'))
+
+
+def test_preflight_finds_nothing_missing(all_there):
+    assert 'verbs-data, version 1' in all_there and 'MISSING' not in all_there
 
 
 def test_a_workspace_that_is_there_is_left_alone_but_for_the_number_of_nodes(verbs, workspace):
@@ -384,7 +389,8 @@ def test_a_deployment_waits_for_the_one_before(busy):
     assert 'is still busy with an earlier deployment after 0 minutes' in busy
 
 
-def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_back, busy):
+def test_every_setting_arrives(
+        verbs, empty, all_there, trained, deployed, late, rolled_back, busy):
     before = verbs.count('PUT', '/environments/')
     verbs('workspace', **given('AML_REBUILD_ENVIRONMENT', 'AML_CLUSTER_MAX_NODES'))
     rebuilt = verbs.count('PUT', '/environments/') == before + 2
@@ -422,6 +428,8 @@ def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_bac
         'ALLOW_RUN_CANCEL': verbs.option('evaluate.py', '--allow-run-cancel'),
         'ACI_DEPLOYMENT_NAME': service['name'],
         'ACI_REPLACE': str(service['containerResourceRequirements']['memoryInGB'] == 2).lower(),
+        'PRODUCTION': re.search('^(endpoint) size +ok', all_there, re.M).group(1),
+        'ENDPOINT_NAME': re.search('^endpoint +ok +([^:]+): ', all_there, re.M).group(1),
         'BUILD_BUILDID': model['kvTags']['BuildId'],
         'BUILD_URI': model['kvTags']['BuildUri'],
         'SYSTEM_STAGEATTEMPT': deployed[1]['kvTags']['Attempt'],
@@ -432,7 +440,9 @@ def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_bac
         'RUN_TIMEOUT_MINUTES': re.search('took longer than (.*) minutes', late[0]).group(1),
         'DEPLOY_TIMEOUT_MINUTES': re.search('after (.*) minutes', busy).group(1)}
     assert arrived == dict(GIVEN, SUBSCRIPTION_ID=verbs.azure.env['SUBSCRIPTION_ID'])
-    assert set(arrived) == {name for name, _, _, _ in settings.SETTINGS}
+    # The last one: in test_endpoint.py.
+    assert set(arrived) == {name for name, _, _, _ in settings.SETTINGS} - {
+        'ENDPOINT_WATCH_MINUTES'}
 
 
 @pytest.mark.no_cover

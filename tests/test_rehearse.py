@@ -208,11 +208,12 @@ TOOL = 'mkdir bin; cp /bin/true bin/tool; echo "##vso[task.prependpath]$PWD/bin"
     ([COVERAGE % 'empty.xml'], 'failed', 'the coverage is empty'),
     ([COVERAGE % 'passed.xml'], 'failed', 'no Cobertura file'),
     ([COVERAGE % 'none.xml'], 'failed', 'none.xml does not exist'),
-    # What the service would refuse.
     # An artifact may be a folder.
     ([script('mkdir -p out/a; echo > out/a/b; echo > out/c'), 'publish: out\nartifact: id',
       'task: DownloadPipelineArtifact@2\ninputs:\n  artifactName: id\n'
-      '  targetPath: $(Build.SourcesDirectory)/x', script('ls x/c x/a/b')], 'succeeded', 'artifact id (a/b, c)'),
+      '  targetPath: $(Build.SourcesDirectory)/x', script('ls x/c x/a/b')], 'succeeded',
+     'artifact id (a/b, c)'),
+    # What the service would refuse.
     (['publish: outputs/none.json\nartifact: id'], 'failed',
      'does not exist, so there is no artifact id'),
     ([PUBLISH, PUBLISH], 'failed', 'already exists'),

@@ -417,9 +417,11 @@ def rehearse(runs, out, environ, fault=None, connection='federated', production=
             SET_UPS[fault](azure)
         rehearsal = Rehearsal(out, azure, screen, environ, connection)
         result = rehearsal.run_all(runs, fault)
-        unknown = list(azure.unknown)
-    screen.say(f'\n{table(rehearsal.rows)}\n\n'
-               f'This was a rehearsal: {result}. Logs and results are in {out}')
+        unknown, serving = list(azure.unknown), azure.serving()
+    serves = [f'{name} serves {versions}' for name, versions in serving.items()]
+    screen.say('\n'.join(
+        ['', table(rehearsal.rows), '', *serves]
+        + [f'This was a rehearsal: {result}. Logs and results are in {out}']))
     if unknown:
         raise RehearsalError(f"devops/loopback does not know: {'; '.join(unknown[:3])}")
     return result == 'succeeded'

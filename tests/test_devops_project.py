@@ -179,9 +179,13 @@ def test_what_failed_half_way_is_finished_by_the_next_run(ready):
             ('POST .*variablegroups', "the role 'Administrator' on the variable group"),
             ('POST .*environments', "the role 'Administrator' on the environment"),
             ('POST .*checks', "the role 'Administrator' on the environment"),
+            # Of the second environment, now that the first is there.
+            ('POST .*environments', "the role 'Administrator' on the environment"),
+            ('POST .*checks', "the role 'Administrator' on the environment"),
             ('GET .*endpoints', "the role 'Reader' on the service connections"),
             ('POST .*_apis/pipelines$', "'Create build pipeline'"),
             ('PATCH .*variablegroup', "the role 'Administrator' on the variable group"),
+            ('PATCH .*environment', "the role 'Administrator' on the environment"),
             ('POST .*policy', "'Edit policies' on the repository")):
         ready.misbehave('no access', point)
         code, text = run(devops_project, ready.env)

@@ -372,6 +372,28 @@ def test_steps_get_nothing_of_this_machine_that_an_agent_would_not_have():
                     'PYTHON': os.path.abspath('bin/python')}
 
 
+@pytest.mark.parametrize('name, fault, labels', [
+    ('pr.yml', 'lint', ['pr']), ('ci.yml', None, ['workspace', 'ci']),
+    ('ci.yml', 'approval', ['workspace', 'ci-before', 'ci']),
+    ('rollback.yml', None, ['workspace', 'ci-1', 'ci-2', 'rollback']),
+    ('retrain.yml', None, [
+        'workspace', 'ci', 'night-1', 'more-data', 'night-2', 'less-data', 'night-3'])])
+def test_what_a_pipeline_needs_runs_before_it(name, fault, labels):
+    runs = rehearse.plan(name, fault, production=True)
+    assert [run.label for run in runs] == labels and runs[-1].file == name
+    assert runs[-1].parameters == ({'service': 'endpoint'} if name == 'rollback.yml' else None)
+    # A night takes the table of the run before it, and the first that of ci.yml: nothing new.
+    assert [run.times for run in runs[3:]] == [3, 3, 0.25, 0.25] or name != 'retrain.yml'
+
+
+def test_settings_of_the_pipelines_are_changed_one_by_one():
+    text = (ROOT / 'devops' / 'variables.yml').read_text()
+    changed = rehearse.PRODUCTION['devops/variables.yml'](text)
+    assert [line for line in changed.splitlines() if line not in text.splitlines()] == [
+        "  value: 'endpoint'", "  value: '0.1'"]
+    assert len(changed.splitlines()) == len(text.splitlines())
+
+
 @pytest.mark.parametrize('args', [
     ['--pipeline', 'devops/none.yml'], ['--pipeline', 'README.md'], ['--fault', 'nothing'],
     ['--pipeline', 'devops/pr.yml', '--fault', 'smoke'], ['--production', 'aks'],

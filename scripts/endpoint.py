@@ -400,7 +400,8 @@ def deploy_to(config, out):
 def roll_back(config):
     """Give the traffic to the deployment before; the content of endpoint.json.
 
-    None where this is the failure hook of a build, or of an attempt, that changed nothing.
+    None where this is the failure hook of a build, or of an attempt, that changed nothing, unless
+    ROLLBACK_ANY_BUILD.
     """
     endpoint = Endpoint(config)
     if not endpoint.look() or not endpoint.live:
@@ -410,8 +411,10 @@ def roll_back(config):
     if endpoint.tags.get('trial') in endpoint.traffic:
         endpoint.all_to_live()
         return endpoint.facts(live)
-    if config.build_buildid and (endpoint.tags.get('BuildId'), endpoint.tags.get('Attempt')) != (
-            config.build_buildid, str(config.system_stageattempt)):
+    own = not config.build_buildid or config.rollback_any_build or (
+        endpoint.tags.get('BuildId') == config.build_buildid
+        and endpoint.tags.get('Attempt') == str(config.system_stageattempt))
+    if not own:
         print(f'nothing to roll back: {live} serves at the endpoint {endpoint.name}, by build '
               f"{endpoint.tags.get('BuildId')}, attempt {endpoint.tags.get('Attempt')}; build "
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')

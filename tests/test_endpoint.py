@@ -341,6 +341,6 @@ def test_no_request_fails_during_a_change_and_a_rollback(steady):
         customers.wait(1, 50)
         steady.deploy(3)
         customers.wait(3, 50)
-        steady('rollback', '--service', 'endpoint')
+        steady('rollback', '--service', 'endpoint', BUILD_BUILDID='9', ROLLBACK_ANY_BUILD='true')
         customers.wait(1, 50)
     assert set(customers.counts) == {1, 3} and min(customers.counts.values()) > 50

@@ -43,7 +43,7 @@ GIVEN = {
     'ACI_DEPLOYMENT_NAME': 'verbs-service', 'ACI_REPLACE': 'true', 'BUILD_BUILDID': '1',
     'PRODUCTION': 'endpoint', 'ENDPOINT_NAME': 'verbs-endpoint',
     'BUILD_URI': 'https://dev.azure.com/o/p', 'SYSTEM_STAGEATTEMPT': '3',
-    'BUILD_SOURCEVERSION': 'c' * 40, 'CALLER_RUN_ID': 'verbs-caller',
+    'BUILD_SOURCEVERSION': 'c' * 40, 'CALLER_RUN_ID': 'verbs-caller', 'ROLLBACK_ANY_BUILD': 'true',
     'CALL_TIMEOUT_SECONDS': '170', 'RUN_TIMEOUT_MINUTES': '0.001', 'DEPLOY_TIMEOUT_MINUTES': '0'}
 # The rest is given to single verbs.
 ALWAYS = (
@@ -391,6 +391,7 @@ def test_a_deployment_waits_for_the_one_before(busy):
 
 def test_every_setting_arrives(
         verbs, empty, all_there, trained, deployed, late, rolled_back, busy):
+    any_build = verbs('rollback', code=1, BUILD_BUILDID='6', **given('ROLLBACK_ANY_BUILD'))
     before = verbs.count('PUT', '/environments/')
     verbs('workspace', **given('AML_REBUILD_ENVIRONMENT', 'AML_CLUSTER_MAX_NODES'))
     rebuilt = verbs.count('PUT', '/environments/') == before + 2
@@ -433,6 +434,7 @@ def test_every_setting_arrives(
         'BUILD_BUILDID': model['kvTags']['BuildId'],
         'BUILD_URI': model['kvTags']['BuildUri'],
         'SYSTEM_STAGEATTEMPT': deployed[1]['kvTags']['Attempt'],
+        'ROLLBACK_ANY_BUILD': str('names none before it' in any_build).lower(),
         'BUILD_SOURCEVERSION': runs['1']['tags']['CodeCommit'],
         'CALLER_RUN_ID': model['kvTags']['caller_run_id'],
         # 180 is the default.

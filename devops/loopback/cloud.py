@@ -75,6 +75,21 @@ class Cloud:
         """A table of that workspace, a document of the table `workspaces`."""
         return self.journal.table(f"{workspace['properties']['workspaceId']}/{name}")
 
+    def serving(self):
+        """{name of a service or endpoint: the model versions that it serves, in words}."""
+        found = {}
+        for space in self.journal.table('workspaces').values():
+            for row in self.table(space, 'services').values():
+                state = '' if row['state'] == 'Healthy' else f" ({row['state']})"
+                found[row['name']] = f"version {row['kvTags'].get('version')}{state}"
+            versions = {key: row['document']['properties']['model'].rpartition('/')[2]
+                        for key, row in self.table(space, 'deployments').items()}
+            for key, row in self.table(space, 'endpoints').items():
+                found[row['document']['name']] = ', '.join(
+                    f"version {versions[f'{key}/{name}'.lower()]} to {share} %"
+                    for name, share in row['live'].items() if share) or 'nothing'
+        return found
+
     def signature(self, text):
         """A sum of the text that only this stand-in can make."""
         return hmac.new(self._seed, text.encode(), hashlib.sha256).hexdigest()

@@ -344,3 +344,10 @@ def test_no_request_fails_during_a_change_and_a_rollback(steady):
         steady('rollback', '--service', 'endpoint', BUILD_BUILDID='9', ROLLBACK_ANY_BUILD='true')
         customers.wait(1, 50)
     assert set(customers.counts) == {1, 3} and min(customers.counts.values()) > 50
+
+
+def test_a_version_that_fails_does_not_hold_up_the_one_that_replaces_it(steady):
+    live, = steady.endpoint()[0]
+    steady.azure.endpoints.containers[steady.id_of(live)].end()
+    said = steady.deploy(3)
+    assert '32 requests with' in said and ', 0 failed' in said

@@ -7,7 +7,9 @@ deployment (sizes, a fifth more instances), how-to-troubleshoot-online-endpoints
 scoring, 409), reference-yaml-deployment-managed-online (defaults), concept-endpoints-online-auth;
 in azure-sdk-for-python, azure-ai-ml, _asset_utils.py (how code is uploaded) and
 azureml_image_context.py (AML_APP_ROOT is the script's folder). Words of refusals: the issues
-microsoft/azure-realtime-fraud-detection 2 (quota), Azure/mlops-project-template 29 (name).
+microsoft/azure-realtime-fraud-detection 2 (quota), Azure/mlops-project-template 29 (name),
+Azure/CloudShell 487 (providers); the headers of answers, which providers are wanted and that an
+endpoint that failed takes no deployment: public notes of trials of 2025 and 2026.
 
 Modelled: what a blue/green change needs of it, with keys. Not: mirrored traffic, tokens, scaling by
 itself, private networks, custom containers, more than one process for all instances. devops/README
@@ -31,7 +33,7 @@ import urllib3
 from .blobs import shared_link
 from .computes import QUOTA_CORES, REGION, SIZES, cores_used
 from .containers import Container, forward
-from .resource_manager import PROVIDER, SUBSCRIPTION, checked
+from .resource_manager import PROVIDER, SUBSCRIPTION, checked, registered
 from .routing import ARM, ENDPOINT, WORKSPACE, Answer, problem, route
 from .schemas import SWITCH, TEXT, WHOLE, closed
 from .sign_in import TENANT
@@ -47,6 +49,8 @@ SIZES_OF_ENDPOINTS = ('Standard_D2as_v4', 'Standard_D4as_v4', 'Standard_DS2_v2',
                       'Standard_F4s_v2')
 # How long an operation takes at least.
 SECONDS = 0.2
+# What the first endpoint of a subscription needs besides.
+ALSO_REGISTERED = ('Microsoft.PolicyInsights', 'Microsoft.Cdn')
 STRINGS = {'type': 'object', 'additionalProperties': TEXT}
 DURATION = {'type': 'string', 'pattern': '^PT([0-9]+M)?([0-9]+S)?$'}
 PROBE = closed(failureThreshold=WHOLE, successThreshold=WHOLE, timeout=DURATION, period=DURATION,
@@ -345,6 +349,8 @@ def put_endpoint(call, endpoint):
         if owner != call.workspace['id'] or not known and call.cloud.faults.take('name-taken'):
             raise invalid('BadRequest', f'There is already an endpoint with this name, endpoint '
                           f'name needs to be unique within a region: {endpoint}')
+        if known:
+            _must_be_made(known)
         document = _document(call, asked, endpoint, 'onlineEndpoints')
         traffic = document['properties'].setdefault('traffic', {})
         _check_traffic(call, endpoint, traffic)
@@ -361,10 +367,22 @@ def put_endpoint(call, endpoint):
 
         def work():
             _wait(call)
+            if not known and not all(registered(call.cloud, one) for one in ALSO_REGISTERED):
+                return {'code': 'SubscriptionNotRegistered', 'message': "Resource provider [N/A] "
+                        "isn't registered with Subscription [N/A]. Please see troubleshooting "
+                        'guide, available here: https://aka.ms/register-resource-provider'}
             with table.change(key) as found:
                 found['live'] = traffic
+            return None
         return _begun(call, (table, key), 'Updating' if known else 'Creating', work,
                       200 if known else 201)
+
+
+def _must_be_made(row):
+    """Refuse to change an endpoint whose creation failed."""
+    if row['state'] == 'Failed':
+        raise invalid('BadRequest', 'This endpoint has not been created successfully or is in '
+                      'deleting provisioning state. Please recreate endpoint and then try again.')
 
 
 def _check_traffic(call, endpoint, traffic):
@@ -447,8 +465,9 @@ def put_deployment(call, endpoint, name):
     asked, table = checked(call, DEPLOYMENT_BODY), call.table('deployments')
     _check_name(name, 'deployment')
     with call.cloud.journal.lock:
-        _find(call, endpoint)
+        rows, place = _find(call, endpoint)
         _must_be_idle(call, endpoint)
+        _must_be_made(rows[place])
         document = _document(call, asked, f'{endpoint}/deployments/{name}',
                              'onlineEndpoints/deployments')
         properties, key = document['properties'], f'{endpoint}/{name}'.lower()

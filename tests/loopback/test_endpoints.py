@@ -437,6 +437,20 @@ def test_an_endpoint_goes_with_its_deployments_and_its_name_is_free_again(endpoi
     endpoint.until_done(endpoint.arm('DELETE', other))
 
 
+def test_an_endpoint_that_failed_is_deleted_and_made_again(prepared, azure):
+    other = f'{prepared.space}/onlineEndpoints/other'
+    azure.unregistered.add('microsoft.cdn')
+    ended = prepared.until_done(prepared.put(other))
+    azure.unregistered.clear()
+    assert (ended['status'], ended['error']['code']) == ('Failed', 'SubscriptionNotRegistered')
+    for answer in (prepared.put(other), prepared.arm(
+            'PUT', other + '/deployments/blue', prepared.body())):
+        assert answer.status_code == 400 and 'Please recreate endpoint' in answer.text
+    prepared.until_done(prepared.arm('DELETE', other))
+    assert prepared.until_done(prepared.put(other))['status'] == 'Succeeded'
+    prepared.until_done(prepared.arm('DELETE', other))
+
+
 def test_no_key_is_written(prepared, azure):
     keys = prepared.arm('POST', prepared.path + '/listKeys').json()
     texts = json.dumps([prepared.arm('GET', prepared.path).json(), ARM])

@@ -285,14 +285,18 @@ def test_traffic_that_azure_refuses_is_refused(endpoint, traffic, said):
     assert endpoint.arm('GET', endpoint.path).json()['properties']['traffic'] == {'blue': 100}
 
 
-def test_traffic_is_routed_by_its_shares(endpoint):
+def test_traffic_is_routed_by_its_shares(endpoint, azure):
     endpoint.deploy('green', 'new')
     assert endpoint.named('green').json() == 'new'
     assert {endpoint.score().json() for _ in range(20)} == {'old'}
     endpoint.until_done(endpoint.put(traffic={'blue': 70, 'green': 30}))
     found = collections.Counter(endpoint.score().json() for _ in range(400))
     assert 70 < found['new'] < 170 and found['new'] + found['old'] == 400
-    endpoint.until_done(endpoint.put(traffic={'blue': 0, 'green': 0}))
+    # The change is made when its operation has ended.
+    azure.faults.add('late-resource', path='PUT', seconds=1)
+    begun = endpoint.put(traffic={'blue': 0, 'green': 0})
+    assert endpoint.score().ok
+    endpoint.until_done(begun)
     assert endpoint.score().status_code == 404
     assert endpoint.named('blue').json() == 'old'
 

@@ -51,7 +51,7 @@ class Cloud:
         self.set_role('Reader', self.subscription)
         self.jobs = Jobs(self)
         self.containers = Containers(self)
-        self.endpoints = endpoints.Endpoints(self)
+        self.endpoints = endpoints.Endpoints()
         self._proxy = transport.Proxy(self)
         self.url = f'http://127.0.0.1:{self._proxy.server_port}'
         self._authority = os.path.join(self.folder, 'ca.pem')

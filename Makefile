@@ -10,7 +10,7 @@ $(error GNU make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew i
 endif
 
 VARIABLES := PYTHON VENV DATA ROWS OUT PARAMETERS MODEL_NAME RUN_EVALUATION ALLOW_RUN_CANCEL BUILD_BUILDID PORT SERVICE \
-  PIPELINE FAULT CONNECTION STAGE
+  PIPELINE FAULT CONNECTION PRODUCTION STAGE
 
 # make X=... wins over the environment, the environment over these. What is empty counts as not given.
 $(foreach name,$(VARIABLES),$(if $(value $(name)),,$(eval override undefine $(name))))
@@ -29,6 +29,7 @@ SERVICE        ?= local
 PIPELINE       ?= devops/ci.yml
 FAULT          ?=
 CONNECTION     ?= federated
+PRODUCTION     ?= none
 STAGE          ?=
 
 # Whoever queues a build sets some of them: a value is text, in which $ and quotes mean nothing to make or the shell.
@@ -144,12 +145,12 @@ rollback: $(FULL) ## Put back the model version that the service, or SERVICE=end
 .PHONY: summary rehearse branch-policy devops-project
 summary: $(LOCAL) ## What came of STAGE (code_quality, train, deploy or production) in Markdown, for the run's page
 	$(PY) scripts/summary.py --stage $(call given,STAGE) --out $(OUT)
-rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT= (see README), PIPELINE=
+rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT= (see README), PIPELINE=, PRODUCTION=endpoint
 	$(PY) devops/rehearsal/rehearse.py --pipeline $(call given,PIPELINE) --out $(OUT)/rehearsal \
-	  --connection $(call given,CONNECTION) $(if $(FAULT),--fault $(call given,FAULT))
+	  --connection $(call given,CONNECTION) --production $(call given,PRODUCTION) $(if $(FAULT),--fault $(call given,FAULT))
 branch-policy: $(LOCAL) ## Create or update the branch policies; DRY_RUN=1 only shows the difference
 	$(PY) scripts/branch_policy.py
-devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permissions and policies; DRY_RUN=1
+devops-project: $(LOCAL) ## Set up pipelines, variable group, environments, permissions and policies; DRY_RUN=1
 	$(PY) scripts/devops_project.py
 
 ##@ This folder

@@ -26,6 +26,10 @@ ADVICE = {
                                   'WORKSPACE_NAME',
     'VaultAlreadyExists': 'its name is taken, perhaps by a vault that was deleted in the last 90 '
                           'days: `az keyvault recover --name NAME`, or another WORKSPACE_NAME',
+    'needs to be unique within a region': 'the name of the endpoint is taken: choose another '
+                                          'ENDPOINT_NAME',
+    'Not enough quota': 'fewer instances or another instance_type in scoring/deployment.json, or '
+                        'ask for more in the portal; `make preflight` checks it',
     'ConflictError': 'a vault of this name was deleted in the last 90 days: `az keyvault recover '
                      '--name NAME`, or another WORKSPACE_NAME',
 }

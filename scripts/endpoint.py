@@ -39,9 +39,9 @@ CONFLICTS = 5
 PAUSE_SECONDS = 5
 # A change of traffic is done in less.
 ROUTE_SECONDS = 600
-# What each round of the watch asks as customers do, so that the new deployment has a share; the
-# least number of rounds.
-REQUESTS, ROUNDS = 10, 10
+# What a round of the watch asks as customers do, so that the new deployment has a share, and the
+# least number of rounds: a deployment that fails all of its share is seen.
+REQUESTS, ROUNDS = 15, 10
 WATCH_PAUSE_SECONDS = 1
 # So many requests may wait for an instance, which works on one at a time; Azure's default is one.
 REQUESTS_AT_ONCE = 16
@@ -92,15 +92,20 @@ class Endpoint:
 
     def look(self):
         """Whether there is an endpoint, asked anew, when nothing on it is under way any more."""
-        what, end = f'look for the endpoint {self.name}', self.patience()
-        self.found = self.manager.get(self.path, VERSION, what)
-        while self.found and arm.state_of(self.found) not in arm.ENDED:
-            if time.monotonic() > end:
-                raise AzureError(f'the endpoint {self.name} is still {arm.state_of(self.found)}: '
-                                 'run this again to wait for it')
-            time.sleep(PAUSE_SECONDS)
-            self.found = self.manager.get(self.path, VERSION, what)
+        self.found = self.settled(f'look for the endpoint {self.name}', self.path)
         return self.found is not None
+
+    def settled(self, what, path):
+        """The resource when nothing on it is under way any more, or None. Raises AzureError."""
+        end = self.patience()
+        while True:
+            found = self.manager.get(path, VERSION, what)
+            if not found or arm.state_of(found) in arm.ENDED:
+                return found
+            if time.monotonic() > end:
+                raise AzureError(f'could not {what}: it is still {arm.state_of(found)}; run this '
+                                 'again to wait for it')
+            time.sleep(PAUSE_SECONDS)
 
     def put(self, what, traffic, tags):
         """Create the endpoint, or give it this traffic and, of its tags, these. AzureError."""
@@ -143,7 +148,7 @@ class Endpoint:
     def live(self):
         """The deployment that serves, whatever is on trial beside it, or None."""
         shares = {name: share for name, share in self.traffic.items()
-                  if name != self.tags.get('trial')}
+                  if name != self.tags.get('trial')} or self.traffic
         return max(shares, key=shares.get, default=None)
 
     def all_to_live(self):
@@ -160,7 +165,7 @@ class Endpoint:
         """Delete a deployment and wait until it is gone. Raises AzureError."""
         what, path = f'delete the deployment {deployment}', self.path_of(deployment)
         print(f'endpoint {self.name}: deleting the deployment {deployment}', flush=True)
-        if arm.state_of(self.manager.get(path, VERSION, what)) != 'deleting':
+        if self.settled(what, path):
             self.ask(what, 'DELETE', path)
         while self.manager.get(path, VERSION, what):
             if time.monotonic() > self.end:
@@ -273,10 +278,11 @@ def create_deployment(endpoint, name, parts, environment, wanted, tags):
           f'{time.monotonic() - began:.0f} s', flush=True)
 
 
-def watch(endpoint, name, rows, expected):
+def watch(endpoint, live, name, rows, expected):
     """Ask the deployment, and the endpoint as customers do, for some minutes. Raises AzureError.
 
-    One failure may pass by, and one more in a hundred requests; a wrong score never.
+    One failure may pass by, and one more in a hundred requests; a wrong score never. Those of the
+    deployment that serves are its own: what takes its place may be the cure.
     """
     import requests
     session = requests.Session()
@@ -285,21 +291,23 @@ def watch(endpoint, name, rows, expected):
     asked, failed, spoken = 0, 0, time.monotonic()
     while time.monotonic() < end or asked < ROUNDS * len(ways):
         for headers in ways:
-            text = None
-            while text is None:
-                text, reason, _ = smoke_test.try_once(session, endpoint.uri, headers, rows)
-                asked += 1
-                if text is None:
-                    failed += 1
-                    reason = smoke_test.harmless(reason, headers).splitlines()[0]
-                    print(f'request {asked} failed: {reason[:smoke_test.LINE_SHOWN]}', flush=True)
-                    if failed > 1 + asked // 100:
-                        raise AzureError(f'{failed} of {asked} requests failed while {name} had '
-                                         f'{TRIAL_SHARE} % of the traffic; the last: {reason}')
-            if BY_NAME in headers:
-                smoke_test.check_scores(text, expected)
-            else:
+            answer, text, reason = smoke_test.try_once(session, endpoint.uri, headers, rows)
+            asked += 1
+            # Azure says who has answered, or this is not known.
+            by = headers.get(BY_NAME) or answer is not None and answer.headers.get(BY_NAME)
+            if by == live:
+                continue
+            if not reason:
                 smoke_test.read_scores(text, len(rows))
+                if by == name:
+                    smoke_test.check_scores(text, expected)
+                continue
+            failed += 1
+            reason = smoke_test.harmless(reason, headers).splitlines()[0]
+            print(f'request {asked} failed: {reason[:smoke_test.LINE_SHOWN]}', flush=True)
+            if failed > 1 + asked // 100:
+                raise AzureError(f'{failed} of {asked} requests failed while {name} had '
+                                 f'{TRIAL_SHARE} % of the traffic; the last: {reason}')
         if time.monotonic() - spoken > arm.REPORT_SECONDS:
             spoken = time.monotonic()
             print(f"{time.strftime('%H:%M:%S')} watching {name}: {asked} requests, {failed} failed",
@@ -326,7 +334,7 @@ def change(endpoint, name, create, rows, expected, tags):
         if live:
             if endpoint.traffic != {live: 100 - TRIAL_SHARE, name: TRIAL_SHARE}:
                 endpoint.route({live: 100 - TRIAL_SHARE, name: TRIAL_SHARE}, trial=name)
-            watch(endpoint, name, rows, expected)
+            watch(endpoint, live, name, rows, expected)
         endpoint.route({name: 100}, trial='', previous=live, **tags)
     except (AzureError, ValueError) as error:
         serves = f'all traffic is on {live}' if live else 'it has no traffic'
@@ -359,17 +367,16 @@ def deploy_model(config, name, version):
     if endpoint.traffic == {new: 100}:
         print(f'the endpoint {endpoint.name} runs version {version} already', flush=True)
         # The failure hook of one more attempt may roll back what the first one did.
-        if (endpoint.tags.get('BuildId'), endpoint.tags.get('Attempt')) != (
-                tags['BuildId'], tags['Attempt']) and endpoint.tags.get(
-                    'BuildId') == tags['BuildId']:
+        if endpoint.tags.get('BuildId') == tags['BuildId'] and (
+                endpoint.tags.get('Attempt') != tags['Attempt']):
             endpoint.put('note the attempt', {new: 100}, tags)
         return endpoint.facts(new)
-    # What is older than the one that serves makes room, for machines cost and count.
-    for other in set(endpoint.deployments()) - {endpoint.live, new}:
-        endpoint.delete(other)
     with tempfile.TemporaryDirectory() as folder:
         deploy.fetch_model(space, config, name, version, folder)
         rows, expected = smoke_test.stored_rows(Path(folder, deploy.MODEL_FILE))
+    # What is older than the one that serves makes room, for machines cost and count.
+    for other in sorted(set(endpoint.deployments()) - {endpoint.live, new}):
+        endpoint.delete(other)
     wanted = atomic.read_json(deploy.SOURCE / deploy.SETTINGS)['endpoint']
     change(endpoint, new,
            lambda: create_deployment(endpoint, new, parts, environment, wanted, tags),
@@ -397,7 +404,8 @@ def deploy_to(config, out):
 def roll_back(config):
     """Give the traffic to the deployment before; the content of endpoint.json.
 
-    None where this is the failure hook of a build, or of an attempt, that changed nothing.
+    None where this is the failure hook of a build, or of an attempt, that changed nothing, unless
+    ROLLBACK_ANY_BUILD.
     """
     endpoint = Endpoint(config)
     if not endpoint.look() or not endpoint.live:
@@ -407,8 +415,10 @@ def roll_back(config):
     if endpoint.tags.get('trial') in endpoint.traffic:
         endpoint.all_to_live()
         return endpoint.facts(live)
-    if config.build_buildid and (endpoint.tags.get('BuildId'), endpoint.tags.get('Attempt')) != (
-            config.build_buildid, str(config.system_stageattempt)):
+    own = not config.build_buildid or config.rollback_any_build or (
+        endpoint.tags.get('BuildId') == config.build_buildid
+        and endpoint.tags.get('Attempt') == str(config.system_stageattempt))
+    if not own:
         print(f'nothing to roll back: {live} serves at the endpoint {endpoint.name}, by build '
               f"{endpoint.tags.get('BuildId')}, attempt {endpoint.tags.get('Attempt')}; build "
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')

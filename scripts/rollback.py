@@ -23,7 +23,8 @@ def roll_back(config):
     """Deploy what the service's tags name as previous; the content of service.json.
 
     None where this is the failure hook of a build, or of one more attempt, that failed before it
-    changed the service: what runs then is the good version of an earlier one.
+    changed the service: what runs then is the good version of an earlier one, which only
+    ROLLBACK_ANY_BUILD takes back.
     """
     space = workspace.connect(config)
     service = deploy.find_service(space, config)
@@ -32,8 +33,9 @@ def roll_back(config):
                                   'MODEL_VERSION=n make deploy creates it')
     tags = service.tags or {}
     version = tags.get('version', 'unknown')
-    if config.build_buildid and deploy.attempt_of(service, config) != str(
-            config.system_stageattempt):
+    own = not config.build_buildid or config.rollback_any_build or deploy.attempt_of(
+        service, config) == str(config.system_stageattempt)
+    if not own:
         print(f'nothing to roll back: the service {service.name} runs version {version}, deployed '
               f"by build {tags.get('BuildId')}, attempt {tags.get('Attempt')}; build "
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')

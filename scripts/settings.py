@@ -116,6 +116,8 @@ SETTINGS = (
     ('BUILD_BUILDID', '', text('[A-Za-z0-9._-]{0,100}', 'must be letters, digits, . _ or -'),
      'the build; a re-run of the same build repeats nothing'),
     ('BUILD_URI', '', str, 'the link to the build'),
+    ('ROLLBACK_ANY_BUILD', False, boolean,
+     'roll back what another build deployed as well; else, in a build, only its own'),
     ('SYSTEM_STAGEATTEMPT', 1, integer(1, 999), 'which attempt of the stage of the build this is'),
     ('BUILD_SOURCEVERSION', '', text('[0-9a-f]{0,40}', 'must be a git commit'),
      'the commit; default: what git says'),

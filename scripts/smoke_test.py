@@ -88,15 +88,14 @@ def harmless(text, headers):
 
 
 def try_once(session, uri, headers, data, seconds=REQUEST_SECONDS):
-    """(the text that answers {"data": data}, or None; why there is none; whether that may pass)."""
+    """(requests.Response or None, its text, '' or why it is not good): the answer to the rows."""
     try:
         answer, text = post_once(session, uri, headers, data, seconds)
     except (OSError, ValueError, futures.TimeoutError) as error:
-        return None, f"no answer from {uri}: {str(azure_ml.chain(error)[-1]) or 'timed out'}", True
-    if answer.status_code == 200:
-        return text, '', False
-    return (None, f'status {answer.status_code} {answer.reason}\n{text}',
-            answer.status_code in RETRIED)
+        reason = str(azure_ml.chain(error)[-1]) or 'timed out'
+        return None, '', f'no answer from {uri}: {reason}'
+    reason = f'status {answer.status_code} {answer.reason}\n{text}'
+    return answer, text, '' if answer.status_code == 200 else reason
 
 
 def post_rows(session, uri, headers, data, deadline):
@@ -107,10 +106,11 @@ def post_rows(session, uri, headers, data, deadline):
     """
     while True:
         left = deadline - time.monotonic()
-        text, reason, again = try_once(session, uri, headers, data,
-                                       max(0.1, min(REQUEST_SECONDS, left)))
-        if text is not None:
+        answer, text, reason = try_once(session, uri, headers, data,
+                                        max(0.1, min(REQUEST_SECONDS, left)))
+        if not reason:
             return text
+        again = answer is None or answer.status_code in RETRIED
         if not again or time.monotonic() + PAUSE_SECONDS >= deadline:
             late = 'no good answer before the deadline; the last: ' if again else ''
             raise AzureError(late + reason)

@@ -51,7 +51,7 @@ class Cloud:
         self.set_role('Reader', self.subscription)
         self.jobs = Jobs(self)
         self.containers = Containers(self)
-        self.endpoints = endpoints.Endpoints(self)
+        self.endpoints = endpoints.Endpoints()
         self.traces = insights.Traces()
         self._proxy = transport.Proxy(self)
         self.url = f'http://127.0.0.1:{self._proxy.server_port}'
@@ -75,6 +75,21 @@ class Cloud:
     def table(self, workspace, name):
         """A table of that workspace, a document of the table `workspaces`."""
         return self.journal.table(f"{workspace['properties']['workspaceId']}/{name}")
+
+    def serving(self):
+        """{name of a service or endpoint: the model versions that it serves, in words}."""
+        found = {}
+        for space in self.journal.table('workspaces').values():
+            for row in self.table(space, 'services').values():
+                state = '' if row['state'] == 'Healthy' else f" ({row['state']})"
+                found[row['name']] = f"version {row['kvTags'].get('version')}{state}"
+            versions = {key: row['document']['properties']['model'].rpartition('/')[2]
+                        for key, row in self.table(space, 'deployments').items()}
+            for key, row in self.table(space, 'endpoints').items():
+                found[row['document']['name']] = ', '.join(
+                    f"version {versions[f'{key}/{name}'.lower()]} to {share} %"
+                    for name, share in row['live'].items() if share) or 'nothing'
+        return found
 
     def signature(self, text):
         """A sum of the text that only this stand-in can make."""

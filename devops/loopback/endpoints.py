@@ -2,12 +2,16 @@
 
 Sources: mfe.json (2024-04-01, and the examples of 2024-10-01) in Azure/azure-rest-api-specs for
 paths, bodies, states and headers; of MicrosoftDocs/azure-ai-docs how-to-manage-quotas (names,
-limits), reference-managed-online-endpoints-vm-sku-list and includes/quota-allocation-online-
-deployment (sizes, a fifth more instances), how-to-troubleshoot-online-endpoints (codes, statuses of
-scoring, 409), reference-yaml-deployment-managed-online (defaults), concept-endpoints-online-auth;
-in azure-sdk-for-python, azure-ai-ml, _asset_utils.py (how code is uploaded) and
-azureml_image_context.py (AML_APP_ROOT is the script's folder). Words of refusals: the issues
-microsoft/azure-realtime-fraud-detection 2 (quota), Azure/mlops-project-template 29 (name).
+limits), reference-managed-online-endpoints-vm-sku-list and
+includes/quota-allocation-online-deployment (sizes, a fifth more instances),
+how-to-troubleshoot-online-endpoints (codes, statuses of scoring, 409),
+how-to-safely-rollout-online-endpoints (traffic, deleting), reference-yaml-deployment-managed-online
+(defaults), concept-endpoints-online-auth (rights); in azure-sdk-for-python, azure-ai-ml,
+_asset_utils.py (how code is uploaded) and azureml_image_context.py (AML_APP_ROOT is the script's
+folder). Words of refusals: the issues microsoft/azure-realtime-fraud-detection 2 (quota),
+Azure/mlops-project-template 29 (name), Azure/CloudShell 487 (providers); headers of answers, which
+providers are wanted, that an endpoint that failed takes no deployment: public notes of trials of
+2025 and 2026.
 
 Modelled: what a blue/green change needs of it, with keys. Not: mirrored traffic, tokens, scaling by
 itself, private networks, custom containers, more than one process for all instances. devops/README
@@ -31,13 +35,14 @@ import urllib3
 from .blobs import shared_link
 from .computes import QUOTA_CORES, REGION, SIZES, cores_used
 from .containers import Container, forward
-from .resource_manager import PROVIDER, SUBSCRIPTION, checked
+from .resource_manager import PROVIDER, SUBSCRIPTION, checked, registered
 from .routing import ARM, ENDPOINT, WORKSPACE, Answer, problem, route
 from .schemas import SWITCH, TEXT, WHOLE, closed
 from .sign_in import TENANT
 from .workspaces import account, need_registry, not_found
 
 VERSION = '2024-10-01'
+OPERATIONS, NAMES = 'operations of endpoints', 'names of endpoints'
 CODE = WORKSPACE + '/codes/{name}/versions/{version}'
 ENDPOINTS = WORKSPACE + '/onlineEndpoints'
 DEPLOYMENTS = ENDPOINTS + '/{endpoint}/deployments'
@@ -47,6 +52,8 @@ SIZES_OF_ENDPOINTS = ('Standard_D2as_v4', 'Standard_D4as_v4', 'Standard_DS2_v2',
                       'Standard_F4s_v2')
 # How long an operation takes at least.
 SECONDS = 0.2
+# What the first endpoint of a subscription needs besides.
+ALSO_REGISTERED = ('Microsoft.PolicyInsights', 'Microsoft.Cdn')
 STRINGS = {'type': 'object', 'additionalProperties': TEXT}
 DURATION = {'type': 'string', 'pattern': '^PT([0-9]+M)?([0-9]+S)?$'}
 PROBE = closed(failureThreshold=WHOLE, successThreshold=WHOLE, timeout=DURATION, period=DURATION,
@@ -90,43 +97,12 @@ def seconds_of(duration):
 
 
 class Endpoints:
-    """The containers of all deployments, and the operations that are under way."""
+    """The containers of all deployments."""
 
-    def __init__(self, cloud):
-        self.cloud, self.lock, self.over = cloud, threading.Lock(), threading.Event()
-        # {id of a deployment in lower case: its container}
+    def __init__(self):
+        self.over = threading.Event()
+        # {id of a deployment in lower case: its container}, and those that are not ready yet.
         self.containers, self.starting = {}, set()
-
-    def begin(self, row, state, work):
-        """Start an operation on this row of a table, which `state` describes; its id.
-
-        work: what is done; it returns an error as Azure has it, or None.
-        """
-        table, key = row
-        operation = f'{"od" if "/" in key else "oe"}:{uuid.uuid4()}'
-        operations = self.cloud.journal.table('operations of endpoints')
-        operations[operation] = {'id': operation, 'name': operation, 'status': 'InProgress'}
-
-        def run():
-            try:
-                error = work()
-            except Exception:
-                self.cloud.report(f'{operation}: {traceback.format_exc()}')
-                error = {'code': 'InternalServerError', 'message': traceback.format_exc()}
-            with self.cloud.journal.lock:
-                if state == 'Deleting':
-                    del table[key]
-                else:
-                    with table.change(key) as document:
-                        document['state'] = 'Failed' if error else 'Succeeded'
-                with operations.change(operation) as document:
-                    document.update({'status': 'Failed', 'error': error} if error else
-                                    {'status': 'Succeeded'})
-
-        with table.change(key) as document:
-            document['state'] = state
-        threading.Thread(target=run, daemon=True).start()
-        return operation
 
     def stop(self):
         self.over.set()
@@ -289,25 +265,44 @@ def _must_be_idle(call, endpoint):
                       'in progress, please retry when it has ended.')
 
 
-def _location(call, operation, results=False):
-    kind = 'mfeOperationResults' if results else 'mfeOperationsStatus'
-    return (f'https://management.azure.com/subscriptions/{SUBSCRIPTION}/providers/{PROVIDER}/'
-            f"locations/{call.workspace['location']}/{kind}/{operation}?api-version={VERSION}")
-
-
 def _begun(call, row, state, work, status):
-    """The answer to a request that has begun an operation."""
-    operation = call.cloud.endpoints.begin(row, state, work)
-    headers = {'x-ms-async-operation-timeout': 'PT1H',
-               'Azure-AsyncOperation': _location(call, operation)}
-    if status == 202:
-        return Answer(None, 202, dict(headers, Location=_location(call, operation, True)))
+    """Begin an operation on a row of a table, and answer that.
+
+    state: what the row is meanwhile; work: what is done, a function that gives an error as Azure
+    has it, or None.
+    """
     table, key = row
+    operation = f'{"od" if "/" in key else "oe"}:{uuid.uuid4()}'
+    operations = call.cloud.journal.table(OPERATIONS)
+    operations[operation] = {'id': operation, 'name': operation, 'status': 'InProgress'}
+    url, version = 'https://management.azure.com' + REGION.format(
+        subscription=SUBSCRIPTION, location=call.workspace['location']), f'?api-version={VERSION}'
+    headers = {'Azure-AsyncOperation': f'{url}/mfeOperationsStatus/{operation}{version}'}
+
+    def run():
+        try:
+            error = work()
+        except Exception:
+            call.cloud.report(f'{operation}: {traceback.format_exc()}')
+            error = {'code': 'InternalServerError', 'message': traceback.format_exc()}
+        with call.cloud.journal.lock:
+            if state == 'Deleting':
+                del table[key]
+            else:
+                with table.change(key) as found:
+                    found['state'] = 'Failed' if error else 'Succeeded'
+            with operations.change(operation) as found:
+                found.update({'status': 'Failed', 'error': error} if error else
+                             {'status': 'Succeeded'})
+
     with table.change(key) as found:
+        found['state'] = state
         found['document']['properties'].setdefault('properties', {})['AzureAsyncOperationUri'] = (
             headers['Azure-AsyncOperation'])
-        found = dict(found, state=state)
-    return Answer(_shown(found), status, headers)
+    threading.Thread(target=run, daemon=True).start()
+    if status == 202:
+        headers['Location'] = f'{url}/mfeOperationResults/{operation}{version}'
+    return Answer(None if status == 202 else _shown(found), status, headers)
 
 
 def _wait(call):
@@ -337,7 +332,7 @@ def put_endpoint(call, endpoint):
     """Create or replace. Until the operation has ended, the traffic is as it was."""
     asked, table, key = checked(call, ENDPOINT_BODY), call.table('endpoints'), endpoint.lower()
     _check_name(endpoint, 'endpoint')
-    names = call.cloud.journal.table('names of endpoints')
+    names = call.cloud.journal.table(NAMES)
     with call.cloud.journal.lock:
         _must_be_idle(call, endpoint)
         known, region = table.get(key), f"{key}.{call.workspace['location']}"
@@ -345,6 +340,8 @@ def put_endpoint(call, endpoint):
         if owner != call.workspace['id'] or not known and call.cloud.faults.take('name-taken'):
             raise invalid('BadRequest', f'There is already an endpoint with this name, endpoint '
                           f'name needs to be unique within a region: {endpoint}')
+        if known:
+            _must_be_made(known)
         document = _document(call, asked, endpoint, 'onlineEndpoints')
         traffic = document['properties'].setdefault('traffic', {})
         _check_traffic(call, endpoint, traffic)
@@ -361,10 +358,22 @@ def put_endpoint(call, endpoint):
 
         def work():
             _wait(call)
+            if not known and not all(registered(call.cloud, one) for one in ALSO_REGISTERED):
+                return {'code': 'SubscriptionNotRegistered', 'message': "Resource provider [N/A] "
+                        "isn't registered with Subscription [N/A]. Please see troubleshooting "
+                        'guide, available here: https://aka.ms/register-resource-provider'}
             with table.change(key) as found:
                 found['live'] = traffic
+            return None
         return _begun(call, (table, key), 'Updating' if known else 'Creating', work,
                       200 if known else 201)
+
+
+def _must_be_made(row):
+    """Refuse to change an endpoint whose creation failed."""
+    if row['state'] == 'Failed':
+        raise invalid('BadRequest', 'This endpoint has not been created successfully or is in '
+                      'deleting provisioning state. Please recreate endpoint and then try again.')
 
 
 def _check_traffic(call, endpoint, traffic):
@@ -422,7 +431,7 @@ def delete_endpoint(call, endpoint):
             for key, row in _deployments(call.table('deployments'), endpoint):
                 _remove(call, row)
                 del call.table('deployments')[key]
-            del call.cloud.journal.table('names of endpoints')[
+            del call.cloud.journal.table(NAMES)[
                 f"{endpoint.lower()}.{call.workspace['location']}"]
         return _begun(call, _find(call, endpoint), 'Deleting', work, 202)
 
@@ -447,8 +456,9 @@ def put_deployment(call, endpoint, name):
     asked, table = checked(call, DEPLOYMENT_BODY), call.table('deployments')
     _check_name(name, 'deployment')
     with call.cloud.journal.lock:
-        _find(call, endpoint)
+        rows, place = _find(call, endpoint)
         _must_be_idle(call, endpoint)
+        _must_be_made(rows[place])
         document = _document(call, asked, f'{endpoint}/deployments/{name}',
                              'onlineEndpoints/deployments')
         properties, key = document['properties'], f'{endpoint}/{name}'.lower()
@@ -562,7 +572,7 @@ def get_logs(call, endpoint, name):
 
 @route('GET', ARM, REGION + '/mfeOperationsStatus/{operation}')
 def get_operation(call, location, operation):
-    return call.cloud.journal.table('operations of endpoints')[operation]
+    return call.cloud.journal.table(OPERATIONS)[operation]
 
 
 @route('GET', ARM, REGION + '/mfeOperationResults/{operation}')
@@ -581,7 +591,7 @@ def get_result(call, location, operation):
 def score(call, path):
     """Hand a request to the deployment that it names, else to one by the shares of traffic."""
     name = call.host.split('.inference.')[0]
-    space = call.cloud.journal.table('names of endpoints').get(name)
+    space = call.cloud.journal.table(NAMES).get(name)
     if space is None:
         raise problem(404, 'NotFound', f'There is no endpoint {name}.')
     space = call.cloud.journal.table('workspaces')[space.lower()]

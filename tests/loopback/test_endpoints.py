@@ -285,14 +285,18 @@ def test_traffic_that_azure_refuses_is_refused(endpoint, traffic, said):
     assert endpoint.arm('GET', endpoint.path).json()['properties']['traffic'] == {'blue': 100}
 
 
-def test_traffic_is_routed_by_its_shares(endpoint):
+def test_traffic_is_routed_by_its_shares(endpoint, azure):
     endpoint.deploy('green', 'new')
     assert endpoint.named('green').json() == 'new'
     assert {endpoint.score().json() for _ in range(20)} == {'old'}
     endpoint.until_done(endpoint.put(traffic={'blue': 70, 'green': 30}))
     found = collections.Counter(endpoint.score().json() for _ in range(400))
     assert 70 < found['new'] < 170 and found['new'] + found['old'] == 400
-    endpoint.until_done(endpoint.put(traffic={'blue': 0, 'green': 0}))
+    # The change is made when its operation has ended.
+    azure.faults.add('late-resource', path='PUT', seconds=1)
+    begun = endpoint.put(traffic={'blue': 0, 'green': 0})
+    assert endpoint.score().ok
+    endpoint.until_done(begun)
     assert endpoint.score().status_code == 404
     assert endpoint.named('blue').json() == 'old'
 
@@ -435,6 +439,20 @@ def test_an_endpoint_goes_with_its_deployments_and_its_name_is_free_again(endpoi
     assert endpoint.arm('DELETE', other).status_code == 204
     endpoint.until_done(endpoint.put(other))
     endpoint.until_done(endpoint.arm('DELETE', other))
+
+
+def test_an_endpoint_that_failed_is_deleted_and_made_again(prepared, azure):
+    other = f'{prepared.space}/onlineEndpoints/other'
+    azure.unregistered.add('microsoft.cdn')
+    ended = prepared.until_done(prepared.put(other))
+    azure.unregistered.clear()
+    assert (ended['status'], ended['error']['code']) == ('Failed', 'SubscriptionNotRegistered')
+    for answer in (prepared.put(other), prepared.arm(
+            'PUT', other + '/deployments/blue', prepared.body())):
+        assert answer.status_code == 400 and 'Please recreate endpoint' in answer.text
+    prepared.until_done(prepared.arm('DELETE', other))
+    assert prepared.until_done(prepared.put(other))['status'] == 'Succeeded'
+    prepared.until_done(prepared.arm('DELETE', other))
 
 
 def test_no_key_is_written(prepared, azure):

@@ -10,7 +10,7 @@ import time
 import azure_ml
 
 URL = 'https://management.azure.com'
-PAUSE_SECONDS = 5
+PAUSE_SECONDS, REPORT_SECONDS = 5, 60
 # A resource that is accepted may be missing for a moment.
 APPEAR_SECONDS = 120
 READY, ENDED = ('succeeded',), ('succeeded', 'failed', 'canceled')
@@ -26,6 +26,10 @@ ADVICE = {
                                   'WORKSPACE_NAME',
     'VaultAlreadyExists': 'its name is taken, perhaps by a vault that was deleted in the last 90 '
                           'days: `az keyvault recover --name NAME`, or another WORKSPACE_NAME',
+    'needs to be unique within a region': 'the name of the endpoint is taken: choose another '
+                                          'ENDPOINT_NAME',
+    'Not enough quota': 'fewer instances or another instance_type in scoring/deployment.json, or '
+                        'ask for more in the portal; `make preflight` checks it',
     'ConflictError': 'a vault of this name was deleted in the last 90 days: `az keyvault recover '
                      '--name NAME`, or another WORKSPACE_NAME',
 }
@@ -58,15 +62,18 @@ class Manager:
             raise azure_ml.AzureError('could not sign in: the token does not name its directory\n'
                                       + azure_ml.ODD) from None
 
-    def _ask(self, what, method, path, version, body=None, query=()):
-        """The resource of a good answer, None of 404 to a GET. Raises AzureError for all else."""
+    def ask(self, what, method, path, version, body=None, query=()):
+        """The JSON of a good answer, None of 404 to a GET. Raises AzureError for all else."""
         response = azure_ml.request(
             what, self.seconds, method, URL + path, json=body, headers=self.header(),
             params=dict(query, **{'api-version': version}))
         found, status = azure_ml.json_object(response), response.status_code
-        # Microsoft.Storage accepts a PUT (202) without a body.
-        if status == 202 and method == 'PUT' or status in (200, 201) and found and isinstance(
-                found.get('properties') or {}, dict):
+        # Microsoft.Storage accepts a PUT (202) without a body; a DELETE has none, and a query that
+        # finds nothing.
+        if (status == 202 and method == 'PUT' or status in (200, 202, 204) and method == 'DELETE'
+                or status == 204 and method == 'POST'
+                or status in (200, 201) and found and isinstance(
+                    found.get('properties') or {}, dict)):
             return found
         error = found.get('error')
         if status < 400 or not isinstance(error, dict) or not error.get('message'):
@@ -85,7 +92,7 @@ class Manager:
 
     def get(self, path, version, what, **query):
         """The resource as a dict, or None where there is none. Raises AzureError."""
-        return self._ask(what, 'GET', path, version, query=query)
+        return self.ask(what, 'GET', path, version, query=query)
 
     def create(self, path, version, body, what, end):
         """PUT the resource and wait until it is ready; the resource. Raises AzureError.
@@ -93,12 +100,15 @@ class Manager:
         end: by time.monotonic(). Whether the provider does it at once (200, 201) or accepts it
         (202), the resource itself says how far it is.
         """
-        self._ask(what, 'PUT', path, version, body)
+        self.ask(what, 'PUT', path, version, body)
         return self.wait(path, version, what, end)
 
-    def wait(self, path, version, what, end):
-        """The resource, when its provisioningState says that it is ready. Raises AzureError."""
-        appear = time.monotonic() + APPEAR_SECONDS
+    def wait(self, path, version, what, end, advice='remove it, then run this again'):
+        """The resource, when its provisioningState says that it is ready. Raises AzureError.
+
+        advice: what to do when it failed.
+        """
+        appear, spoken = time.monotonic() + APPEAR_SECONDS, time.monotonic()
         while True:
             found = self.get(path, version, what)
             state = state_of(found)
@@ -107,10 +117,13 @@ class Manager:
             if state in ENDED:
                 raise azure_ml.AzureError(
                     f'could not {what}: it ended as {state}; the activity log of the resource '
-                    'group says why\nremove it, then run this again', 409)
+                    f'group says why\n{advice}', 409)
             if time.monotonic() > (end if found else min(end, appear)):
                 raise azure_ml.AzureError(f'could not {what} in time: it is {state} and goes on in '
                                           'Azure; run this again to wait for it')
+            if time.monotonic() - spoken > REPORT_SECONDS:
+                spoken = time.monotonic()
+                print(f"{time.strftime('%H:%M:%S')} {what}: {state}", flush=True)
             time.sleep(PAUSE_SECONDS)
 
 

@@ -105,7 +105,7 @@ def markdown(found):
     if decision.get('difference') is not None:
         low, high = decision['difference_interval']
         same = 'It is the same model, byte for byte.' if low == high == 0 else ''
-    """The content of compare.json; both sides' files are in `out` (Path). Raises AzureError.
+        lines += ['', f"It moves the {decision['metric']} by {decision['difference']:+.5f} "
                       f'(95 % interval {low:+.5f} to {high:+.5f}). {same}'.strip()]
     if 'problem' in found:
         lines += ['', f"{found['base']} could not be compared with:", '', '```',

@@ -63,7 +63,7 @@ def test_a_change_that_makes_the_model_worse_shows(clone, tmp_path, capsys):
     assert code == 0 and 'problem' not in found
     assert found['here']['auc'] - found['before']['auc'] == pytest.approx(
         found['decision']['difference']) and found['decision']['difference_interval'][1] < 0
-    assert 'moves the auc by -' in (tmp_path / 'out' / 'compare.md').read_text()
+    assert 'It moves the auc by -' in (tmp_path / 'out' / 'compare.md').read_text()
     # A base that cannot be trained is told of; only a fault here is an error.
     clone('training/train.py', 'import', 'broken import')
     clone('training/train.py', 'broken import', 'import')

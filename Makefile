@@ -10,7 +10,7 @@ $(error GNU make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew i
 endif
 
 VARIABLES := PYTHON VENV DATA ROWS OUT PARAMETERS MODEL_NAME RUN_EVALUATION ALLOW_RUN_CANCEL BUILD_BUILDID PORT SERVICE \
-  PIPELINE FAULT CONNECTION PRODUCTION STAGE
+  PIPELINE FAULT CONNECTION PRODUCTION STAGE BASE
 
 # make X=... wins over the environment, the environment over these. What is empty counts as not given.
 $(foreach name,$(VARIABLES),$(if $(value $(name)),,$(eval override undefine $(name))))
@@ -31,6 +31,7 @@ FAULT          ?=
 CONNECTION     ?= federated
 PRODUCTION     ?= none
 STAGE          ?=
+BASE           ?= origin/master
 
 # Whoever queues a build sets some of them: a value is text, in which $ and quotes mean nothing to make or the shell.
 define newline
@@ -110,11 +111,13 @@ monitor: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Requests, failures
 
 ##@ Code quality
 
-.PHONY: lint test end-to-end bench bench-training bench-scoring
+.PHONY: lint test compare end-to-end bench bench-training bench-scoring
 lint: $(LOCAL) ## pycodestyle over all Python; findings on the screen and in OUT/test-results/lint.xml
 	$(PY) scripts/lint.py --junit $(TESTRESULTS)/lint.xml
 test: $(FULL) | $(TESTRESULTS) ## Unit tests with coverage; OUT/test-results/unit.xml and OUT/coverage.xml
 	$(PY) -m pytest tests -m "not end_to_end" $(XDIST) --junitxml=$(TESTRESULTS)/unit.xml $(COVERAGE) --cov-report=xml:$(OUT)/coverage.xml
+compare: $(LOCAL) $(SAMPLE) ## Train as in BASE (a commit) and as here, on one table; OUT/compare/compare.md says what changed
+	$(PY) scripts/compare.py --base $(call given,BASE) --data $(call given,TABLE) --out $(OUT)/compare
 end-to-end: $(FULL) | $(TESTRESULTS) ## The slower tests: whole paths, real servers, the real SDK against loopback Azure ML
 	$(PY) -m pytest tests -m end_to_end $(subst loadfile,worksteal,$(XDIST)) --junitxml=$(TESTRESULTS)/end_to_end.xml
 bench: bench-training bench-scoring ## Both benchmarks; tables and pictures in OUT/bench

@@ -1,0 +1,132 @@
+"""Train with a base commit's code and parameters and with those here, on one table; compare.
+
+    make compare BASE=origin/master
+
+Writes compare.json and compare.md into --out. Only a training that fails is an error.
+"""
+import argparse
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import atomic
+import azure_ml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make(folder, *words):
+    """{"seconds", "megabytes": the largest process} of make in a folder. AzureError if it fails."""
+    # Not what the make that started this one was told.
+    environ = {name: value for name, value in os.environ.items()
+               if name not in ('MAKEFLAGS', 'MAKEOVERRIDES', 'OUT', 'VENV')}
+    start = time.monotonic()
+    with subprocess.Popen(('make',) + words, cwd=str(folder), stdout=subprocess.PIPE, env=environ,
+                          stderr=subprocess.STDOUT, universal_newlines=True) as process:
+        said = process.stdout.read()
+        # Of make and of all that it waited for.
+        _, process.returncode, usage = os.wait4(process.pid, 0)
+    if process.returncode:
+        raise azure_ml.AzureError(f"make {' '.join(words[:1])} failed in {folder}:\n{said}")
+    scale = 1 if sys.platform == 'darwin' else 1024
+    return {'seconds': time.monotonic() - start, 'megabytes': usage.ru_maxrss * scale / 1e6}
+
+
+def git(*words):
+    """What git prints (bytes) in the project's folder. AzureError where it fails."""
+    done = subprocess.run(['git', *words], cwd=str(ROOT), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
+    if done.returncode:
+        raise azure_ml.AzureError(f"git {' '.join(words)}: {done.stderr.decode().strip()}")
+    return done.stdout
+
+
+def unpack(base, folder):
+    """The commit (str) that `base` names, its files in the new folder. AzureError if there is none.
+    """
+    try:
+        commit = git('rev-parse', '--verify', '--quiet', f'{base}^{{commit}}').decode().strip()
+    except azure_ml.AzureError:
+        raise azure_ml.AzureError(
+            f"BASE is '{base}', and git knows no such commit here: fetch it, as in `git fetch "
+            "origin master`, or name another") from None
+    with tarfile.open(fileobj=io.BytesIO(git('archive', commit))) as archive:
+        archive.extractall(str(folder))
+    return commit
+
+
+def train(folder, out, data):
+    """Train in a project's folder: metrics.json, with "seconds" and "megabytes" of training."""
+    words = f'OUT={out}', f'DATA={data}', f'PYTHON={sys.executable}', 'MODEL_NAME=compared'
+    used = make(folder, 'train', *words)
+    report = atomic.read_json(Path(folder, out, 'model', 'metrics.json'), 'auc', 'auc_interval')
+    return dict(used, **{name: report[name] for name in ('auc', 'auc_interval')})
+
+
+def compare(base, data, out):
+    """The content of compare.json; the trees and results of both are in `out` (Path). AzureError.
+
+    Paths within a project's folder are relative, since make cannot handle all that one may lie in.
+    """
+    before, here = out / 'before', os.path.relpath(str(out / 'here'), str(ROOT))
+    for folder in (before, out / 'here'):
+        shutil.rmtree(str(folder), ignore_errors=True)
+    words = f'DATA={data}', f'PYTHON={sys.executable}', 'MODEL_NAME=compared'
+    found = {'base': base, 'commit': unpack(base, before), 'table': data.name,
+             'here': train(ROOT, here, data)}
+    try:
+        found['before'] = train(before, 'outputs', data)
+        make(before, 'register', 'OUT=outputs', 'RUN_EVALUATION=false', *words)
+        shutil.copytree(str(before / 'outputs' / 'registry'), str(ROOT / here / 'registry'))
+        make(ROOT, 'evaluate', f'OUT={here}', 'RUN_EVALUATION=true', *words)
+        found['decision'] = atomic.read_json(ROOT / here / 'decision.json', 'metric', 'difference',
+                                             'difference_interval')
+    except (azure_ml.AzureError, ValueError) as error:
+        # What is asked about is the code here; the base may be from before this could be asked.
+        found['problem'] = str(error)
+    return found
+
+
+def markdown(found):
+    """What to show in the run's summary."""
+    lines = [f"## This change and {found['base']} ({found['commit'][:10]})", '',
+             f"Trained on {found['table']}, figures of the same hold-out rows.", '',
+             '| | AUC | 95 % interval | seconds | peak memory, MB |', '|---|---|---|---|---|']
+    lines += ['| {} | {:.4f} | {:.4f} to {:.4f} | {:.1f} | {:.0f} |'.format(
+        name, side['auc'], *side['auc_interval'], side['seconds'], side['megabytes'])
+        for name, side in ((found['base'], found.get('before')), ('this change', found['here']))
+        if side]
+    decision = found.get('decision') or {}
+    if decision.get('difference') is not None:
+        low, high = decision['difference_interval']
+        same = 'It is the same model, byte for byte.' if low == high == 0 else ''
+        lines += ['', f"It moves the {decision['metric']} by {decision['difference']:+.5f} "
+                      f'(95 % interval {low:+.5f} to {high:+.5f}). {same}'.strip()]
+    if 'problem' in found:
+        lines += ['', f"{found['base']} could not be compared with:", '', '```',
+                  *found['problem'].splitlines()[-20:], '```']
+    return '\n'.join(lines) + '\n'
+
+
+@azure_ml.verb
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--base', required=True, help='the commit to compare with')
+    parser.add_argument('--data', type=Path, required=True, help='table to train on, CSV')
+    parser.add_argument('--out', type=Path, required=True, help='folder for results')
+    args = parser.parse_args(argv)
+    found = compare(args.base, args.data.resolve(), args.out.resolve())
+    text = azure_ml.clean(markdown(found))
+    atomic.write_json(args.out / 'compare.json', found)
+    atomic.write_bytes(args.out / 'compare.md', text.encode())
+    print(text)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

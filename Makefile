@@ -116,8 +116,8 @@ lint: $(LOCAL) ## pycodestyle over all Python; findings on the screen and in OUT
 	$(PY) scripts/lint.py --junit $(TESTRESULTS)/lint.xml
 test: $(FULL) | $(TESTRESULTS) ## Unit tests with coverage; OUT/test-results/unit.xml and OUT/coverage.xml
 	$(PY) -m pytest tests -m "not end_to_end" $(XDIST) --junitxml=$(TESTRESULTS)/unit.xml $(COVERAGE) --cov-report=xml:$(OUT)/coverage.xml
-compare: $(LOCAL) $(SAMPLE) ## Train as in BASE (a commit) and as here, on one table; OUT/compare/compare.md says what changed
-	$(PY) scripts/compare.py --base $(call given,BASE) --data $(call given,TABLE) --out $(OUT)/compare
+compare: $(LOCAL) $(SAMPLE) ## Train as in BASE (a commit) and as here, on one table, and say what changed
+	$(PY) scripts/compare.py --base $(call given,BASE) --data $(call given,TABLE) --out $(OUT)
 end-to-end: $(FULL) | $(TESTRESULTS) ## The slower tests: whole paths, real servers, the real SDK against loopback Azure ML
 	$(PY) -m pytest tests -m end_to_end $(subst loadfile,worksteal,$(XDIST)) --junitxml=$(TESTRESULTS)/end_to_end.xml
 bench: bench-training bench-scoring ## Both benchmarks; tables and pictures in OUT/bench
@@ -150,7 +150,7 @@ rollback: $(FULL) ## Put back the model version that the service, or SERVICE=end
 ##@ Azure DevOps
 
 .PHONY: summary rehearse branch-policy devops-project
-summary: $(LOCAL) ## What came of STAGE (code_quality, train, deploy or production) in Markdown, for the run's page
+summary: $(LOCAL) ## What came of STAGE (code_quality, compare, train, deploy or production) in Markdown, for the run's page
 	$(PY) scripts/summary.py --stage $(call given,STAGE) --out $(OUT)
 rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT= (see README), PIPELINE=, PRODUCTION=endpoint
 	$(PY) devops/rehearsal/rehearse.py --pipeline $(call given,PIPELINE) --out $(OUT)/rehearsal \
@@ -168,7 +168,7 @@ lock: ## Solve the lists of packages into devops/locks, with uv; prints what cha
 # Only names that make writes: OUT and the folders in it may hold other things, and these stay.
 RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html profile.json .*.new) \
   decision.json registration.json .*.json.*.new test-results/*.xml coverage.xml summary/*.md serve.log serve.log.1 .serve \
-  $(addsuffix .json,pipeline submitted run service endpoint smoke_test monitor) report.html comparison.html monitor.png \
+  compare $(addsuffix .json,pipeline submitted run service endpoint smoke_test monitor) report.html comparison.html monitor.png \
   bench/training.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
 clean: ## Remove what make made, the registry excepted
 	rm -rf .venv .container .pytest_cache .coverage devops/locks/.new-* $(addprefix $(OUT)/,$(RESULTS))

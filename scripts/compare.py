@@ -2,7 +2,8 @@
 
     make compare BASE=origin/master
 
-Writes compare.json and compare.md into --out. Only a training that fails is an error.
+Writes compare/compare.json into --out, of which `make summary STAGE=compare` tells. Only a
+training that fails here is an error.
 """
 import argparse
 import io
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import atomic
 import azure_ml
+import summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,33 +86,12 @@ def compare(base, data, out):
         make(before, 'register', 'OUT=outputs', 'RUN_EVALUATION=false', *words)
         shutil.copytree(str(before / 'outputs' / 'registry'), str(ROOT / here / 'registry'))
         make(ROOT, 'evaluate', f'OUT={here}', 'RUN_EVALUATION=true', *words)
-        found['decision'] = atomic.read_json(ROOT / here / 'decision.json', 'metric', 'difference',
-                                             'difference_interval')
+        found['decision'] = atomic.read_json(ROOT / here / 'decision.json', 'metric', 'reason',
+                                             'difference', 'difference_interval')
     except (azure_ml.AzureError, ValueError) as error:
         # What is asked about is the code here; the base may be from before this could be asked.
         found['problem'] = str(error)
     return found
-
-
-def markdown(found):
-    """What to show in the run's summary."""
-    lines = [f"## This change and {found['base']} ({found['commit'][:10]})", '',
-             f"Trained on {found['table']}, figures of the same hold-out rows.", '',
-             '| | AUC | 95 % interval | seconds | peak memory, MB |', '|---|---|---|---|---|']
-    lines += ['| {} | {:.4f} | {:.4f} to {:.4f} | {:.1f} | {:.0f} |'.format(
-        name, side['auc'], *side['auc_interval'], side['seconds'], side['megabytes'])
-        for name, side in ((found['base'], found.get('before')), ('this change', found['here']))
-        if side]
-    decision = found.get('decision') or {}
-    if decision.get('difference') is not None:
-        low, high = decision['difference_interval']
-        same = 'It is the same model, byte for byte.' if low == high == 0 else ''
-        lines += ['', f"It moves the {decision['metric']} by {decision['difference']:+.5f} "
-                      f'(95 % interval {low:+.5f} to {high:+.5f}). {same}'.strip()]
-    if 'problem' in found:
-        lines += ['', f"{found['base']} could not be compared with:", '', '```',
-                  *found['problem'].splitlines()[-20:], '```']
-    return '\n'.join(lines) + '\n'
 
 
 @azure_ml.verb
@@ -120,11 +101,9 @@ def main(argv=None):
     parser.add_argument('--data', type=Path, required=True, help='table to train on, CSV')
     parser.add_argument('--out', type=Path, required=True, help='folder for results')
     args = parser.parse_args(argv)
-    found = compare(args.base, args.data.resolve(), args.out.resolve())
-    text = azure_ml.clean(markdown(found))
-    atomic.write_json(args.out / 'compare.json', found)
-    atomic.write_bytes(args.out / 'compare.md', text.encode())
-    print(text)
+    folder = args.out.resolve() / 'compare'
+    atomic.write_json(folder / 'compare.json', compare(args.base, args.data.resolve(), folder))
+    print(summary.compare(args.out, '')[0], end='')
     return 0
 
 

@@ -174,10 +174,35 @@ def deployment(stage, out, build):
     return page(title, sentence, rows), tag if good else None
 
 
+def compare(out, build):
+    """(Markdown, no tag) by compare.json: what a change does to the model, its time and memory."""
+    title = 'The model by this change'
+    found = atomic.read_json(out / 'compare' / 'compare.json', 'base', 'commit', 'here')
+    if found is None:
+        return page(title, 'It could not be trained: see the log of make compare.'), None
+    sides = {f"by {found['base']}, {found['commit'][:10]}": found.get('before'),
+             'by this change': found['here']}
+    rows = [(escape(name), f"AUC {with_interval(side['auc'], side['auc_interval'], '.4f')}; "
+             f"training {side['seconds']:.1f} s, {side['megabytes']:.0f} MB")
+            for name, side in sides.items() if side]
+    decision = found.get('decision') or {}
+    said = with_interval(decision.get('difference'), decision.get('difference_interval'), '+.5f')
+    sentence = f"{decision.get('metric')} changes by {said} on the same hold-out rows."
+    if found.get('problem'):
+        sentence = f"{found['base']} could not be compared with."
+    elif decision.get('difference') is None:
+        sentence = f"Nothing was compared: {decision.get('reason')}"
+    notes = (found.get('problem') or '').splitlines()[-FAILURES_SHOWN:]
+    return page(title, sentence, rows, notes), None
+
+
+STAGES = {'code_quality': code_quality, 'train': train, 'compare': compare}
+
+
 @azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--stage', choices=['code_quality', 'train'] + list(DEPLOYMENTS),
+    parser.add_argument('--stage', choices=list(STAGES) + list(DEPLOYMENTS),
                         required=True, help='of which stage')
     parser.add_argument('--out', type=Path, default=Path('outputs'),
                         help='folder of its results; summary/STAGE.md is written there')
@@ -187,7 +212,7 @@ def main(argv=None):
     if args.stage in DEPLOYMENTS:
         text, tag = deployment(args.stage, args.out, build)
     else:
-        text, tag = {'train': train, 'code_quality': code_quality}[args.stage](args.out, build)
+        text, tag = STAGES[args.stage](args.out, build)
     path = args.out / 'summary' / (args.stage + '.md')
     atomic.write_bytes(path, text.encode())
     print(text, end='')

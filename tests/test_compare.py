@@ -6,21 +6,6 @@ import pytest
 import compare
 from conftest import ROOT
 
-SIDE = {'auc': 0.61, 'auc_interval': [0.58, 0.64], 'seconds': 2.04, 'megabytes': 250.4}
-
-
-def test_the_summary_says_what_the_change_does():
-    found = {'base': 'master', 'commit': 'c0ffee' * 7, 'table': 't.csv', 'here': SIDE,
-             'before': dict(SIDE, auc=0.6), 'decision': {
-                 'metric': 'auc', 'difference': 0.01, 'difference_interval': [-0.002, 0.022]}}
-    text = compare.markdown(found)
-    for words in ('master (c0ffeec0ff)', '| master | 0.6000 | 0.5800 to 0.6400 | 2.0 | 250 |',
-                  '| this change | 0.6100 |', '+0.01000 (95 % interval -0.00200 to +0.02200)'):
-        assert words in text
-    text = compare.markdown({**found, 'before': None, 'decision': None, 'problem': 'no such table'})
-    assert 'could not be compared with' in text and 'no such table' in text
-    assert '| this change |' in text and '| master |' not in text
-
 
 def test_a_base_that_git_does_not_know_is_one_sentence(tmp_path, capsys):
     words = ['--data', str(tmp_path / 't.csv'), '--out', str(tmp_path / 'out')]
@@ -57,13 +42,13 @@ def test_a_change_that_makes_the_model_worse_shows(clone, tmp_path, capsys):
     def run(base):
         code = compare.main(['--base', base, '--data', str(tmp_path / 't.csv'),
                              '--out', str(tmp_path / 'out')])
-        return code, json.loads((tmp_path / 'out' / 'compare.json').read_text())
+        return code, json.loads((tmp_path / 'out' / 'compare' / 'compare.json').read_text())
 
     code, found = run('HEAD~1')
     assert code == 0 and 'problem' not in found
     assert found['here']['auc'] - found['before']['auc'] == pytest.approx(
         found['decision']['difference']) and found['decision']['difference_interval'][1] < 0
-    assert 'It moves the auc by -' in (tmp_path / 'out' / 'compare.md').read_text()
+    assert 'auc changes by -' in capsys.readouterr().out
     # A base that cannot be trained is told of; only a fault here is an error.
     clone('training/train.py', 'import', 'broken import')
     clone('training/train.py', 'broken import', 'import')

@@ -368,6 +368,8 @@ def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path, 
     origin = tmp_path / 'origin'
     names = rehearse.git('ls-tree', '--name-only', 'master', folder=origin)
     assert names.split() == ['.gitignore', 'added', 'kept']
+    # As the base of a pull request.
+    assert rehearse.git('show', 'master^1:kept', folder=origin) == 'old'
     rehearse.commit(origin, {'kept': lambda text: text + 'er', 'fault': 'f'})
     assert rehearse.git('show', 'master:kept', folder=origin) == 'newer'
     assert (root / 'kept').read_text() == 'new'

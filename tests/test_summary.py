@@ -165,3 +165,24 @@ def test_wrong_use_and_a_spoilt_file(tmp_path, capsys):
     assert summary.main(['--stage', 'train', '--out', str(tmp_path)]) == 1
     assert 'run.json holds no JSON object with result' in capsys.readouterr().err
     assert not (tmp_path / 'summary').exists()
+
+
+def test_a_change_says_what_it_does_to_the_model(said):
+    side = {'auc': 0.61, 'auc_interval': [0.58, 0.64], 'seconds': 2.04, 'megabytes': 250.4}
+    found = {'base': 'HEAD^1', 'commit': 'c0ffee' * 7, 'here': side, 'before': dict(side, auc=0.6),
+             'decision': {'metric': 'auc', 'difference': 0.01,
+                          'difference_interval': [-0.002, 0.022]}}
+    text, commands = said('compare', {'compare/compare.json': found})
+    assert '**auc changes by +0.01000 \\[-0.00200, +0.02200\\] on the same hold-out rows.**' in text
+    assert '| by HEAD^1, c0ffeec0ff | AUC 0.6000 [0.5800, 0.6400]; training 2.0 s, 250 MB |' in text
+    assert '| by this change | AUC 0.6100 ' in text and not commands
+    text, _ = said('compare', {'compare/compare.json': dict(
+        found, before=None, decision=None, problem='make train failed:\nno such table')})
+    assert '**HEAD^1 could not be compared with.**' in text and '- no such table' in text
+    text, _ = said('compare', {'compare/compare.json': dict(
+        found, decision={'difference': None, 'reason': 'There is no champion.'})})
+    assert '**Nothing was compared: There is no champion.**' in text
+
+
+def test_a_change_that_cannot_be_trained_has_a_summary(said):
+    assert 'see the log of make compare' in said('compare', {})[0]

@@ -48,7 +48,10 @@ def test_a_dataset_is_made_of_the_table_unless_there_is_none(table, made):
 
 def test_a_pull_request_is_linted_and_tested_and_gets_no_secret():
     pipeline = pipeline_yaml.read_pipeline(DEVOPS / 'pr.yml')
-    assert targets('pr.yml') == ['setup', 'lint', 'test', 'summary STAGE=code_quality']
+    assert targets('pr.yml') == ['setup', 'lint', 'test', 'summary STAGE=code_quality', 'setup',
+                                 'compare BASE=HEAD^1', 'summary STAGE=compare']
+    # Of the merge that is checked, the commit before is master's.
+    assert all(step['fetchDepth'] == 2 for step in steps('pr.yml') if 'checkout' in step)
     assert pipeline_yaml.groups(pipeline) == []
     assert not any('env' in step for step in steps('pr.yml'))
     assert not [step for step in steps('pr.yml') if str(step.get('task')).startswith('AzureCLI')]

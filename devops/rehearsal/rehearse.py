@@ -133,8 +133,9 @@ def git(*args, folder=ROOT):
 
 
 def snapshot(root, origin, out):
-    """Make the repository `origin` of one commit with what `root` holds now, but no ignored files.
+    """Make the repository `origin` with what `root` holds now, but no ignored files.
 
+    The commit before is the project's last one, as that before a pull request's is master's.
     Returns the files that the project has not committed. They are part of the rehearsal, so that it
     answers for what one sees. The project's own repository stays untouched.
     """
@@ -146,10 +147,15 @@ def snapshot(root, origin, out):
         exclude = origin / '.git' / 'info' / 'exclude'
         exclude.parent.mkdir(exist_ok=True)
         exclude.write_text(f'/{out.relative_to(root).parts[0]}/\n')
+    status = ''
+    if (root / '.git').exists():
+        status = git('status', '--porcelain', folder=root)
+        git('fetch', '--quiet', '--depth=1', str(root), 'HEAD', folder=origin)
+        git('update-ref', 'refs/heads/master', 'FETCH_HEAD', folder=origin)
     git(*options, 'add', '--all', '.', folder=root)
-    git(*options, 'commit', '--quiet', '--no-verify', '-m', 'Rehearsal', folder=root)
+    git(*options, 'commit', '--quiet', '--no-verify', '--allow-empty', '-m', 'Rehearsal',
+        folder=root)
     git('reset', '--quiet', '--hard', folder=origin)
-    status = git('status', '--porcelain', folder=root) if (root / '.git').exists() else ''
     return [line[3:] for line in status.splitlines()]
 
 

@@ -1,6 +1,6 @@
 """Train with a base commit's code and parameters and with those here, on one table; compare.
 
-    make compare BASE=origin/master
+    python scripts/compare.py --base origin/master --data outputs/data/safe_driver.csv --out outputs
 
 Writes compare/compare.json into --out, of which `make summary STAGE=compare` tells. Only a
 training that fails here is an error.

@@ -46,8 +46,8 @@ def test_a_change_that_makes_the_model_worse_shows(clone, tmp_path, capsys):
 
     code, found = run('HEAD~1')
     assert code == 0 and 'problem' not in found
-    assert found['here']['auc'] - found['before']['auc'] == pytest.approx(
-        found['decision']['difference']) and found['decision']['difference_interval'][1] < 0
+    difference = found['here']['auc'] - found['before']['auc']
+    assert difference == pytest.approx(found['decision']['difference']) and difference < 0
     assert 'auc changes by -' in capsys.readouterr().out
     # A base that cannot be trained is told of; only a fault here is an error.
     clone('training/train.py', 'import', 'broken import')

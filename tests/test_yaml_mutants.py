@@ -112,9 +112,8 @@ SEMANTIC = [
     ('pr.yml', 'pool:\n  vmImage', 'pool:\n\tvmImage', 'is not YAML'),
     ('pr.yml', 'pr: none', 'pr: none\npr: none', 'duplicate key pr'),
     ('pr.yml', 'pool:\n', 'pool: &pool\n', 'no anchors'),
-    ('pr.yml', 'jobs:\n- template: code_quality.yml', 'jobs:\n  template: code_quality.yml',
-     'jobs is a list'),
-    ('pr.yml', 'pool:', 'stages: []\npool:', 'either stages or jobs'),
+    ('workspace.yml', 'jobs:\n- job: ', 'jobs:\n  job: ', 'jobs is a list'),
+    ('workspace.yml', 'pool:', 'stages: []\npool:', 'either stages or jobs'),
     ('prepare.yml', None, '', 'holds no mapping'),
 ]
 SCHEMA = [

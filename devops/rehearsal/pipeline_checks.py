@@ -26,7 +26,8 @@ NAME = re.compile(r'[A-Za-z_]\w*$')
 RESERVED = ('job', 'deploy')
 CONTAINER = 'exec python3 devops/container.py '
 PREPARE = CONTAINER + '--prepare'
-MAKE = re.compile(CONTAINER + r'make [a-z-]+( SERVICE=(aci|endpoint)| STAGE=[a-z_]+| BASE=HEAD\^1)?$')
+MAKE = re.compile(
+    CONTAINER + r'make [a-z-]+( SERVICE=(aci|endpoint)| STAGE=[a-z_]+| BASE=HEAD\^1)?$')
 # Reads files only, so it gets no secret.
 SUMMARY = CONTAINER + 'make summary '
 # Five fields, each a list of numbers, ranges or *, with steps; names of months and days are not

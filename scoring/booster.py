@@ -12,7 +12,7 @@ import re
 import threading
 from pathlib import Path
 
-FLOAT64, ROW_MAJOR, NORMAL, ALL_TREES = 1, 1, 0, -1
+FLOAT64, ROW_MAJOR, NORMAL, CONTRIBUTIONS, ALL_TREES = 1, 1, 0, 3, -1
 # LightGBM itself writes it last; its Python package adds the categories of pandas.
 LAST_LINE = '\nend of parameters\n'
 CONTRACT = Path(__file__).with_name('swagger3.json')
@@ -93,9 +93,7 @@ class Booster:
 
         `values` are rows x columns float64 in native byte order, row after row, as bytes.
         """
-        if len(values) != 8 * rows * len(self.columns):
-            raise ValueError(
-                f'{len(values)} bytes are not {rows} rows of {len(self.columns)} columns')
+        self._check_size(values, rows)
         scores, count = (ctypes.c_double * rows)(), ctypes.c_int64()
         # Should the server's alarm leave the lock held, one row takes the long way; nobody waits.
         if rows == 1 and self.one_row_lock.acquire(False):
@@ -105,9 +103,31 @@ class Booster:
             finally:
                 self.one_row_lock.release()
         else:
-            self._call('LGBM_BoosterPredictForMat', self.handle, values, FLOAT64,
-                       ctypes.c_int32(rows), ctypes.c_int32(len(self.columns)), ROW_MAJOR, NORMAL,
-                       0, ALL_TREES, b'num_threads=%d' % threads, ctypes.byref(count), scores)
+            self._predict(NORMAL, values, rows, threads, count, scores)
         if count.value != rows:
             raise ModelError(f'{count.value} scores for {rows} rows')
         return scores[:]
+
+    def contributions(self, values, rows, threads):
+        """What each column adds to each row's log-odds, and last the base value: lists of floats.
+
+        `values` as in predict(). LightGBM's exact values (its prediction type "contributions"),
+        which add up to the raw score.
+        """
+        self._check_size(values, rows)
+        width = len(self.columns) + 1
+        found, count = (ctypes.c_double * (rows * width))(), ctypes.c_int64()
+        self._predict(CONTRIBUTIONS, values, rows, threads, count, found)
+        if count.value != rows * width:
+            raise ModelError(f'{count.value} contributions for {rows} rows')
+        return [found[start:start + width] for start in range(0, rows * width, width)]
+
+    def _check_size(self, values, rows):
+        if len(values) != 8 * rows * len(self.columns):
+            raise ValueError(
+                f'{len(values)} bytes are not {rows} rows of {len(self.columns)} columns')
+
+    def _predict(self, kind, values, rows, threads, count, found):
+        self._call('LGBM_BoosterPredictForMat', self.handle, values, FLOAT64, ctypes.c_int32(rows),
+                   ctypes.c_int32(len(self.columns)), ROW_MAJOR, kind, 0, ALL_TREES,
+                   b'num_threads=%d' % threads, ctypes.byref(count), found)

@@ -9,7 +9,7 @@ import orjson
 
 PROBLEMS_SHOWN = 10
 NAME_SHOWN = 80
-EXPECTED = 'expected {"data": [row, ...]}'
+EXPECTED = 'expected {"data": [row, ...]}, and "explain" if wanted'
 KINDS = {str: 'text', bool: 'true or false', type(None): 'null', list: 'a list'}
 
 
@@ -31,21 +31,25 @@ class Pairs(list):
 
 
 def parse(body, columns, max_rows):
-    """(values, rows): a request's rows as packed native float64, row after row; their number.
+    """(values, rows, asked): the rows as packed native float64, row after row; their number; of how
+    many columns the contributions are asked for.
 
     body: bytes. Raises Refused for everything but {"data": rows} with 1 to `max_rows` rows, each
-    a list of one number per column, or each an object with exactly the columns' names. orjson
-    refuses NaN, Infinity, numbers beyond a double, deep nesting and what is not UTF-8.
+    a list of one number per column, or each an object with exactly the columns' names; beside it
+    there may be "explain", a whole number from 1 to that of the columns. orjson refuses NaN,
+    Infinity, numbers beyond a double, deep nesting and what is not UTF-8.
     """
     # Before parsing, since a body of brackets or of small values alone takes twenty times its size
     # in memory.
     if (body.count(b'[') + body.count(b'{') > max_rows + 2
-            or body.count(b',') >= max_rows * len(columns)):
+            or body.count(b',') > max_rows * len(columns)):
         raise Refused(413, disguise(body) or
                       f'more lists, objects or values than {max_rows} rows have')
     try:
-        (name, rows), = orjson.loads(body).items()
-        lengths, names = set(map(len, rows)), 1
+        payload = orjson.loads(body)
+        asked = payload.pop('explain', None)
+        (name, rows), = payload.items()
+        lengths, names = set(map(len, rows)), 1 if asked is None else 2
         if set(map(type, rows)) == {dict}:
             names += len(columns) * len(rows)
             rows = list(map(operator.itemgetter(*columns), rows))
@@ -55,8 +59,9 @@ def parse(body, columns, max_rows):
             type, chain.from_iterable(rows))
         # Of a repeated name orjson keeps the last; the body then has more quotes than its names.
         unique = body.count(b'"') == 2 * names
-        if name == 'data' and lengths == {len(columns)} and numbers and unique:
-            return packed, len(rows)
+        known = asked is None or type(asked) is int and 1 <= asked <= len(columns)
+        if name == 'data' and lengths == {len(columns)} and numbers and unique and known:
+            return packed, len(rows), asked or 0
         fault = 'it is not of the expected form'
     except (ValueError, AttributeError, TypeError, KeyError, struct.error) as error:
         # The error itself would keep this frame, and with it the body, until a collection.
@@ -78,15 +83,19 @@ def explain(body, columns, fault):
     if not isinstance(payload, Pairs):
         return [(None, None, f'the body is {kind(payload)}; {EXPECTED}')]
     names = [name for name, _ in payload]
-    if names != ['data']:
+    if sorted(names) not in (['data'], ['data', 'explain']):
         shown = json.dumps([name[:NAME_SHOWN] for name in names[:PROBLEMS_SHOWN]])
         return [(None, None, f'the body has the names {shown}; {EXPECTED}')]
-    rows = payload[0][1]
+    rows = dict(payload)['data']
     if type(rows) is not list:
         return [(None, None, f'"data" is {kind(rows)}; {EXPECTED}')]
     if not rows:
         return [(None, None, '"data" holds no row')]
-    return list(islice(row_problems(rows, columns), PROBLEMS_SHOWN)) or unreadable
+    found = list(islice(row_problems(rows, columns), PROBLEMS_SHOWN))
+    if not found and 'explain' in names:
+        return [(None, None, f'"explain" is not a whole number from 1 to {len(columns)}: of so '
+                 'many columns each row gets the contributions')]
+    return found or unreadable
 
 
 def disguise(body):

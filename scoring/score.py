@@ -8,6 +8,7 @@ import functools
 import gc
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -118,7 +119,10 @@ def one_line_a_request():
 
 @rawhttp
 def run(request):
-    """Answer one request: {"data": [row, ...]} gets {"result": [probability, ...]}."""
+    """Answer one request: {"data": [row, ...]} gets {"result": [probability, ...]}.
+
+    With "explain": n beside the data there is also {"explanations": [see explanation(), ...]}.
+    """
     started, status, count, environ = time.perf_counter(), 500, 0, request.environ
     more = {'test': True} if TEST in environ else {}
     if not environ.get('QUERY_STRING', '').isascii():
@@ -127,9 +131,14 @@ def run(request):
         if environ['REQUEST_METHOD'] == 'OPTIONS':
             answer = AMLResponse('', 200, ALLOWED)
         else:
-            values, count = rows.parse(read(environ), model.columns, settings['max_rows'])
-            scores = model.predict(values, count, threads if count >= ROWS_FOR_THREADS else 1)
-            answer = AMLResponse(orjson.dumps({'result': scores}), 200, JSON)
+            values, count, asked = rows.parse(read(environ), model.columns, settings['max_rows'])
+            workers = threads if count >= ROWS_FOR_THREADS else 1
+            scores = model.predict(values, count, workers)
+            result = {'result': scores}
+            if asked:
+                result['explanations'] = [explanation(found, asked) for found in
+                                          model.contributions(values, count, workers)]
+            answer = AMLResponse(orjson.dumps(result), 200, JSON)
             if bin_of:
                 more['bins'] = collections.Counter(map(bin_of, scores))
         status = 200
@@ -142,6 +151,18 @@ def run(request):
                           'milliseconds': round(1000 * (time.perf_counter() - started), 3),
                           **more}))
     return answer
+
+
+def explanation(contributions, asked):
+    """Why a row has its score: the `asked` columns that count most, in log-odds, largest first.
+
+    With the base value and the rest, which is the other columns', they add up to the score's.
+    """
+    *each, base = contributions
+    order = sorted(range(len(each)), key=lambda place: -abs(each[place]))
+    return {'base': base, 'rest': math.fsum(each[place] for place in order[asked:]),
+            'contributions': [{'column': model.columns[place], 'log_odds': each[place]}
+                              for place in order[:asked]]}
 
 
 def read(environ):

@@ -62,9 +62,9 @@ def profile(booster, folder, rows):
     return found
 
 
-def scores(booster, rows):
+def scores(booster, rows, **options):
     import numpy
-    return booster.predict(numpy.array(rows, dtype=float)).tolist()
+    return booster.predict(numpy.array(rows, dtype=float), **options).tolist()
 
 
 def free_port():

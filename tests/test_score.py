@@ -91,14 +91,35 @@ def test_rows_get_the_models_own_scores(model, monkeypatch, data):
     assert worker.exitcode == 0
 
 
+@pytest.mark.parametrize('data', [ROWS, OBJECTS, make_rows(200, seed=9)],
+                         ids=['lists', 'objects', 'many on two threads'])
+def test_explanations_are_lightgbms_own_and_add_up_to_the_score(model, monkeypatch, data):
+    monkeypatch.setattr(score, 'threads', 2)
+    raw = scores(model, ROWS if data is OBJECTS else data, raw_score=True)
+    found = scores(model, ROWS if data is OBJECTS else data, pred_contrib=True)
+    for asked in (1, 3, 57):
+        status, answer = ask({'explain': asked, 'data': data})
+        assert status == 200 and answer['result'] == ask({'data': data})[1]['result']
+        for row, log_odds, own in zip(answer['explanations'], raw, found):
+            told = {one['column']: one['log_odds'] for one in row['contributions']}
+            assert row['base'] + sum(told.values()) + row['rest'] == pytest.approx(
+                log_odds, abs=1e-9)
+            right = dict(zip(COLUMNS, own))
+            assert told == {name: right[name] for name in told} and row['base'] == own[-1]
+            assert len(told) == asked and [abs(value) for value in told.values()] == sorted(
+                map(abs, own[:-1]), reverse=True)[:asked]
+        assert len(answer['explanations']) == len(raw)
+
+
 def test_the_smoke_test_sends_enough_rows_for_several_threads():
     assert smoke_test.ROWS * smoke_test.TIMES >= score.ROWS_FOR_THREADS
 
 
 @pytest.mark.parametrize('name', ['true', 'is_false'])
 def test_a_column_whose_name_holds_a_word_of_json_is_no_trouble(name):
-    values, count = rows.parse(json.dumps({'data': [{'a': 1, name: 2}]}).encode(), ['a', name], 9)
-    assert (len(values), count) == (16, 1)
+    body = json.dumps({'data': [{'a': 1, name: 2}]}).encode()
+    values, count, asked = rows.parse(body, ['a', name], 9)
+    assert (len(values), count, asked) == (16, 1, 0)
 
 
 REFUSED = [
@@ -132,8 +153,14 @@ REFUSED = [
     ({'Data': ROWS}, None, None, 'expected {"data"'),
     ({'data': ROWS, 'method': 'predict'}, None, None, 'expected {"data"'),
     (b'{"data": 1, ' + BODY[1:], None, None, '"data", "data"'),
+    (b'{"explain": 1, "explain": 2, ' + BODY[1:], None, None, '"explain", "explain"'),
+    ({'explain': 3}, None, None, 'expected {"data"'),
+    ({'data': [[]], 'explain': 3}, 0, None, 'has length 0'),
     (ROWS, None, None, 'the body is a list'),
     (b'"data"', None, None, 'the body is text'),
+] + [
+    ({'data': ROWS, 'explain': wrong}, None, None, '"explain" is not a whole number from 1 to 57')
+    for wrong in (0, 58, -1, 3.0, 1.5, True, False, None, '3', [3], {}, 10 ** 30)
 ] + [
     (body, None, None, 'no JSON in UTF-8') for body in (
         b'', b'{"data": [[1, 2', b'{"data": [[1,]]}', b'{"data": "\xff"}', BODY + b'{}',
@@ -173,7 +200,7 @@ def test_no_value_of_a_request_is_in_an_answer_or_in_the_log(model, capsys):
 @pytest.mark.parametrize('limit, body, reason', [
     ('max_rows', {'data': ROWS}, 'than 2 rows'), ('max_rows', {'data': OBJECTS}, 'than 2 rows'),
     ('max_rows', b'[' * 99, 'than 2 rows'), ('max_rows', b'\x1f\x8b' + b'[' * 99, 'GZIP'),
-    ('max_rows', b'{"data": [[' + b'1,' * 114 + b'1]]}', 'than 2 rows'),
+    ('max_rows', b'{"data": [[' + b'1,' * 115 + b'1]]}', 'than 2 rows'),
     ('max_body_bytes', {'data': ROWS}, 'than 2 bytes')])
 def test_too_large_a_request_is_413(model, monkeypatch, limit, body, reason):
     monkeypatch.setitem(score.settings, limit, 2)
@@ -182,7 +209,8 @@ def test_too_large_a_request_is_413(model, monkeypatch, limit, body, reason):
 
 
 @pytest.mark.parametrize('environ', [{}, {'CONTENT_LENGTH': ''}], ids=['whole', 'in chunks'])
-@pytest.mark.parametrize('body', [BODY, OBJECTS_BODY], ids=['lists', 'objects'])
+@pytest.mark.parametrize('body', [BODY, OBJECTS_BODY, BODY[:-1] + b', "explain": 57}'],
+                         ids=['lists', 'objects', 'explained'])
 def test_a_request_as_large_as_allowed_is_scored(model, monkeypatch, body, environ):
     monkeypatch.setitem(score.settings, 'max_rows', len(ROWS))
     for limit, status in ((len(body), 200), (len(body) - 1, 413)):

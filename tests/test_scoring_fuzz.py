@@ -48,6 +48,9 @@ CHANGES = {
         ('"ps_', ('"\\u0070s_', '"ps\\u005f', '"PS_', '"ps\u0301_')),
         (r'\[(?=\s*[\[{])', ('[[],', '[{},', '[null,', '[1,', '["row",', '[[1],', '[[[1]],')),
         ('"data"', ('"Data"', '"d\\u0061ta"', '""', 'data', '"data": 1, "data"', '"x": 1, "data"')),
+        (r'\A.', [f'{{"explain": {value}, ' for value in (
+            1, 57, 0, 58, -1, 3.0, '1e1', 'true', 'null', '"3"', '[3]', '{}', '1' + '0' * 400,
+            '3, "explain": 3', '[' * 900)] + ['{"Explain": 3, ', '{"expl\\u0061in": 3, ']),
         (r'\Z', (' \t\r\n', '{}', '\0', ']'))),
     'damaged': (('.', BYTES), ('.', ('',)), ('', '0123-+.eE,:[]{}"\\ \0\udcff'), ('.+', ('',))),
     'junk': ((r'\A.*', JUNK + list(BYTES)),),
@@ -80,8 +83,8 @@ def model(tmp_path_factory):
 
 
 def strict(body):
-    """The rows (lists of floats) of a body that must be accepted, or None. Written after the
-    contract, not after score.py."""
+    """The rows (lists of floats) of a body that must be accepted, or None, and of how many columns
+    it asks the contributions. Written after the contract, not after score.py."""
     def pairs(found):
         if len({name for name, _ in found}) < len(found):
             raise ValueError('repeated name')
@@ -92,7 +95,9 @@ def strict(body):
 
     try:
         payload = json.loads(body.decode('utf-8'), object_pairs_hook=pairs, parse_constant=constant)
-        assert isinstance(payload, dict) and list(payload) == ['data']
+        assert isinstance(payload, dict)
+        asked = payload.pop('explain', 0) if payload.get('explain', 1) != 0 else 58
+        assert list(payload) == ['data'] and type(asked) is int and 0 <= asked <= 57
         rows = payload['data']
         assert isinstance(rows, list) and rows
         if all(isinstance(row, dict) for row in rows):
@@ -102,9 +107,9 @@ def strict(body):
         assert all(type(value) in (int, float) for row in rows for value in row)
         rows = [[float(value) for value in row] for row in rows]
         assert all(math.isfinite(value) for row in rows for value in row)
-        return rows
+        return rows, asked
     except (ValueError, AssertionError, OverflowError, RecursionError):
-        return None
+        return None, None
 
 
 def make_body(rng, kind):
@@ -158,9 +163,11 @@ def test_no_request_is_answered_with_a_fault_or_a_wrong_score(model, tmp_path):
         """((kind, status), what is wrong or None) of a request."""
         kind, data, seen = make_request(random.Random(number))
         status, body = status_and_body(service.raw(data))
-        rows = strict(seen)
+        rows, asked = strict(seen)
         if status == 200 and not data.startswith(b'OPTIONS'):
-            right = rows and json.loads(body)['result'] == scores(model, rows)
+            answer = json.loads(body)
+            right = rows and answer['result'] == scores(model, rows) and asked == (
+                len(answer['explanations'][-1]['contributions']) if 'explanations' in answer else 0)
         elif kind == 'http':
             right = status is None or status in ANSWERS
         else:

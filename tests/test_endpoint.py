@@ -206,12 +206,18 @@ def test_a_failure_at_any_step_leaves_the_traffic_where_it_was(steady, scoring, 
     assert steady.facts()['previous_version'] == 1
 
 
-def test_a_name_that_is_taken_is_said(production):
+def test_an_endpoint_that_cannot_be_made_is_said_with_the_way_out(production):
+    other, unregistered = {'ENDPOINT_NAME': 'drivers-of-others'}, production.azure.unregistered
     production.azure.faults.add('name-taken')
-    text = production.deploy(1, code=1, ENDPOINT_NAME='drivers-of-others')
-    assert 'choose another ENDPOINT_NAME' in text
-    assert 'nothing serves at the endpoint' in production(
-        'rollback', '--service', 'endpoint', code=1, ENDPOINT_NAME='drivers-of-others')
+    assert 'choose another ENDPOINT_NAME' in production.deploy(1, code=1, **other)
+    assert 'nothing serves' in production('rollback', '--service', 'endpoint', code=1, **other)
+    unregistered.add('microsoft.cdn')
+    assert 'namespace Microsoft.Cdn' in production('preflight', code=1)
+    assert 'registers two more providers' in production.deploy(1, code=1, **other)
+    unregistered.clear()
+    # What failed is made again.
+    production.azure.faults.add('no-quota')
+    assert 'deleting the endpoint, which failed' in production.deploy(1, code=1, **other)
 
 
 def test_a_scoring_script_that_is_wrong_never_gets_traffic(production, scoring):

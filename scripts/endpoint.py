@@ -117,26 +117,29 @@ class Endpoint:
         found = self.settled(what, path)
         if found and arm.state_of(found) in arm.READY:
             return found
-        uri = part(found, 'properties', 'properties', 'AzureAsyncOperationUri')
-        error = part(self.manager.get(uri.partition('?')[0].replace(arm.URL, '', 1), VERSION,
-                                      f'ask how it ended: {what}'), 'error')
-        code, message = azure_ml.sentence(error.get('code')), azure_ml.sentence(
-            error.get('message'))
+        try:
+            uri = part(found, 'properties', 'properties', 'AzureAsyncOperationUri')
+            error = part(self.manager.get(uri.partition('?')[0].replace(arm.URL, '', 1), VERSION,
+                                          'ask why it failed'), 'error')
+            code, message = part(error, 'code'), azure_ml.sentence(part(error, 'message'))
+        except AzureError:
+            code, message = arm.state_of(found), 'Azure does not say why'
         raise AzureError('\n'.join(filter(None, [
             f'could not {what}: {code}: {message}', arm.advice(code, message)])))
 
     def put(self, what, traffic, tags):
         """Create the endpoint, or give it this traffic and, of its tags, these. AzureError."""
-        kept = self.found or {'properties': {'authMode': 'Key'}, 'identity': {
-            'type': 'SystemAssigned'}, 'location': part(self.manager.get(
-                self.workspace, workspace.WORKSPACE_VERSION, 'look for the workspace'), 'location')}
+        kept = self.found or dict(self.manager.get(
+            self.workspace, workspace.WORKSPACE_VERSION, 'look for the workspace') or {},
+            properties={'authMode': 'Key'}, identity={'type': 'SystemAssigned'}, tags={})
         # Others may have changed what is not ours.
         names = ('authMode', 'description', 'publicNetworkAccess', 'properties')
-        properties = {name: kept['properties'][name] for name in names
-                      if kept['properties'].get(name)}
+        properties = {name: value for name, value in part(kept, 'properties').items()
+                      if name in names and value}
         tags = dict(kept.get('tags') or {}, **tags)
         self.ask(what, 'PUT', self.path, {
-            'location': kept['location'], 'identity': {'type': part(kept, 'identity', 'type')},
+            'location': part(kept, 'location'),
+            'identity': {'type': part(kept, 'identity', 'type')},
             'tags': {name: value for name, value in tags.items() if value},
             'properties': dict(properties, traffic=traffic)})
         self.found = self.ready(what, self.path)
@@ -268,7 +271,7 @@ def create_deployment(endpoint, name, parts, environment, wanted, tags):
               f"{wanted['instance_type']}; a first image takes 10 to 20 minutes", flush=True)
         variables = atomic.read_json(deploy.SOURCE / deploy.SETTINGS)['environment']
         endpoint.ask(what, 'PUT', endpoint.path_of(name), {
-            'location': endpoint.found['location'], 'tags': dict(parts, **tags),
+            'location': part(endpoint.found, 'location'), 'tags': dict(parts, **tags),
             'sku': {'name': 'Default', 'capacity': wanted['instances']},
             'properties': {
                 'endpointComputeType': 'Managed', 'instanceType': wanted['instance_type'],

@@ -157,7 +157,8 @@ def test_it_answers_with_its_key_and_says_which_deployment_did(endpoint):
     assert answer.headers['azureml-model-deployment'] == 'blue'
     assert endpoint.url == f'https://{NAME}.westeurope.inference.ml.azure.com/score'
     assert endpoint.score(key='other').status_code == 401
-    assert endpoint.session.post(endpoint.url, json={}).status_code == 401
+    for headers in ({}, {'Authorization': 'Basic ' + endpoint.key}):
+        assert endpoint.session.post(endpoint.url, json={}, headers=headers).status_code == 401
     assert endpoint.named('green').status_code == 404
 
 

@@ -71,8 +71,10 @@ class Manager:
             what, self.seconds, method, URL + path, json=body, headers=self.header(),
             params=dict(query, **{'api-version': version}))
         found, status = azure_ml.json_object(response), response.status_code
-        # Microsoft.Storage accepts a PUT (202) without a body; a DELETE has none.
+        # Microsoft.Storage accepts a PUT (202) without a body; a DELETE has none, and a query that
+        # finds nothing.
         if (status == 202 and method == 'PUT' or status in (200, 202, 204) and method == 'DELETE'
+                or status == 204 and method == 'POST'
                 or status in (200, 201) and found and isinstance(
                     found.get('properties') or {}, dict)):
             return found

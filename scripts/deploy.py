@@ -130,7 +130,7 @@ def create_or_update(space, config, model, source, environment, parts, tags, siz
     # LightGBM counts the cores of the host, not those that the container may use.
     environment.environment_variables = dict(
         atomic.read_json(source / SETTINGS)['environment'],
-        OMP_NUM_THREADS=str(math.ceil(size[0])))
+        OMP_NUM_THREADS=str(math.ceil(size[0])), SERVED_AS=name)
     configuration = AciWebservice.deploy_configuration(
         cpu_cores=size[0], memory_gb=size[1], auth_enabled=True, enable_app_insights=True,
         tags={key: str(value) for key, value in dict(parts, **tags).items()},

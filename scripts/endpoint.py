@@ -269,7 +269,8 @@ def create_deployment(endpoint, name, parts, environment, wanted, tags):
         code = store_code(endpoint, deploy.SOURCE, parts['scoring'])
         print(f"endpoint {endpoint.name}: creating the deployment {name}, {wanted['instances']} of "
               f"{wanted['instance_type']}; a first image takes 10 to 20 minutes", flush=True)
-        variables = atomic.read_json(deploy.SOURCE / deploy.SETTINGS)['environment']
+        variables = dict(atomic.read_json(deploy.SOURCE / deploy.SETTINGS)['environment'],
+                         SERVED_AS=endpoint.name)
         endpoint.ask(what, 'PUT', endpoint.path_of(name), {
             'location': part(endpoint.found, 'location'), 'tags': dict(parts, **tags),
             'sku': {'name': 'Default', 'capacity': wanted['instances']},

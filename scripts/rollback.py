@@ -83,7 +83,7 @@ def main(argv=None):
     result = endpoint.roll_back(config) if kind == 'endpoint' else roll_back(config)
     if result is None:
         return 0
-    atomic.write_json(Path(args.out) / file, result)
+    atomic.write_json(Path(args.out) / file, dict(result, rolled_back=True))
     print(f"{file[:-5]} {result['name']} runs version {result['version']} of {result['model']} "
           'again; testing it', flush=True)
     return smoke_test.main(['--service', kind, '--out', args.out])

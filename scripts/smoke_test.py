@@ -33,6 +33,8 @@ DEADLINE_SECONDS = {'local': 30, 'aci': 600, 'endpoint': 600}
 REQUEST_SECONDS = 30
 PAUSE_SECONDS = 2.0
 SHOWN, LINE_SHOWN = 2000, 200
+# By this `make monitor` knows our requests from those of customers.
+TEST = {'X-Smoke-Test': '1'}
 # Of an answer no more is read than so many pieces of so many bytes; some never end.
 PIECES, PIECE_BYTES = 4096, 256
 # The known rows so many times are enough for score.py to share them out to its threads.
@@ -67,8 +69,8 @@ def post_once(session, uri, headers, data, seconds):
 
     def post():
         try:
-            with session.post(uri, json={'data': data}, headers=headers, timeout=seconds,
-                              allow_redirects=False, stream=True) as answer:
+            with session.post(uri, json={'data': data}, headers=dict(headers, **TEST),
+                              timeout=seconds, allow_redirects=False, stream=True) as answer:
                 pieces = itertools.islice(answer.iter_content(PIECE_BYTES), PIECES)
                 found.set_result((answer, b''.join(pieces).decode('utf-8', 'replace')))
         except Exception as error:
@@ -217,6 +219,10 @@ def main(argv=None):
     except (AzureError, LookupError, ValueError) as error:
         raise AzureError(f'the smoke test of the service {args.service} failed: '
                          + harmless(str(error), headers)) from None
+    # For the summary of the stage.
+    atomic.write_json(args.out / 'smoke_test.json', {
+        'uri': uri, 'what': what, 'rows': len(rows), 'lowest': min(expected),
+        'highest': max(expected)})
     print(f'{uri} answers as {what} does: {len(rows)} rows as lists and as objects, '
           f'{len(rows) * TIMES} at once, scores from {min(expected):.4f} to {max(expected):.4f}')
     return 0

@@ -33,6 +33,7 @@ NAMES = tuple(ANSWERS) + (
     'no-quota',  # there are no cores for a new deployment
     'live-500',  # the newest of several deployments answers 500 to what the traffic sends it
     'late-image',  # an image is built `seconds` later, by whoever needs it first
+    'partial-answer',  # a query counts only a part of the lines, and says so
     'scoring-500',  # a service answers 500 to POST
 )
 

@@ -52,6 +52,7 @@ VERSIONS = {
     'Microsoft.KeyVault/vaults': ('2026-02-01',),
     'Microsoft.OperationalInsights/workspaces': ('2025-02-01', '2023-09-01'),
     'Microsoft.Insights/components': ('2020-02-02',),
+    'Microsoft.Insights/components/query': ('2018-04-20',),
     'Microsoft.ContainerRegistry/registries': ('2025-11-01', '2025-04-01', '2023-07-01'),
 }
 
@@ -137,14 +138,17 @@ def check(call):
     if not version:
         raise problem(400, 'MissingApiVersionParameter', 'The api-version query parameter '
                       '(?api-version=) is required for all requests.')
-    check_version(kind_of(call.path.rsplit('/', 1)[0]) if call.method == 'POST' else kind, version)
+    action = call.method == 'POST' and kind not in VERSIONS
+    check_version(kind_of(call.path.rsplit('/', 1)[0]) if action else kind, version)
     # Whoever has a right in a subscription sees that it exists, and how far what they began is.
     seen = kind == 'Microsoft.Resources/subscriptions' or kind.lower().endswith(
         ('operationsstatus', 'operationresults'))
     seen = seen and any(row['principal'] == OBJECT
                         for row in call.cloud.journal.table('assignments').values())
     if not seen:
-        check_right(call.cloud, f'{kind}/{VERBS[call.method]}', call.path)
+        # To query is to read, though it is a POST.
+        verb = VERBS['GET' if call.method == 'POST' and not action else call.method]
+        check_right(call.cloud, f'{kind}/{verb}', call.path)
     namespace = kind.split('/')[0]
     if call.method == 'PUT' and not registered(call.cloud, namespace):
         raise problem(409, 'MissingSubscriptionRegistration', 'The subscription is not registered '

@@ -5,8 +5,9 @@
 A new version is a new deployment beside the one that serves. It is tested by its own name, gets a
 tenth of the traffic, is watched, and gets all of it; the old one stays, without any, until the next
 deployment. How far this is, is on the endpoint, changed by one request: its traffic, and the tags
-`trial`, the deployment that was tested and has a tenth, and `previous`, the one before. So what is
-interrupted anywhere and run again goes on, and no traffic goes to what was not tested.
+`trial`, the deployment that was tested and has a tenth, `previous`, the one before, and `left`, the
+one that a rollback left. So what is interrupted anywhere and run again goes on, and no traffic goes
+to what was not tested.
 
 By REST, without a second SDK: Azure/azure-rest-api-specs, machinelearningservices,
 stable/2024-10-01/mfe.json (OnlineEndpoints, OnlineDeployments, CodeVersions).
@@ -348,7 +349,7 @@ def change(endpoint, name, create, rows, expected, tags):
             if endpoint.traffic != {live: 100 - TRIAL_SHARE, name: TRIAL_SHARE}:
                 endpoint.route({live: 100 - TRIAL_SHARE, name: TRIAL_SHARE}, trial=name)
             watch(endpoint, live, name, rows, expected)
-        endpoint.route({name: 100}, trial='', previous=live, **tags)
+        endpoint.route({name: 100}, trial='', previous=live, left='', **tags)
     except (AzureError, ValueError) as error:
         serves = f'all traffic is on {live}' if live else 'it has no traffic'
         try:
@@ -440,8 +441,11 @@ def roll_back(config):
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')
         return None
     if previous not in endpoint.deployments():
+        if endpoint.tags.get('left'):
+            print(f"endpoint {endpoint.name}: rolled back already, from {endpoint.tags['left']}")
+            return endpoint.facts(live)
         raise AzureError(f'the endpoint {endpoint.name} has nothing before {live} any more; '
                          'MODEL_VERSION=n make deploy SERVICE=endpoint deploys version n')
     # No previous any more: what was just left is not to be put back by another rollback.
-    endpoint.route({previous: 100}, trial='', previous='', **deploy.build_tags(config))
+    endpoint.route({previous: 100}, trial='', previous='', left=live, **deploy.build_tags(config))
     return endpoint.facts(previous)

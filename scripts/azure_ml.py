@@ -107,10 +107,14 @@ def verb(main):
     return run
 
 
+def tell_agent(command, data):
+    """Give the agent a command, from a `verb`, which else lets none through."""
+    sys.stdout.stream.write(f'##vso[{command}]{data}\n')
+
+
 def set_output(name, value):
-    """Tell the agent an output variable of this step of a `verb`: the one command that it gets."""
-    sys.stdout.stream.write(
-        f'##vso[task.setvariable variable={name};isOutput=true]{sentence(value)}\n')
+    """Tell the agent an output variable of this step."""
+    tell_agent(f'task.setvariable variable={name};isOutput=true', sentence(value))
 
 
 def clean(text):

@@ -16,7 +16,7 @@ import workspace
 def cancel_runs(config):
     """Cancel every run of the build that is under way; their ids. Raises AzureError."""
     space = workspace.connect(config)
-    found = [one for one, state in run.runs_of(space, config, config.build_buildid)
+    found = [one for one, state in run.runs_of(space, config, 'BuildId', config.build_buildid)
              if state in run.UNDER_WAY]
     for one in found:
         with azure_ml.asking(f'cancel the run {one.id}', config.call_timeout_seconds):

@@ -22,6 +22,12 @@ UNDER_WAY = ('NotStarted', 'Starting', 'Provisioning', 'Preparing', 'Queued', 'R
 DONE = ('Finished', 'Completed')
 LOGS = ('user_logs/std_log.txt', 'azureml-logs/70_driver_log.txt')
 LOG_LINES = 40
+# What the steps attach to the run (training/tracking.py): figures for run.json, pages for OUT.
+FIGURES = ('metrics.json', 'decision.json')
+PAGES = ('report.html', 'comparison.html')
+DATASET = 'Dataset'
+# The content of submitted.json.
+NO_RUN = {'run_id': None, 'link': None, 'failure': None}
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1, 15
 
 
@@ -49,24 +55,58 @@ def pipeline_to_run(space, config, out):
     return found
 
 
-def runs_of(space, config, build_id):
-    """The runs that carry this build's id, newest first."""
-    with azure_ml.asking(f'look for runs of build {build_id}', config.call_timeout_seconds):
+def runs_of(space, config, tag, value):
+    """The runs that carry this tag, newest first, each with its state."""
+    with azure_ml.asking(f'look for runs of {tag} {value}', config.call_timeout_seconds):
         from azureml.core import Experiment, Run
         import azureml.pipeline.core  # noqa: makes the SDK return PipelineRun objects
         experiment = Experiment(space, config.experiment_name)
-        return [(run, run.get_status()) for run in Run.list(experiment, tags={'BuildId': build_id})]
+        return [(run, run.get_status()) for run in Run.list(experiment, tags={tag: value})]
 
 
 def run_to_attach_to(space, config, build_id):
     """The run of this build that is done or under way, done ones first, or None."""
-    found = runs_of(space, config, build_id)
+    found = runs_of(space, config, 'BuildId', build_id)
     return next((run for states in (DONE, UNDER_WAY) for run, status in found if status in states),
                 None)
 
 
-def submit_pipeline(space, config, published, build_id):
-    """Submit the published pipeline once, and return its run.
+def newest_dataset(space, config):
+    """The version of the dataset that a run would train on."""
+    name = config.dataset_name
+    with azure_ml.asking(f'find the dataset {name}', config.call_timeout_seconds):
+        from azureml.core import Dataset
+        return Dataset.get_by_name(space, name, config.dataset_version).version
+
+
+def result_without_a_run(space, config, version):
+    """The content of run.json if this version of the dataset is not new; else None.
+
+    It is not when the registered model was trained on it, or another model that was not better.
+    """
+    name = config.model_name
+    with azure_ml.asking(f'find the model {name}', config.call_timeout_seconds):
+        from azureml.core import Model
+        champion = max(Model.list(space, name=name, expand=False),
+                       key=lambda model: model.version, default=None)
+    tags = champion.tags or {} if champion else {}
+    if (tags.get('dataset_name'), tags.get('dataset_version')) == (
+            config.dataset_name, str(version)):
+        who = f'version {champion.version} of {name} was'
+    else:
+        done = [run for run, status in runs_of(
+            space, config, DATASET, f'{config.dataset_name}/{version}/{name}') if status in DONE]
+        if not done:
+            return None
+        who = f'the run {done[0].id} compared a model that was'
+    return {'result': 'unchanged', 'model': name, 'version': champion and champion.version,
+            'run_id': None, 'link': None,
+            'reason': f'No new data, so nothing was trained: {who} trained on version {version} '
+                      f'of the dataset {config.dataset_name}.'}
+
+
+def submit_pipeline(space, config, published, build_id, tags):
+    """Submit the published pipeline once, with these tags among others, and return its run.
 
     By REST (https://learn.microsoft.com/azure/machine-learning/v1/how-to-deploy-pipelines), so
     that the tags arrive with the submission: when its answer is lost, the run is found by them.
@@ -76,8 +116,8 @@ def submit_pipeline(space, config, published, build_id):
     given = publish.parameters(config, build_id)
     body = {'ExperimentName': config.experiment_name, 'RunSource': 'SDK',
             'ParameterAssignments': given,
-            'tags': {'BuildId': build_id, 'BuildUri': given['build_uri'],
-                     'CodeCommit': given['code_commit']}}
+            'tags': dict(tags, BuildId=build_id, BuildUri=given['build_uri'],
+                         CodeCommit=given['code_commit'])}
 
     def submit_once():
         made = run_to_attach_to(space, config, build_id)
@@ -158,15 +198,33 @@ def failure_of(run, seconds):
                 yield '  ' + line
 
 
-def result_of(run):
-    """The content of the register step's registration.json. Raises AzureError without one."""
-    steps = [step for step in run.get_steps() if step.name == 'register']
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / 'registration.json')
-        if not steps:
-            raise azure_ml.AzureError(f'the run {run.id} has no step register')
-        steps[0].download_file('outputs/registration.json', path)
-        return dict(atomic.read_json(path), run_id=run.id)
+def fetch_results(run, folder):
+    """Fetch what the steps of a run left there to tell, each file as FOLDER/NAME."""
+    wanted = {f'results/{name}' for name in FIGURES + PAGES} | {'outputs/registration.json'}
+    for step in run.get_steps():
+        for name in sorted(wanted & set(step.get_file_names())):
+            step.download_file(name, str(Path(folder) / name.split('/')[1]))
+
+
+def result_of(run, link, folder):
+    """The content of run.json by the files that were fetched. Raises AzureError."""
+    registration, metrics, decision = (
+        atomic.read_json(Path(folder) / name) for name in ('registration.json',) + FIGURES)
+    if registration is None:
+        raise azure_ml.AzureError(f'the run {run.id} has no registration.json of a step register')
+    metrics = metrics or {}
+    return dict(registration, run_id=run.id, link=link, auc=metrics.get('auc'),
+                auc_interval=metrics.get('auc_interval'), decision=decision)
+
+
+def keep_pages(folder, out):
+    """Have the pages of the run in OUT, each whole, and none that is of an earlier run."""
+    for name in PAGES:
+        fetched, kept = Path(folder) / name, Path(out) / name
+        if fetched.exists():
+            atomic.write_bytes(kept, fetched.read_bytes())
+        elif kept.exists():
+            kept.unlink()
 
 
 def how_to_go_on(build_id):
@@ -175,20 +233,44 @@ def how_to_go_on(build_id):
 
 
 def run_pipeline(config, out, build_id):
-    """Run the pipeline, or attach to this build's run; its result. Raises AzureError."""
+    """Run the pipeline, or attach to this build's run; its result. Raises AzureError.
+
+    OUT/submitted.json then names the run, however it ends, and why it failed.
+    """
     space = workspace.connect(config)
     run = run_to_attach_to(space, config, build_id) if config.build_buildid else None
     if run:
         print(f'run {run.id} of build {build_id}: attached', flush=True)
     else:
+        tags = {}
+        if config.only_new_data and config.data_file_path == 'none':
+            version = newest_dataset(space, config)
+            unchanged = result_without_a_run(space, config, version)
+            if unchanged:
+                atomic.write_json(Path(out) / 'submitted.json', NO_RUN)
+                return unchanged
+            config = config._replace(dataset_version=str(version))
+            tags[DATASET] = f'{config.dataset_name}/{version}/{config.model_name}'
         published = pipeline_to_run(space, config, out)
-        run = submit_pipeline(space, config, published, build_id)
+        run = submit_pipeline(space, config, published, build_id, tags)
         print(f'run {run.id}: submitted, pipeline {published.name}, version {published.version}',
               flush=True)
     with azure_ml.asking('link the run', config.call_timeout_seconds):
         link = run.get_portal_url()
         cluster = space.compute_targets.get(config.aml_compute_cluster_name)
     print(link, flush=True)
+    submitted = dict(NO_RUN, run_id=run.id, link=link)
+    atomic.write_json(Path(out) / 'submitted.json', submitted)
+    try:
+        return wait_for_result(run, config, build_id, cluster, link, out)
+    except azure_ml.AzureError as error:
+        atomic.write_json(Path(out) / 'submitted.json', dict(
+            submitted, failure=azure_ml.sentence(str(error).splitlines()[0])))
+        raise
+
+
+def wait_for_result(run, config, build_id, cluster, link, out):
+    """The result of a run that was submitted, its pages in OUT. Raises AzureError."""
     try:
         status = watch_run(run, config, cluster)
     except azure_ml.AzureError as error:
@@ -200,8 +282,11 @@ def run_pipeline(config, out, build_id):
         first = f'; {lines[0]}' if lines else ''
         raise azure_ml.AzureError(f'the run {run.id} ended as {status}{first}\n{link}\n'
                                   'run this again to submit it anew')
-    with azure_ml.asking(f'fetch the result of the run {run.id}', config.call_timeout_seconds):
-        return result_of(run)
+    with tempfile.TemporaryDirectory() as folder:
+        with azure_ml.asking(f'fetch the results of the run {run.id}', config.call_timeout_seconds):
+            fetch_results(run, folder)
+        keep_pages(folder, out)
+        return result_of(run, link, folder)
 
 
 @azure_ml.verb
@@ -220,7 +305,8 @@ def main(argv=None):
               file=sys.stderr)
         return 130
     atomic.write_json(Path(args.out) / 'run.json', result)
-    print(f"{result['result']} {result['model']} version {result['version']}: {result['reason']}")
+    print(f"{result['result']} {result['model']} version {result['version'] or 'none'}: "
+          f"{result['reason']}")
     if os.environ.get('TF_BUILD'):
         for name in ('result', 'version'):
             azure_ml.set_output(name, result[name])

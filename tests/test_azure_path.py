@@ -4,20 +4,21 @@ What the verbs do when all is well is in test_verbs.py; test_rehearse.py runs ea
 its own, in the pipelines.
 """
 import contextlib
-import io
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
 import azure_ml
-import sample
-from conftest import ROOT, python_of_one_thread
+import served
+from conftest import ROOT, python_of_one_thread, write_table
 from test_rehearse import with_secret
 
 # The SDK reads them once, when it is imported.
@@ -26,6 +27,7 @@ import test_verbs  # noqa: E402
 from loopback import resource_manager, sign_in  # noqa: E402
 
 pytestmark = pytest.mark.end_to_end
+requests = pytest.importorskip('requests')
 
 GROUP = 'mlops-RG'
 CREATE, GET = 'POST .*/Pipelines/Create', 'GET .*/environments/'
@@ -64,9 +66,7 @@ class Project(test_verbs.Verbs):
 
     def put_table(self, seed):
         path = self.folder / f'table-{seed}.csv'
-        # Enough rows for a model that tells them apart.
-        with contextlib.redirect_stdout(io.StringIO()):
-            sample.main(['--rows', '5000', '--seed', str(seed), '--out', str(path)])
+        write_table(path, 5000, seed)
         self('dataset', '--data', path)
 
 
@@ -118,6 +118,30 @@ def test_model_and_service_say_where_they_come_from(project):
     assert (service['model'], service['version']) == (run['model'], run['version'])
     live, = project.rows('services')
     assert live['authEnabled'] and live['appInsightsEnabled']
+
+
+def test_monitor_finds_what_was_asked_of_the_service(project, azure):
+    service, = project.rows('services')
+    body = {'data': served.make_rows(3, seed=4)}
+    headers = {'Authorization': f"Bearer {service['keys']['primaryKey']}"}
+    with requests.Session() as session:
+        for asked in [body] * 110 + [{}] * 5:
+            session.post(project.read('service.json')['scoring_uri'], json=asked, headers=headers)
+    pause, end = threading.Event(), time.monotonic() + 60
+    lines = []
+    # The container sends what it has every five seconds.
+    while len(lines) < 115 and time.monotonic() < end:
+        pause.wait(0.2)
+        lines = [one for one in azure.traces.between(
+            [project.workspace['properties']['workspaceId']], 0, time.time())
+            if '"service": "safe-driver"' in one[2]]
+    said = project('monitor', '--service', 'aci', '--out', project.out, MONITOR_MAX_PSI='99')
+    found = project.read('monitor.json')
+    assert [found[name] for name in ('requests', 'refused', 'failed')] == [115, 5, 0]
+    assert found['scores']['rows'] == 330 and 'safe-driver is within its limits' in said
+    # The rows are made up, and all alike.
+    assert 'PSI' in project('monitor', '--service', 'aci', '--out', project.out, code=1)
+    assert 'none of its requests' not in said and found['name'] == 'safe-driver'
 
 
 def test_a_workspace_killed_after_each_of_its_resources_is_there_once(azure, tmp_path):
@@ -218,6 +242,54 @@ def test_faults_of_runs_and_new_data(project):
     model, = [row for row in project.rows('models') if row['kvTags']['BuildId'] == 'runs']
     # By the pipeline that build 1 published.
     assert model['kvTags']['dataset_version'] == '2' and model['version'] > 1
+
+
+def test_data_that_a_kept_model_was_trained_on_is_not_new(project):
+    """Else a schedule would train and keep the same model every night."""
+    project.put_table(3)
+    given = {'ONLY_NEW_DATA': 'true', 'RUN_EVALUATION': 'true'}
+    assert project.strike([], 'run', BUILD_BUILDID='night-1', **given)['runs'] == 1
+    first = project.read('run.json')
+    if first['result'] == 'registered':
+        models = project.azure.table(project.workspace, 'models')
+        with models.change(f"{first['model']}:{first['version']}") as model:
+            model['kvTags']['dataset_version'] = '2'
+    assert not any(project.strike(
+        [], 'run', said=f"the run {first['run_id']} compared a model that was trained on version 3",
+        BUILD_BUILDID='night-2', **given).values())
+    assert project.read('run.json')['result'] == 'unchanged'
+    assert project.strike([], 'run', BUILD_BUILDID='night-2', RUN_EVALUATION='true')['runs'] == 1
+
+
+def test_results_are_whole_wherever_fetching_them_ends(project, tmp_path):
+    """Of a run that is done: its results cannot be had, then the script is killed, twice."""
+    def left(folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir()
+                if path.name[0] != '.'}
+
+    good, out = tmp_path / 'good', tmp_path / 'out'
+    project('run', '--out', good)
+    project.azure.faults.add('forbidden', path='GET .*/artifact/.*contentinfo', count=None)
+    said = project('run', '--out', out, code=1)
+    project.azure.faults.clear()
+    assert 'could not fetch the results of the run' in said
+    assert list(left(out)) == ['submitted.json'] and b'could not fetch' in left(out)[
+        'submitted.json']
+    (out / 'submitted.json').unlink()
+    for name in ('submitted.json', 'report.html'):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / 'scripts' / 'run.py'), '--out', str(out)],
+            env=dict(os.environ, WORKSPACE_NAME=project.name),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while not (out / name).exists() and process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.002)
+        process.kill()
+        process.communicate()
+        assert name in left(out) and left(out).items() <= left(good).items()
+    project('run', '--out', out)
+    assert left(out) == left(good) and sorted(left(out)) == [
+        'report.html', 'run.json', 'submitted.json']
 
 
 @pytest.fixture

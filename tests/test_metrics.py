@@ -79,3 +79,10 @@ def test_paired_bootstrap_is_narrower_than_two_intervals():
     assert high - low < (apart[1] - apart[0]) / 2
     assert (metrics.paired_bootstrap(label, score, worse, seed=1, draws=200) == -found).all()
     assert not metrics.paired_bootstrap(label, score, score, draws=50).any()
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    """Its bounds are the claim rates from which what was seen is 1.96 standard errors away."""
+    for bound in metrics.share_interval(0.04, 1000):
+        assert abs(0.04 - bound) == pytest.approx(1.96 * np.sqrt(bound * (1 - bound) / 1000))
+    assert metrics.share_interval(0, 50)[0] == pytest.approx(0, abs=1e-12)

@@ -112,6 +112,7 @@ def set_parameter(project, number):
     path = project / 'training' / 'parameters.json'
     parameters = json.loads(path.read_text())
     parameters['rounds'] = 20
+    parameters['evaluation']['register_useless'] = True
     parameters['training'].update(min_data_in_leaf=20, lambda_l2=number)
     path.write_text(json.dumps(parameters))
 

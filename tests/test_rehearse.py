@@ -181,6 +181,10 @@ def test_a_secret_reaches_only_the_step_that_takes_it_and_no_log(project):
     assert kept == [] and 's3cret' not in '\n'.join(project.lines)
 
 
+def say(command, data):
+    return script(f'echo "##vso[{command}]{data}"')
+
+
 PUBLISH = 'publish: pins.txt\nartifact: id'
 RESULTS = '''task: PublishTestResults@2
 inputs: {testResultsFormat: JUnit, testResultsFiles: %s, testRunTitle: Unit}'''
@@ -223,7 +227,24 @@ TOOL = 'mkdir bin; cp /bin/true bin/tool; echo "##vso[task.prependpath]$PWD/bin"
      'none.txt, which does not exist'),
     (['task: AzureCLI@2\ninputs: {azureSubscription: other, inlineScript: ls}'], 'failed',
      'no service connection other'),
-    ([script('echo "##vso[build.addbuildtag]x"')], 'failed', 'build.addbuildtag'),
+    ([say('build.uploadlog', 'pins.txt')], 'failed', 'build.uploadlog'),
+    ([say('build.addbuildtag', ' kept-version-3 ')], 'succeeded', 'tag kept-version-3'),
+    ([say('build.addbuildtag', 'kept:3')], 'failed', "'kept:3' cannot be a tag"),
+    ([say('build.addbuildtag', 'gru\u00fc\u00df')], 'failed', 'cannot be a tag'),
+    ([say('build.addbuildtag', ' ')], 'failed', 'cannot be a tag'),
+    ([say('Build.UpdateBuildNumber', '7 kept'), script('test "$BUILD_BUILDNUMBER" = "7 kept"')],
+     'succeeded', 'number 7 kept'),
+    ([say('build.updatebuildnumber', '7/8')], 'failed', 'TF209010'),
+    ([say('build.updatebuildnumber', '7.')], 'failed', 'TF209010'),
+    ([say('build.updatebuildnumber', 'x' * 256)], 'failed', 'TF209010'),
+    ([say('task.uploadsummary', '$PWD/pins.txt')], 'succeeded', ''),
+    ([say('task.uploadsummary', 'pins.txt')], 'failed', "there is no file 'pins.txt', as a whole"),
+    ([say('task.uploadsummary', '$PWD/none.md')], 'failed', 'there is no file'),
+    ([say('task.uploadsummary', '$PWD')], 'failed', 'there is no file'),
+    ([say('task.uploadsummary', '')], 'failed', 'there is no file'),
+    # The step goes on, and fails all the same.
+    ([script('echo "##vso[task.uploadsummary]"; echo "##vso[build.addbuildtag]after"')], 'failed',
+     'tag after'),
 ])
 def test_what_comes_of_steps_and_their_files(project, steps, result, said):
     text = 'variables:\n- name: M\n  value: m1\n' + pipeline(stage('a', *steps))
@@ -321,10 +342,11 @@ def test_a_cache_is_saved_once_by_what_its_key_names_and_stays_as_it_is(project)
     assert (saved / 'stamp').read_text() == '1\n'
 
 
-def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
+@pytest.mark.parametrize('ignored', ['ignored\n', 'ignored\nout/\n'])
+def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path, ignored):
     root = tmp_path / 'project'
     root.mkdir()
-    for name, text in (('.gitignore', 'ignored\n'), ('ignored', ''), ('kept', 'old'), ('gone', '')):
+    for name, text in (('.gitignore', ignored), ('ignored', ''), ('kept', 'old'), ('gone', '')):
         (root / name).write_text(text)
     rehearse.git('init', '--quiet', folder=root)
     rehearse.git('add', 'kept', 'gone', '.gitignore', folder=root)
@@ -341,7 +363,7 @@ def test_a_snapshot_has_what_is_there_and_leaves_the_repository_alone(tmp_path):
 
     before = state()
     changed = rehearse.snapshot(root, tmp_path / 'origin', root / 'out' / 'rehearsal')
-    assert sorted(changed) == ['added', 'gone', 'kept', 'out/']
+    assert sorted(changed) == ['added', 'gone', 'kept'] + ['out/'] * ('out' not in ignored)
     assert before == state()
     origin = tmp_path / 'origin'
     names = rehearse.git('ls-tree', '--name-only', 'master', folder=origin)
@@ -465,7 +487,7 @@ def real(tmp_path):
             lists.start()
             rehearsal = rehearse.Rehearsal(
                 out, azure, rehearse.Screen(out / 'rehearsal.log'),
-                dict(os.environ, PYTHON=sys.executable, ROWS='5000'), 'secret')
+                dict(os.environ, PYTHON=sys.executable, ROWS='12000'), 'secret')
             rehearsal.secrets = secrets
             yield rehearsal
             assert azure.unknown == []

@@ -99,7 +99,7 @@ def test_runs_of_azure_ml(azure, tmp_path):
     assert first['metrics'] == first['step_metrics'] == {'auc': 0.625}
     assert probe['champion before'] is None
     assert probe['champion'][1] == {'model.txt': 'model.txt7', 'metrics.json': 'metrics.json7'}
-    assert 'outputs/registration.json' in first['files']
+    assert {'outputs/registration.json', 'results/first', 'results/second'} <= set(first['files'])
     model, = first['models']
     assert model['run'] == first['step'] and list(model['datasets']) == ['training']
     assert model['tags'] == {

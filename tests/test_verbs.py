@@ -23,6 +23,7 @@ import forked
 import sdk_contract
 import settings
 import smoke_test
+from conftest import write_table
 
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
 pytest.importorskip('azureml_inference_server_http')
@@ -40,7 +41,9 @@ GIVEN = {
     'AML_COMPUTE_CLUSTER_CPU_SKU': 'STANDARD_D4DS_V5', 'AML_CLUSTER_MIN_NODES': '1',
     'AML_CLUSTER_MAX_NODES': '3', 'AML_CLUSTER_PRIORITY': 'lowpriority', 'AML_ENV_NAME': 'verbs',
     'AML_REBUILD_ENVIRONMENT': 'true', 'RUN_EVALUATION': 'false', 'ALLOW_RUN_CANCEL': 'false',
+    'ONLY_NEW_DATA': 'true',
     'ACI_DEPLOYMENT_NAME': 'verbs-service', 'ACI_REPLACE': 'true', 'BUILD_BUILDID': '1',
+    'PRODUCTION': 'endpoint', 'ENDPOINT_NAME': 'verbs-endpoint',
     'BUILD_URI': 'https://dev.azure.com/o/p', 'SYSTEM_STAGEATTEMPT': '3',
     'BUILD_SOURCEVERSION': 'c' * 40, 'CALLER_RUN_ID': 'verbs-caller', 'ROLLBACK_ANY_BUILD': 'true',
     'CALL_TIMEOUT_SECONDS': '170', 'RUN_TIMEOUT_MINUTES': '0.001', 'DEPLOY_TIMEOUT_MINUTES': '0'}
@@ -171,10 +174,8 @@ def workspace(verbs, empty):
 
 @pytest.fixture(scope='module')
 def table(verbs):
-    import sample
     path = verbs.folder / 'table.csv'
-    with contextlib.redirect_stdout(io.StringIO()):
-        sample.main(['--rows', str(ROWS), '--out', str(path)])
+    write_table(path, ROWS)
     return path
 
 
@@ -194,6 +195,14 @@ def trained(verbs, published):
     # The answer to the submission is lost, so the run is found by its tag.
     verbs.azure.faults.add('reset', path='PipelineSubmit', after=True)
     return verbs('run', TF_BUILD='True', **given('BUILD_BUILDID', *EACH_RUN))
+
+
+@pytest.fixture(scope='module')
+def unchanged(verbs, trained):
+    """(what a run without new data says, how many runs it made)"""
+    before, out = len(verbs.pipeline_runs()), verbs.folder / 'unchanged'
+    text = verbs('run', '--out', out, TF_BUILD='True', BUILD_BUILDID='5', **given('ONLY_NEW_DATA'))
+    return text, len(verbs.pipeline_runs()) - before
 
 
 @pytest.fixture(scope='module')
@@ -267,9 +276,13 @@ def test_preflight_names_what_is_missing_with_what_to_do(verbs, empty, workspace
     assert 'renew the secret' in verbs('preflight', code=1, servicePrincipalKey='wrong')
 
 
-def test_preflight_finds_nothing_missing(verbs, dataset):
-    text = verbs('preflight')
-    assert 'verbs-data, version 1' in text and 'MISSING' not in text
+@pytest.fixture(scope='module')
+def all_there(verbs, dataset):
+    return verbs('preflight', **given('PRODUCTION', 'ENDPOINT_NAME'))
+
+
+def test_preflight_finds_nothing_missing(all_there):
+    assert 'verbs-data, version 1' in all_there and 'MISSING' not in all_there
 
 
 def test_a_workspace_that_is_there_is_left_alone_but_for_the_number_of_nodes(verbs, workspace):
@@ -313,6 +326,30 @@ def test_a_run_registers_the_model_and_says_so_to_the_pipeline(verbs, trained):
     assert float(model['kvTags']['auc']) > 0.3 and model['kvTags']['data_rows'] == str(ROWS)
 
 
+def test_figures_decision_link_and_report_of_a_run_come_back(verbs, trained):
+    result, submitted = verbs.read('run.json'), verbs.read('submitted.json')
+    model, = verbs.rows('models')
+    assert str(result['auc']) == model['kvTags']['auc']
+    assert result['auc_interval'][0] < result['auc'] < result['auc_interval'][1]
+    assert result['decision']['reason'] == result['reason']
+    assert result['run_id'] in result['link'] and result['link'] in trained
+    assert submitted == {'run_id': result['run_id'], 'link': result['link'], 'failure': None}
+    assert (verbs.out / 'report.html').read_text().endswith('</html>\n')
+
+
+def test_without_new_data_there_is_no_run(verbs, unchanged):
+    text, runs = unchanged
+    assert runs == 0
+    assert '##vso[task.setvariable variable=result;isOutput=true]unchanged\n' in text
+    assert text.startswith(
+        'unchanged verbs-model version 1: No new data, so nothing was trained: version 1 of '
+        'verbs-model was trained on version 1 of the dataset verbs-data.\n')
+    assert 'could not find the dataset absent: ' in verbs(
+        'run', code=1, DATASET_NAME='absent', BUILD_BUILDID='6', **given('ONLY_NEW_DATA'))
+    result = json.loads((verbs.folder / 'unchanged' / 'run.json').read_text())
+    assert (result['result'], result['version'], result['run_id']) == ('unchanged', 1, None)
+
+
 def test_figures_are_on_the_pipelines_run(verbs, trained):
     from azureml.pipeline.core import PipelineRun
     space = importlib.import_module('workspace').connect(settings.read(os.environ))
@@ -326,6 +363,8 @@ def test_a_failed_step_is_shown_with_the_end_of_its_log(verbs, failed):
     assert '  RuntimeError: loopback: this step fails on demand' in failed
     assert re.search('^error: the run .* ended as Failed; step train failed', failed, re.M)
     assert 'run this again to submit it anew' in failed
+    submitted = json.loads((verbs.folder / 'elsewhere' / 'submitted.json').read_text())
+    assert submitted['link'] in failed and 'step train failed: ' in submitted['failure']
     assert 'make publish' in verbs('run', '--out', verbs.folder / 'elsewhere', code=1,
                                    TRAINING_PIPELINE_NAME='absent')
 
@@ -385,7 +424,8 @@ def test_a_deployment_waits_for_the_one_before(busy):
     assert 'is still busy with an earlier deployment after 0 minutes' in busy
 
 
-def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_back, busy):
+def test_every_setting_arrives(
+        verbs, empty, all_there, trained, unchanged, deployed, late, rolled_back, busy):
     any_build = verbs('rollback', code=1, BUILD_BUILDID='6', **given('ROLLBACK_ANY_BUILD'))
     before = verbs.count('PUT', '/environments/')
     verbs('workspace', **given('AML_REBUILD_ENVIRONMENT', 'AML_CLUSTER_MAX_NODES'))
@@ -422,8 +462,11 @@ def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_bac
         'AML_REBUILD_ENVIRONMENT': str(rebuilt).lower(),
         'RUN_EVALUATION': verbs.option('evaluate.py', '--run-evaluation'),
         'ALLOW_RUN_CANCEL': verbs.option('evaluate.py', '--allow-run-cancel'),
+        'ONLY_NEW_DATA': str(unchanged[1] == 0).lower(),
         'ACI_DEPLOYMENT_NAME': service['name'],
         'ACI_REPLACE': str(service['containerResourceRequirements']['memoryInGB'] == 2).lower(),
+        'PRODUCTION': re.search('^(endpoint) size +ok', all_there, re.M).group(1),
+        'ENDPOINT_NAME': re.search('^endpoint +ok +([^:]+): ', all_there, re.M).group(1),
         'BUILD_BUILDID': model['kvTags']['BuildId'],
         'BUILD_URI': model['kvTags']['BuildUri'],
         'SYSTEM_STAGEATTEMPT': deployed[1]['kvTags']['Attempt'],
@@ -435,7 +478,9 @@ def test_every_setting_arrives(verbs, empty, trained, deployed, late, rolled_bac
         'RUN_TIMEOUT_MINUTES': re.search('took longer than (.*) minutes', late[0]).group(1),
         'DEPLOY_TIMEOUT_MINUTES': re.search('after (.*) minutes', busy).group(1)}
     assert arrived == dict(GIVEN, SUBSCRIPTION_ID=verbs.azure.env['SUBSCRIPTION_ID'])
-    assert set(arrived) == {name for name, _, _, _ in settings.SETTINGS}
+    # The others are those of test_endpoint.py and test_monitor.py.
+    assert set(arrived) == {name for name, _, _, _ in settings.SETTINGS if not name.startswith(
+        ('ENDPOINT_WATCH', 'MONITOR_'))}
 
 
 @pytest.mark.no_cover

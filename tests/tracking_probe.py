@@ -35,6 +35,8 @@ def main(build):
     for name in os.listdir(folder):
         with open(os.path.join(folder, name)) as file:
             seen['champion'][1][name] = file.read()
+    tracker.attach({'first': 'model/model.txt'})
+    tracker.attach({'first': 'model/metrics.json', 'second': 'model/metrics.json'})
     for _ in range(2):
         tracker.store('outputs/registration.json', {'version': version})
     with open(os.path.join('outputs', 'seen.json'), 'w') as file:

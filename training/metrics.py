@@ -130,3 +130,11 @@ def paired_bootstrap(label, score_a, score_b, seed=0, draws=1000):
             wins.append(int((passed[below[drawn]] + passed[up_to[drawn]]).sum()))
         figures[draw] = (wins[1] - wins[0]) / (2.0 * len(claims) * len(others))
     return figures
+
+
+def share_interval(rate, rows, z=1.96):
+    """Wilson's 95 % interval of a share (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
+    middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * np.sqrt(
+        rate * (1 - rate) / rows + z * z / (4 * rows * rows))
+    return middle - half, middle + half

@@ -5,10 +5,12 @@ python training/register.py --model outputs/model --decision outputs/decision.js
 """
 import argparse
 import sys
+from pathlib import Path
 
 import console
 import tracking
 
+REPORTS = ('metrics.json', 'report.html')
 FIGURES = ('model_sha256', 'auc', 'gini', 'log_loss', 'brier', 'top_decile_lift')
 LINEAGE = ('data', 'data_sha256', 'data_rows', 'dataset_name', 'dataset_version', 'code_commit',
            'caller_run_id', 'created')
@@ -62,15 +64,19 @@ def main(argv=None):
                         help='a build is registered once, however often it runs')
     args = parser.parse_args(argv)
     try:
-        decision = tracking.read_json(tracking.decision_path(args.decision))
+        path = tracking.decision_path(args.decision)
+        decision = tracking.read_json(path)
         tracker = tracking.connect(args.registry)
+        # What scripts/run.py tells the team of this run.
+        tracker.attach(dict({name: Path(args.model, name) for name in REPORTS},
+                            **{'decision.json': path}))
         result = register(tracker, args, decision)
         tracker.store(args.out, result)
     except (tracking.TrackingError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    print(f"{result['result']} version {result['version']} of {args.model_name}. "
-          f"{result['reason']}")
+    version = f"version {result['version']}" if result['version'] else 'no version'
+    print(f"{result['result']} {version} of {args.model_name}. {result['reason']}")
     return 0
 
 

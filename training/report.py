@@ -1,7 +1,6 @@
 """The report of a trained model: one HTML page, plots inside, that opens without a network."""
 import html
 import io
-import math
 import string
 from pathlib import Path
 
@@ -58,7 +57,10 @@ def page(result, features, label, probability, curve):
         calibration_plot=figure(plots, 'calibration', 'Each point is a twentieth of the policies, '
                                 'with the 95 % interval of its claim rate.'),
         curve_plot=figure(plots, 'curve', f"{curve[0]} of {seen} as trees are added; "
-                          f"{result['rounds']} are kept."),
+                          f"{result['rounds']} are kept. " + (
+                              'It decided how many.' if rows['early_stopping'] else 'It decided '
+                              'nothing: the number of trees was set before.')),
+        metric=escape(parameters['evaluation']['metric'].replace('_', ' ')),
         deciles=table(['decile', 'policies', 'claim rate', 'mean prediction', 'lift'],
                       [(number, f"{group['rows']:,}", f"{group['claim_rate']:.2%}",
                         f"{group['mean_score']:.2%}", f"{group['lift']:.2f}")
@@ -131,7 +133,8 @@ def draw(result, groups, ranked, label, probability, curve):
         plot('lift', draw_lift, [group['lift'] for group in groups])
         plot('calibration', draw_calibration,
              metrics.deciles(label, probability, CALIBRATION_GROUPS))
-        plot('curve', draw_curve, *curve, result['rounds'])
+        plot('curve', draw_curve, *curve, result['rounds'],
+             'stopping' if result['rows']['early_stopping'] else 'hold-out')
         plot('features', draw_features, ranked, width=6, height=0.4 + 0.24 * max(3, len(ranked)))
     return plots
 
@@ -160,7 +163,7 @@ def draw_lift(axes, lifts):
 
 def draw_calibration(axes, groups):
     predicted = [group['mean_score'] for group in groups]
-    bounds = [interval(group['claim_rate'], group['rows']) for group in groups]
+    bounds = [metrics.share_interval(group['claim_rate'], group['rows']) for group in groups]
     limit = 1.04 * max(predicted + [high for _, high in bounds])
     axes.plot([0, limit], [0, limit], **DASHED)
     axes.vlines(predicted, *zip(*bounds), color=PALE, linewidth=2)
@@ -171,12 +174,12 @@ def draw_calibration(axes, groups):
     percent(axes)
 
 
-def draw_curve(axes, metric, points, kept):
+def draw_curve(axes, metric, points, kept, rows):
     rounds, values = zip(*points)
     axes.plot(rounds, values, color=ACCENT, linewidth=2,
               marker='o' if len(points) < 40 else None, markersize=3.5)
     axes.axvline(kept, **dict(DASHED, color=WARM))
-    axes.set(title='Learning curve', xlabel='trees', ylabel=metric, xlim=(0, None))
+    axes.set(title=f'Learning curve, {rows} rows', xlabel='trees', ylabel=metric, xlim=(0, None))
     axes.grid(axis='y', color='#e4e9ed', linewidth=0.8)
     axes.set_axisbelow(True)
 
@@ -195,11 +198,3 @@ def percent(axes):
     from matplotlib.ticker import PercentFormatter
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
-
-
-def interval(rate, rows, z=1.96):
-    """Wilson's 95 % interval of a share (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
-    middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * math.sqrt(
-        rate * (1 - rate) / rows + z * z / (4 * rows * rows))
-    return middle - half, middle + half

@@ -1,7 +1,7 @@
 """Where tables and models come from and figures go to: an Azure ML run, or folders of this machine.
 
 Only connect() knows in which of the two it runs. Both answers have the same methods: fetch_table,
-log, champion, register and store.
+log, champion, register, store and attach.
 """
 import contextlib
 import hashlib
@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 
 MODEL = 'model'
+RESULTS = 'results'
 TAGS = 'tags.json'
 NAME = re.compile('[A-Za-z0-9][A-Za-z0-9_.-]*')
 VERSION = re.compile('[1-9][0-9]*')
@@ -157,6 +158,9 @@ class Folder:
 
     def log(self, metrics):
         """Nothing to do: metrics.json and decision.json hold the figures."""
+
+    def attach(self, files):
+        """Nothing to do: they are on this machine."""
 
     def champion(self, name):
         """(version, its model folder, its tags) of the newest version, or None."""
@@ -324,6 +328,15 @@ class AzureML:
             file = os.path.join(self.downloads.name, os.path.basename(path))
             write_json(file, content)
             self.run.upload_file(path, file)
+
+    def attach(self, files):
+        """Upload files, {name: path}, to this run's artifacts below `results`, where a step that
+        starts again finds some of them there already."""
+        known = self.run.get_file_names()
+        new = {f'{RESULTS}/{name}': str(path) for name, path in files.items()
+               if f'{RESULTS}/{name}' not in known}
+        if new:
+            self.run.upload_files(list(new), list(new.values()))
 
     def _models(self, name):
         """All versions of the model, lowest first."""

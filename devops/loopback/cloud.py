@@ -11,7 +11,7 @@ import time
 
 from . import resource_manager, sign_in, state, transport, workspaces
 # These bring their routes along when they are imported; the others are used here as well.
-from . import blobs, computes, data, pipelines, services, resources  # noqa: F401
+from . import blobs, computes, data, endpoints, insights, pipelines, services, resources  # noqa: F401
 from .containers import Containers
 from .faults import Faults
 from .jobs import Jobs
@@ -51,6 +51,8 @@ class Cloud:
         self.set_role('Reader', self.subscription)
         self.jobs = Jobs(self)
         self.containers = Containers(self)
+        self.endpoints = endpoints.Endpoints()
+        self.traces = insights.Traces()
         self._proxy = transport.Proxy(self)
         self.url = f'http://127.0.0.1:{self._proxy.server_port}'
         self._authority = os.path.join(self.folder, 'ca.pem')
@@ -66,6 +68,7 @@ class Cloud:
         """End all processes and connections."""
         self.jobs.stop()
         self.containers.stop()
+        self.endpoints.stop()
         self._proxy.stop()
         self._log.close()
 

@@ -2,10 +2,12 @@
 
 Source of the rules: Microsoft's documentation of Azure Pipelines (conditions, logging commands,
 predefined variables, caching) and of the five tasks. Tasks that only publish are checked: their
-inputs, their files, what is in them.
+inputs, their files, what is in them. Logging commands: Command.cs, CommandStringConvertor.cs,
+TaskCommandExtension.cs and BuildCommandExtension.cs of microsoft/azure-pipelines-agent.
 """
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import re
@@ -20,6 +22,13 @@ from pathlib import Path
 import pipeline_yaml
 
 COMMAND = re.compile(r'##vso\[([\w.]+) ?([^\]]*)\](.*)')
+ESCAPES = (('%3B', ';'), ('%0D', '\r'), ('%0A', '\n'), ('%5D', ']'))
+# What the service is known to take: no colon (azure-devops-docs, scripts/logging-commands), nothing
+# outside of ASCII (azure-pipelines-agent #5446, azure-pipelines-tasks #10972), and for older agents
+# nothing that a path of an address cannot hold.
+TAG = re.compile(r'[A-Za-z0-9 ._-]+')
+# TF209010 says so (azure-pipelines-tasks #9761).
+BUILD_NUMBER = re.compile(r'[^"/:<>\\|?@*]{0,254}[^"/:<>\\|?@*.]')
 CANCEL_MINUTES = 5
 MINUTE = 60
 # The agent signals the shell of a step, not what it started (ProcessInvoker.cs of
@@ -72,6 +81,8 @@ class Job:
         for path in (self.sources, self.temp, self.folder):
             path.mkdir(parents=True)
         self.status, self.outputs, self.produced = 'succeeded', {}, []
+        # What came of each step, for the page; summaries by their names.
+        self.ended, self.summaries = [], {}
         self.environ, self.path, self.steps = dict(run.environ), [], steps
         self.masked, self.to_save = set(), []
         self.end = time.monotonic() + minutes * MINUTE
@@ -115,6 +126,7 @@ class Job:
                     step.get('condition'),
                     lambda words: self.variables.get('.'.join(words[1:]).lower(), ''),
                     {self.status}):
+                self.ended.append({'title': title, 'result': 'skipped'})
                 continue
             began = time.monotonic()
             name = re.sub(r'\W+', '-', title.lower()).strip('-')[:50]
@@ -129,7 +141,11 @@ class Job:
                     result = 'failed'
             if result == 'failed' and time.monotonic() >= self.end:
                 result, self.end = 'canceled', time.monotonic() + CANCEL_MINUTES * MINUTE
-            say(f'    {time.monotonic() - began:5.1f} s  {result:9}  {title}')
+            seconds = time.monotonic() - began
+            self.ended.append({'title': title, 'result': result, 'seconds': seconds,
+                               'log': log.name, 'summaries': self.summaries})
+            self.summaries = {}
+            say(f'    {seconds:5.1f} s  {result:9}  {title}')
             if result != 'succeeded':
                 if self.status == 'succeeded':
                     self.produced.append(f'{result}: {title}')
@@ -138,6 +154,7 @@ class Job:
                 for line in log.read_text(encoding='utf-8').splitlines()[-TAIL_LINES:]:
                     say('             | ' + line)
                 say(f'             all of it: {log}')
+        (self.folder / 'steps.json').write_text(json.dumps(self.ended, indent=2))
         for saved, path in self.to_save if self.status == 'succeeded' else ():
             if path.is_dir():
                 saved.parent.mkdir(parents=True, exist_ok=True)
@@ -185,15 +202,13 @@ class Job:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        unknown = []
+        refused = []
         try:
             for line in process.stdout:
                 line = line.decode('utf-8', 'replace').rstrip('\r\n')
                 command = COMMAND.search(line)
                 if command:
-                    name, properties, value = command.groups()
-                    if not self.run_command(name, properties, value, step):
-                        unknown.append(name)
+                    refused += self.run_command(*command.groups(), step=step)
                 # What has been carried out is no command any more, wherever this log is shown.
                 stream.write(self.mask_secrets(line).replace('##vso[', '# #[') + '\n')
         finally:
@@ -205,14 +220,34 @@ class Job:
             raise StepError('the job took longer than its timeoutInMinutes')
         if process.returncode:
             raise StepError(f'exit code {process.returncode}')
-        if unknown:
-            raise StepError(f"logging commands that are not known here: {', '.join(unknown)}")
+        if refused:
+            raise StepError('; '.join(refused))
 
     def run_command(self, name, properties, value, step):
-        """Carry out a logging command; False when it is not known."""
+        """Carry out a logging command; a list with the reason where it is refused, else empty.
+
+        One that is refused fails its step, whatever else comes of that.
+        """
         pairs = (item.partition('=') for item in properties.split(';'))
-        given = {key.lower(): text for key, _, text in pairs}
-        if name == 'task.setvariable':
+        given, name = {key.lower(): text for key, _, text in pairs}, name.lower()
+        for escaped, char in ESCAPES:
+            value = value.replace(escaped, char)
+        if name == 'task.uploadsummary':
+            # A relative path is one of the agent's own folder.
+            path = Path(value)
+            if not path.is_absolute() or not path.is_file():
+                return [f'task.uploadsummary: there is no file {value!r}, as a whole path']
+            self.summaries[path.name] = path.read_text(encoding='utf-8', errors='replace')
+        elif name == 'build.addbuildtag':
+            if not TAG.fullmatch(value.strip()):
+                return [f'build.addbuildtag: {value!r} cannot be a tag']
+            self.produced.append('tag ' + value.strip())
+        elif name == 'build.updatebuildnumber':
+            if not BUILD_NUMBER.fullmatch(value):
+                return [f'build.updatebuildnumber: {value!r} cannot be a number (TF209010)']
+            self.set_variable('Build.BuildNumber', value)
+            self.produced.append('number ' + value)
+        elif name == 'task.setvariable':
             variable = given['variable']
             if given.get('isoutput', '').lower() == 'true':
                 # An output has the name of its step in front, within the job as well.
@@ -222,8 +257,8 @@ class Job:
         elif name == 'task.prependpath':
             self.path.insert(0, value)
         elif name != 'task.logissue':
-            return False
-        return True
+            return [f'{name}: this logging command is not known here']
+        return []
 
     def step_checkout(self, step, stream):
         if subprocess.call(['git', 'clone', '--quiet', str(self.run.origin), '.'],

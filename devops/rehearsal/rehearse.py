@@ -141,8 +141,12 @@ def snapshot(root, origin, out):
     git('init', '--quiet', str(origin))
     git('symbolic-ref', 'HEAD', 'refs/heads/master', folder=origin)
     options = ['--git-dir', str(origin / '.git'), '--work-tree', str(root)]
-    own = [f':!/{out.relative_to(root).parts[0]}/'] if root in out.parents else []
-    git(*options, 'add', '--all', '.', *own, folder=root)
+    if root in out.parents:
+        # Not a pathspec: git refuses one that names what .gitignore names too.
+        exclude = origin / '.git' / 'info' / 'exclude'
+        exclude.parent.mkdir(exist_ok=True)
+        exclude.write_text(f'/{out.relative_to(root).parts[0]}/\n')
+    git(*options, 'add', '--all', '.', folder=root)
     git(*options, 'commit', '--quiet', '--no-verify', '-m', 'Rehearsal', folder=root)
     git('reset', '--quiet', '--hard', folder=origin)
     status = git('status', '--porcelain', folder=root) if (root / '.git').exists() else ''
@@ -355,6 +359,7 @@ class Rehearsal:
 
     def run(self, one, fault=None):
         """Carry out a Run with the repository as it is now; its result. fault: as in STRIKES."""
+        import page
         import pipeline_yaml
         self.builds += 1
         label, environ = one.label, self.environ
@@ -382,6 +387,7 @@ class Rehearsal:
         self.azure.faults.clear()
         self.environ = environ
         self.rows += [(label,) + row for row in rows]
+        page.write(self.out, self.rows)
         return result_of([row[1] for row in rows])
 
     def run_all(self, runs, fault):

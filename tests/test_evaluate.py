@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import lightgbm
@@ -61,6 +62,8 @@ def models(tmp_path_factory):
 def judge(models, parameters, tmp_path, monkeypatch):
     """A function that evaluates a model against the registry; returns exit code and decision."""
     monkeypatch.setattr(evaluate, 'DRAWS', 100)
+    # For speed; test_comparison.py looks at the plots.
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
 
     def judge(model, *flags, **changes):
         criteria = dict({'metric': 'auc', 'direction': 'maximize', 'least_gain': 0.0}, **changes)

@@ -49,7 +49,7 @@ def out(tmp_path):
     job('ci/2-deploy/deploy', 3, ('deploy', 'failed', {}))
     page.write(tmp_path, [
         ('workspace', 'Workspace', 'succeeded', 10.0, []),
-        ('ci', 'Train', 'succeeded', 20.0, ['result=registered', BAD]),
+        ('ci', 'Train', 'succeeded', 20.0, ['artifact run (a.json, b/c.md)', BAD]),
         ('ci', 'Deploy', 'failed', 5.0, ['failed: Deploy']), ('ci', 'After', 'skipped', 0.0, [])])
     return tmp_path
 
@@ -72,6 +72,7 @@ def words(element):
 def test_stages_are_boxes_with_result_and_seconds_the_newest_run_first(root):
     boxes = [(box.get('class'), words(box)) for box in root.iter('li') if box.get('class')]
     assert [kind for kind, _ in boxes] == ['succeeded', 'failed', 'skipped', 'succeeded']
+    assert boxes[0][1].startswith('✓Trainsucceeded, 20.0 sartifact run, 2 files<script>')
     assert boxes[1][1] == '✕Deployfailed, 5.0 sfailed: Deploy'
     heads = [words(head) for head in root.iter('h2')]
     assert heads == ['✕ci failed, 25 s', '✓workspace succeeded, 10 s']

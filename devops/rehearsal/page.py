@@ -166,7 +166,10 @@ def jobs_of(folder):
 def box_of(row, anchor):
     """A stage, (title, result, seconds, produced), as a box of the row of stages."""
     title, result, seconds, produced = row
-    lines = ''.join(f'<li>{escape(line)}</li>' for line in produced)
+    # Of an artifact of many files the step's log has the names.
+    short = [re.sub(r'^(artifact \S+) \((.*, .*)\)$', lambda found: f"{found.group(1)}, "
+                    f"{found.group(2).count(',') + 1} files", line) for line in produced]
+    lines = ''.join(f'<li>{escape(line)}</li>' for line in short)
     took = '' if result == 'skipped' else f', {seconds:.1f} s'
     return (f'<li class="{result}"><a href="#{anchor}">{sign(result)}{escape(title)}</a>'
             f'<div class="quiet">{result}{took}</div><ul>{lines}</ul></li>')

@@ -245,15 +245,19 @@ def test_rights_are_those_of_the_contract(prepared, azure):
         azure.set_role('Contributor', azure.group(GROUP))
 
 
-def test_a_name_is_unique_in_the_region(prepared, azure):
-    space = azure.journal.table('workspaces')
-    row, = space.values()
+def test_a_name_is_unique_in_the_region_until_it_is_free_again(prepared, azure):
+    spaces = azure.journal.table('workspaces')
+    row, = spaces.values()
     twin = dict(row, id=row['id'] + '2', name=row['name'] + '2', properties=dict(
         row['properties'], workspaceId='twin'))
-    space[twin['id'].lower()] = twin
-    path = f"{twin['id']}/onlineEndpoints/{NAME.upper()}"
-    assert 'unique within a region' in prepared.put(path).text
-    del space[twin['id'].lower()]
+    spaces[twin['id'].lower()] = twin
+    ours, theirs = (f'{space}/onlineEndpoints/other' for space in (prepared.space, twin['id']))
+    prepared.until_done(prepared.put(ours))
+    assert 'unique within a region' in prepared.put(theirs.upper()).text
+    prepared.until_done(prepared.arm('DELETE', ours))
+    prepared.until_done(prepared.put(theirs))
+    prepared.until_done(prepared.arm('DELETE', theirs))
+    del spaces[twin['id'].lower()]
 
 
 def test_code_comes_by_a_link_to_its_container_and_is_registered_once(prepared):
@@ -261,8 +265,10 @@ def test_code_comes_by_a_link_to_its_container_and_is_registered_once(prepared):
     known = prepared.upload_code('another', '1', {'score.py': SCRIPT})
     place = known['properties']['codeUri']
     assert prepared.arm('PUT', path, {'properties': {'codeUri': place}}).status_code == 200
+    other = prepared.upload_code('another', '2', {'score.py': SCRIPT})['properties']['codeUri']
+    answer = prepared.arm('PUT', path, {'properties': {'codeUri': other}})
+    assert answer.status_code == 400 and 'a version cannot be changed' in answer.text
     for uri in (place + '2', 'https://elsewhere.blob.core.windows.net/container/src'):
-        assert prepared.arm('PUT', path, {'properties': {'codeUri': uri}}).status_code == 400
         answer = prepared.arm('PUT', path + '1', {'properties': {'codeUri': uri}})
         assert answer.status_code == 400 and 'no folder with code' in answer.text
     reply = prepared.arm('POST', path + '/startPendingUpload', {}).json()

@@ -96,7 +96,7 @@ def some(frame, share):
     ('ps_ind_05_cat', lambda column: column.where(column != 4, 0), 'no longer: 4)'),
     ('ps_car_02_cat', lambda column: column.where(column != 0, 1), 'no longer: 0)'),
     ('ps_reg_03', lambda column: column.where(~some(column, 0.1), -1), 'missing in 26'),
-    ('ps_ind_03', lambda column: column.where(~some(column, 0.02), -1), 'before 0.0%'),
+    ('ps_ind_03', lambda column: column.where(~some(column, 0.008), -1), 'before 0.0%'),
     ('target', lambda column: column.where(~some(column, 0.03), 1), 'claim rate (6.')])
 def test_a_planted_drift_is_named_alone(halves, name, change, words):
     first, second = halves

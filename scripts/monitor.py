@@ -167,7 +167,7 @@ def percentile(groups, share):
     """The milliseconds that so large a share of the scored requests keeps to, or None."""
     counts = collections.Counter()
     for group in groups:
-        if group.status == 200:
+        if group.status == 200 and group.steps is not None:
             counts[group.steps] += group.requests
     wanted, seen = share * sum(counts.values()), 0
     for steps in sorted(counts):

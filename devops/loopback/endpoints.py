@@ -348,7 +348,7 @@ def put_endpoint(call, endpoint):
             document['properties'], authMode='Key', publicNetworkAccess='Enabled',
             scoringUri=host + '/score', swaggerUri=host + '/swagger.json'))
         names[region] = call.workspace['id']
-        row = known or {'live': {}, 'state': 'Succeeded', 'keys': {
+        row = known or {'live': {}, 'made': False, 'state': 'Succeeded', 'keys': {
             kind: secrets.token_urlsafe(24) for kind in ('primaryKey', 'secondaryKey')}}
         table[key] = dict(row, document=document)
 
@@ -358,16 +358,19 @@ def put_endpoint(call, endpoint):
                 return {'code': 'SubscriptionNotRegistered', 'message': "Resource provider [N/A] "
                         "isn't registered with Subscription [N/A]. Please see troubleshooting "
                         'guide, available here: https://aka.ms/register-resource-provider'}
+            fails = known and call.cloud.faults.take('update-fails', path=str(call))
             with table.change(key) as found:
-                found['live'] = traffic
-            return None
+                found.update({'document': known['document']} if fails else
+                             {'live': traffic, 'made': True})
+            return fails and {'code': 'InternalServerError', 'message': 'An internal error '
+                              'occurred. Please try again.'}
         return _begun(call, (table, key), 'Updating' if known else 'Creating', work,
                       200 if known else 201)
 
 
 def _must_be_made(row):
     """Refuse to change an endpoint whose creation failed."""
-    if row['state'] == 'Failed':
+    if row['state'] == 'Failed' and not row['made']:
         raise invalid('BadRequest', 'This endpoint has not been created successfully or is in '
                       'deleting provisioning state. Please recreate endpoint and then try again.')
 
@@ -391,8 +394,9 @@ def list_endpoints(call):
 
 
 @route('GET', ARM, ENDPOINTS + '/{endpoint}')
-def get_endpoint(call, endpoint):
-    table, key = _find(call, endpoint)
+@route('GET', ARM, DEPLOYMENTS + '/{name}')
+def get(call, endpoint, name=None):
+    table, key = _find(call, endpoint, name)
     return _shown(table[key])
 
 
@@ -524,12 +528,6 @@ def _start(call, endpoint, document):
 def list_deployments(call, endpoint):
     _find(call, endpoint)
     return {'value': [_shown(row) for _, row in _deployments(call.table('deployments'), endpoint)]}
-
-
-@route('GET', ARM, DEPLOYMENTS + '/{name}')
-def get_deployment(call, endpoint, name):
-    table, key = _find(call, endpoint, name)
-    return _shown(table[key])
 
 
 @route('DELETE', ARM, DEPLOYMENTS + '/{name}')

@@ -86,7 +86,7 @@ AFTER_A_GOOD_RUN = ('worse', 'deploy', 'smoke', 'production', 'approval')
 OF_PRODUCTION = ('production', 'approval')
 # The watch over a new deployment takes minutes in Azure, here seconds.
 PRODUCTION = {'devops/variables.yml': lambda text: setting('PRODUCTION', 'endpoint')(
-    setting('ENDPOINT_WATCH_MINUTES', '0.1')(text))}
+    setting('ENDPOINT_WATCH_MINUTES', '0')(text))}
 STOPS = (signal.SIGINT, signal.SIGTERM)
 WITHOUT_AZURE = ('lint', 'test', 'image')
 # One run of a pipeline file. label: what its folder and the table call it; times: how many times

@@ -308,6 +308,18 @@ def test_traffic_is_routed_by_its_shares(endpoint, azure):
     assert endpoint.named('blue').json() == 'old'
 
 
+def test_a_change_that_fails_leaves_all_as_it_was_and_can_be_tried_again(endpoint, azure):
+    endpoint.deploy('green', 'new')
+    azure.faults.add('update-fails')
+    ended = endpoint.until_done(endpoint.put(traffic={'blue': 0, 'green': 100}))
+    assert (ended['status'], ended['error']['code']) == ('Failed', 'InternalServerError')
+    found = endpoint.arm('GET', endpoint.path).json()['properties']
+    assert (found['provisioningState'], found['traffic']) == ('Failed', {'blue': 100})
+    assert {endpoint.score().json() for _ in range(10)} == {'old'}
+    endpoint.until_done(endpoint.put(traffic={'green': 100}))
+    assert {endpoint.score().json() for _ in range(10)} == {'new'}
+
+
 def test_one_operation_at_a_time_and_its_states(endpoint, azure):
     azure.faults.add('late-resource', path='PUT .*onlineEndpoints/[^/]*$', seconds=1)
     begun = endpoint.put(traffic={'blue': 100})

@@ -358,12 +358,15 @@ def put_endpoint(call, endpoint):
                 return {'code': 'SubscriptionNotRegistered', 'message': "Resource provider [N/A] "
                         "isn't registered with Subscription [N/A]. Please see troubleshooting "
                         'guide, available here: https://aka.ms/register-resource-provider'}
-            fails = known and call.cloud.faults.take('update-fails', path=str(call))
             with table.change(key) as found:
-                found.update({'document': known['document']} if fails else
-                             {'live': traffic, 'made': True})
-            return fails and {'code': 'InternalServerError', 'message': 'An internal error '
-                              'occurred. Please try again.'}
+                if not (known and call.cloud.faults.take('update-fails', path=str(call))):
+                    found.update(live=traffic, made=True)
+                    return None
+                # The link to this operation remains.
+                found['document'] = {**known['document'], 'properties': {
+                    **known['document']['properties'],
+                    'properties': found['document']['properties']['properties']}}
+                return {'code': 'InternalServerError', 'message': 'Please try again.'}
         return _begun(call, (table, key), 'Updating' if known else 'Creating', work,
                       200 if known else 201)
 

@@ -315,6 +315,8 @@ def test_a_change_that_fails_leaves_all_as_it_was_and_can_be_tried_again(endpoin
     assert (ended['status'], ended['error']['code']) == ('Failed', 'InternalServerError')
     found = endpoint.arm('GET', endpoint.path).json()['properties']
     assert (found['provisioningState'], found['traffic']) == ('Failed', {'blue': 100})
+    why = endpoint.ask('GET', found['properties']['AzureAsyncOperationUri']).json()
+    assert why['error'] == ended['error']
     assert {endpoint.score().json() for _ in range(10)} == {'old'}
     endpoint.until_done(endpoint.put(traffic={'green': 100}))
     assert {endpoint.score().json() for _ in range(10)} == {'new'}

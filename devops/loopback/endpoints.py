@@ -9,9 +9,9 @@ how-to-safely-rollout-online-endpoints (traffic, deleting), reference-yaml-deplo
 (defaults), concept-endpoints-online-auth (rights); in azure-sdk-for-python, azure-ai-ml,
 _asset_utils.py (how code is uploaded) and azureml_image_context.py (AML_APP_ROOT is the script's
 folder). Words of refusals: the issues microsoft/azure-realtime-fraud-detection 2 (quota),
-Azure/mlops-project-template 29 (name), Azure/CloudShell 487 (providers); headers of answers, which
-providers are wanted, that an endpoint that failed takes no deployment: public notes of trials of
-2025 and 2026.
+Azure/mlops-project-template 29 (name), Azure/CloudShell 487 (providers); limits of tags: learn,
+tag-resources; headers of answers, which providers are wanted, that an endpoint that failed takes no
+deployment: public notes of trials of 2025 and 2026.
 
 Modelled: what a blue/green change needs of it, with keys. Not: mirrored traffic, tokens, scaling by
 itself, private networks, custom containers, more than one process for all instances. devops/README
@@ -54,12 +54,14 @@ SECONDS = 0.2
 # What the first endpoint of a subscription needs besides.
 ALSO_REGISTERED = ('Microsoft.PolicyInsights', 'Microsoft.Cdn')
 STRINGS = {'type': 'object', 'additionalProperties': TEXT}
-DURATION = {'type': 'string', 'pattern': '^PT([0-9]+M)?([0-9]+S)?$'}
+TAGS = {'type': 'object', 'maxProperties': 50, 'additionalProperties': False,
+        'patternProperties': {r'^[^<>%&\\?/]{1,512}$': {'type': 'string', 'maxLength': 256}}}
+DURATION = {'type': 'string', 'pattern': '^PT(?=[0-9])([0-9]+M)?([0-9]+S)?$'}
 PROBE = closed(failureThreshold=WHOLE, successThreshold=WHOLE, timeout=DURATION, period=DURATION,
                initialDelay=DURATION)
 SKU = closed(['name', 'capacity'], name=TEXT, tier={'enum': ['Standard']}, capacity={
     'type': 'integer', 'minimum': 1, 'maximum': MOST_INSTANCES})
-AT = {'location': TEXT, 'tags': STRINGS, 'kind': TEXT,
+AT = {'location': TEXT, 'tags': TAGS, 'kind': TEXT,
       'identity': closed(['type'], type={'enum': ['SystemAssigned', 'systemAssigned']})}
 ENDPOINT_BODY = closed(['location', 'properties'], properties=closed(
     ['authMode'], authMode={'enum': ['Key', 'key']}, description=TEXT, properties=STRINGS,
@@ -75,8 +77,8 @@ DEPLOYMENT_BODY = closed(['location', 'sku', 'properties'], sku=SKU, properties=
     readinessProbe=PROBE, startupProbe=PROBE, requestSettings=closed(
         requestTimeout=DURATION, maxQueueWait=DURATION, maxConcurrentRequestsPerInstance={
             'type': 'integer', 'minimum': 1})), **AT)
-PATCHES = {'onlineEndpoints': closed(tags=STRINGS, identity=AT['identity']),
-           'deployments': closed(tags=STRINGS, sku=closed(
+PATCHES = {'onlineEndpoints': closed(tags=TAGS, identity=AT['identity']),
+           'deployments': closed(tags=TAGS, sku=closed(
                name=TEXT, tier=TEXT, capacity=SKU['properties']['capacity']))}
 UPLOAD = closed(pendingUploadId=TEXT, pendingUploadType={'enum': ['TemporaryBlobReference']})
 CODE_BODY = closed(['properties'], properties=closed(
@@ -358,12 +360,15 @@ def put_endpoint(call, endpoint):
                 return {'code': 'SubscriptionNotRegistered', 'message': "Resource provider [N/A] "
                         "isn't registered with Subscription [N/A]. Please see troubleshooting "
                         'guide, available here: https://aka.ms/register-resource-provider'}
-            fails = known and call.cloud.faults.take('update-fails', path=str(call))
             with table.change(key) as found:
-                found.update({'document': known['document']} if fails else
-                             {'live': traffic, 'made': True})
-            return fails and {'code': 'InternalServerError', 'message': 'An internal error '
-                              'occurred. Please try again.'}
+                if not (known and call.cloud.faults.take('update-fails', path=str(call))):
+                    found.update(live=traffic, made=True)
+                    return None
+                # The link to this operation remains.
+                found['document'] = {**known['document'], 'properties': {
+                    **known['document']['properties'],
+                    'properties': found['document']['properties']['properties']}}
+                return {'code': 'InternalServerError', 'message': 'Please try again.'}
         return _begun(call, (table, key), 'Updating' if known else 'Creating', work,
                       200 if known else 201)
 

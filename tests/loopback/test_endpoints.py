@@ -183,6 +183,8 @@ def test_more_than_twice_the_requests_at_once_that_are_allowed_are_refused(endpo
     (lambda body: body['sku'].pop('capacity'), 400, "'capacity' is a required property"),
     (lambda body: body['sku'].update(capacity='1'), 400, 'sku.capacity'),
     (lambda body: body['sku'].update(capacity=51), 400, 'sku.capacity'),
+    (lambda body: body.update(tags={'a/b': ''}), 400, 'tags'),
+    (lambda body: body.update(tags={'a': 'b' * 257}), 400, 'tags.a'),
     (lambda body: body.update(location='eastus'), 400, 'not that of the workspace'),
     (lambda body: body['properties'].update(scoreTimeout='PT5S'), 400, 'scoreTimeout'),
     (lambda body: body['properties'].update(endpointComputeType='Kubernetes'), 400, 'Kubernetes'),
@@ -315,6 +317,8 @@ def test_a_change_that_fails_leaves_all_as_it_was_and_can_be_tried_again(endpoin
     assert (ended['status'], ended['error']['code']) == ('Failed', 'InternalServerError')
     found = endpoint.arm('GET', endpoint.path).json()['properties']
     assert (found['provisioningState'], found['traffic']) == ('Failed', {'blue': 100})
+    why = endpoint.ask('GET', found['properties']['AzureAsyncOperationUri']).json()
+    assert why['error'] == ended['error']
     assert {endpoint.score().json() for _ in range(10)} == {'old'}
     endpoint.until_done(endpoint.put(traffic={'green': 100}))
     assert {endpoint.score().json() for _ in range(10)} == {'new'}

@@ -550,6 +550,7 @@ def test_each_way_a_run_can_end_and_a_rollback_to_the_version_before(real):
     assert produce('first', 1) == ('succeeded', 'version 1')
     real.rejected = 'safe-driver-production'
     assert produce('rejected', 2) == ('failed', 'version 1')
+    assert '(rehearsed) rejected version 2' in (real.out / 'rehearsal.log').read_text()
     real.rejected = None
     assert produce('trial', 2, 'production') == ('failed', 'version 1')
     assert 'failure hook succeeded' in real.rows[-1][4]

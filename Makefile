@@ -10,7 +10,7 @@ $(error GNU make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew i
 endif
 
 VARIABLES := PYTHON VENV DATA ROWS OUT PARAMETERS MODEL_NAME RUN_EVALUATION ALLOW_RUN_CANCEL BUILD_BUILDID PORT SERVICE \
-  PIPELINE FAULT CONNECTION STAGE
+  PIPELINE FAULT CONNECTION PRODUCTION STAGE
 
 # make X=... wins over the environment, the environment over these. What is empty counts as not given.
 $(foreach name,$(VARIABLES),$(if $(value $(name)),,$(eval override undefine $(name))))
@@ -29,6 +29,7 @@ SERVICE        ?= local
 PIPELINE       ?= devops/ci.yml
 FAULT          ?=
 CONNECTION     ?= federated
+PRODUCTION     ?= none
 STAGE          ?=
 
 # Whoever queues a build sets some of them: a value is text, in which $ and quotes mean nothing to make or the shell.
@@ -73,7 +74,7 @@ endif
 
 SAMPLE       := $(if $(DATA),,$(OUT)/data/safe_driver.csv)
 TABLE        := $(or $(DATA),$(SAMPLE))
-MODEL        := $(OUT)/model/model.txt $(OUT)/model/metrics.json $(OUT)/model/report.html
+MODEL        := $(addprefix $(OUT)/model/,model.txt metrics.json report.html profile.json)
 DECISION     := $(OUT)/decision.json
 REGISTRATION := $(OUT)/registration.json
 # Scripts write a result whole or not at all: a failure or Ctrl-C takes none away.
@@ -86,20 +87,22 @@ XDIST        = $(shell $(PY) -Ec 'import xdist' 2>/dev/null && echo '-n auto --d
 
 ##@ One machine: no account, no Azure SDK
 
-.PHONY: help setup data train evaluate register retrain serve smoke-test
+.PHONY: help setup data train evaluate register retrain serve smoke-test monitor
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-15s %s\n",$$1,$$2} /^##@/{print "\n" substr($$0,5)}' $(MAKEFILE_LIST)
 setup: $(FULL) ## Build .venv from conda_dependencies.yml, Azure SDK included
 data: $(SAMPLE) ## Make the sample table of ROWS rows (default 100000), unless DATA is given
-train: $(MODEL) ## DATA to model.txt, metrics.json and report.html in OUT/model
+train: $(MODEL) ## DATA to model.txt, metrics.json, report.html and profile.json in OUT/model
 evaluate: $(DECISION) ## Challenger against the registered champion; RUN_EVALUATION=false skips the comparison
 register: $(REGISTRATION) ## Register the model in OUT/registry if the decision says so
 retrain: $(REGISTRATION) ## train, evaluate, register
 	@cat $(REGISTRATION)
 serve: $(LOCAL) $(if $(REGISTERED),,$(REGISTRATION)) ## Serve the registered model on PORT with Azure ML's inference server
-	$(PY) scripts/serve.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --port $(call given,PORT)
-smoke-test: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Real requests to SERVICE=local (make serve) or aci; only tests
+	$(PY) scripts/serve.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --port $(call given,PORT) --log $(OUT)/serve.log
+smoke-test: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Real requests to SERVICE=local (make serve), aci or endpoint; only tests
 	$(PY) scripts/smoke_test.py --service $(call given,SERVICE) --out $(OUT) --model-name $(MODEL_NAME) --port $(call given,PORT)
+monitor: $(if $(filter local,$(SERVICE)),$(LOCAL),$(FULL)) ## Requests, failures, durations and scores of the last hours; fails past limits
+	$(PY) scripts/monitor.py --service $(call given,SERVICE) --out $(OUT) --model-name $(MODEL_NAME)
 
 ##@ Code quality
 
@@ -132,22 +135,22 @@ run: $(FULL) ## Run the published pipeline and wait for it; writes OUT/run.json
 	$(PY) scripts/run.py --out $(OUT)
 cancel-run: $(FULL) ## Cancel the run of this build
 	$(PY) scripts/cancel_run.py
-deploy: $(FULL) ## Create or update the ACI service; writes OUT/service.json
-	$(PY) scripts/deploy.py --out $(OUT)
-rollback: $(FULL) ## Put back the model version that the service ran before
-	$(PY) scripts/rollback.py --out $(OUT)
+deploy: $(FULL) ## Deploy to ACI; writes OUT/service.json. SERVICE=endpoint: to production; writes OUT/endpoint.json
+	$(PY) scripts/deploy.py --service $(call given,SERVICE) --out $(OUT)
+rollback: $(FULL) ## Put back the model version that the service, or SERVICE=endpoint, ran before
+	$(PY) scripts/rollback.py --service $(call given,SERVICE) --out $(OUT)
 
 ##@ Azure DevOps
 
 .PHONY: summary rehearse branch-policy devops-project
 summary: $(LOCAL) ## What came of STAGE (code_quality, train, deploy or production) in Markdown, for the run's page
 	$(PY) scripts/summary.py --stage $(call given,STAGE) --out $(OUT)
-rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT= (see README), PIPELINE=
+rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT= (see README), PIPELINE=, PRODUCTION=endpoint
 	$(PY) devops/rehearsal/rehearse.py --pipeline $(call given,PIPELINE) --out $(OUT)/rehearsal \
-	  --connection $(call given,CONNECTION) $(if $(FAULT),--fault $(call given,FAULT))
+	  --connection $(call given,CONNECTION) --production $(call given,PRODUCTION) $(if $(FAULT),--fault $(call given,FAULT))
 branch-policy: $(LOCAL) ## Create or update the branch policies; DRY_RUN=1 only shows the difference
 	$(PY) scripts/branch_policy.py
-devops-project: $(LOCAL) ## Set up pipelines, variable group, environment, permissions and policies; DRY_RUN=1
+devops-project: $(LOCAL) ## Set up pipelines, variable group, environments, permissions and policies; DRY_RUN=1
 	$(PY) scripts/devops_project.py
 
 ##@ This folder
@@ -172,9 +175,9 @@ lock: ## Solve the lists of packages into devops/locks, with uv; prints what cha
 	solve full $(UNIVERSAL); solve local $(UNIVERSAL) -c full.txt; solve container --python-version 3.7 --python-platform linux; \
 	cp "$$work"/locks/*.txt devops/locks
 # Only names that make writes: OUT and the folders in it may hold other things, and these stay.
-RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html .*.new) \
-  decision.json registration.json test-results/*.xml coverage.xml summary/*.md \
-  $(addsuffix .json,pipeline submitted run service smoke_test) report.html comparison.html \
+RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html profile.json .*.new) \
+  decision.json registration.json test-results/*.xml coverage.xml summary/*.md serve.log serve.log.1 .serve \
+  $(addsuffix .json,pipeline submitted run service endpoint smoke_test monitor) report.html comparison.html monitor.png \
   bench/training.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
 clean: ## Remove what make made, the registry excepted
 	rm -rf .venv .container .pytest_cache .coverage $(addprefix $(OUT)/,$(RESULTS))
@@ -208,15 +211,17 @@ $(call VALUES,rows table parameters run-evaluation model-name build training-pin
 	@mkdir -p $(@D); value=$(VALUE); [[ ! $$value -nt $@ ]] && cmp -s $@ - <<< "$$value" || printf '%s\n' "$$value" > $@
 
 TABLE_CODE := training/table.py training/tracking.py training/console.py training/columns.json
+MODEL_CODE := $(TABLE_CODE) training/parameters.py training/lightgbm_names.json training/metrics.py training/drift.py \
+  training/report.py training/report_page.html
 
 $(OUT)/data/safe_driver.csv: training/sample.py training/tracking.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(call given,ROWS) --out $@
 
-$(MODEL) &: training/train.py training/parameters.py training/metrics.py training/report.py $(TABLE_CODE) \
-    training/report_page.html training/lightgbm_names.json $(SAMPLE) $(call VALUES,table parameters training-pins) | $(LOCAL)
+$(MODEL) &: training/train.py $(MODEL_CODE) $(SAMPLE) $(call VALUES,table parameters training-pins) | $(LOCAL)
 	$(PY) training/train.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --out $(OUT)/model
 
-$(DECISION): training/evaluate.py training/parameters.py training/tracking.py $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)
+$(DECISION): training/evaluate.py training/comparison.py training/comparison_page.html $(MODEL_CODE) $(MODEL) \
+    $(call VALUES,run-evaluation model-name) | $(LOCAL)
 	$(PY) training/evaluate.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --model $(OUT)/model --model-name $(MODEL_NAME) \
 	  --registry $(OUT)/registry --run-evaluation $(call given,RUN_EVALUATION) \
 	  --allow-run-cancel $(call given,ALLOW_RUN_CANCEL) --out $@

@@ -2,6 +2,9 @@
 
     python scripts/serve.py --registry outputs/registry --model-name safe_driver_model --port 5001
 """
+import bisect
+import collections
+import functools
 import gc
 import json
 import logging
@@ -30,18 +33,26 @@ OBJECTS_BETWEEN_COLLECTIONS = 20000
 ROWS_FOR_THREADS = 64
 DRAINED_BODIES = 4
 TRACEPARENT_SHOWN = 64
+# The header of our own tests, which are no customers: X-Smoke-Test.
+TEST = 'HTTP_X_SMOKE_TEST'
 
 # Of the file's environment, OMP_WAIT_POLICY keeps idle threads of LightGBM from spinning.
 settings = json.loads((FOLDER / 'deployment.json').read_text(encoding='utf-8'))
 model = None
 threads = 1
+# What the log line of each request says of the service, and the bin of a score; None: no bins.
+served, bin_of = {}, None
 
 
 def init():
     """Load the model of AZUREML_MODEL_DIR (.../NAME/VERSION) and log which one it is."""
-    global model, threads
+    global model, threads, served, bin_of
     folder = Path(os.environ['AZUREML_MODEL_DIR'])
     model = booster.Booster(folder / 'model' / 'model.txt')
+    served = {'service': os.environ.get('SERVED_AS', ''), 'version': folder.name}
+    edges = score_edges(folder / 'model' / 'profile.json')
+    # An edge belongs to the bin below it, as in the profile.
+    bin_of = edges and functools.partial(bisect.bisect_left, edges)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     threads = threads_wanted(os.environ.get('OMP_NUM_THREADS', ''), cores)
     publish_documents()
@@ -51,13 +62,23 @@ def init():
     except (OSError, ValueError):
         auc = None
     print(json.dumps({'model': folder.parent.name, 'version': folder.name, 'auc': auc,
-                      'trees': model.trees, 'columns': len(model.columns)}))
+                      'trees': model.trees, 'columns': len(model.columns),
+                      'bins': len(edges) + 1 if edges else None}))
     # LightGBM's threads are not in a worker that is forked later (WORKER_PRELOAD), which would wait
     # for them for ever.
     os.register_at_fork(after_in_child=lambda: globals().update(threads=1))
     # The collector need not look through what stays, nor again and again at a large request.
     gc.freeze()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+
+
+def score_edges(path):
+    """The edges of the bins in which a profile counts the scores of the hold-out rows, or None."""
+    try:
+        edges = json.loads(path.read_text(encoding='utf-8'))['scores']['edges']
+        return list(map(float, edges))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def threads_wanted(setting, cores):
@@ -99,6 +120,7 @@ def one_line_a_request():
 def run(request):
     """Answer one request: {"data": [row, ...]} gets {"result": [probability, ...]}."""
     started, status, count, environ = time.perf_counter(), 500, 0, request.environ
+    more = {'test': True} if TEST in environ else {}
     if not environ.get('QUERY_STRING', '').isascii():
         g.api_name = None  # or the server's own log line fails, and the request with it
     try:
@@ -108,13 +130,17 @@ def run(request):
             values, count = rows.parse(read(environ), model.columns, settings['max_rows'])
             scores = model.predict(values, count, threads if count >= ROWS_FOR_THREADS else 1)
             answer = AMLResponse(orjson.dumps({'result': scores}), 200, JSON)
+            if bin_of:
+                more['bins'] = collections.Counter(map(bin_of, scores))
         status = 200
     except Refused as refused:
         status, answer = refused.status, refusal(refused)
     finally:
-        print(json.dumps({'request_id': g.request_id, 'status': status, 'rows': count,
+        # scripts/monitor.py reads it. What scores there were is said in counts by bin only.
+        print(json.dumps({'request_id': g.request_id, **served, 'status': status, 'rows': count,
                           'traceparent': environ.get('HTTP_TRACEPARENT', '')[:TRACEPARENT_SHOWN],
-                          'milliseconds': round(1000 * (time.perf_counter() - started), 3)}))
+                          'milliseconds': round(1000 * (time.perf_counter() - started), 3),
+                          **more}))
     return answer
 
 

@@ -26,6 +26,13 @@ ADVICE = {
                                   'WORKSPACE_NAME',
     'VaultAlreadyExists': 'its name is taken, perhaps by a vault that was deleted in the last 90 '
                           'days: `az keyvault recover --name NAME`, or another WORKSPACE_NAME',
+    'needs to be unique within a region': 'the name of the endpoint is taken: choose another '
+                                          'ENDPOINT_NAME',
+    "isn't registered with Subscription": 'the owner of the subscription registers two more '
+                                          'providers once: `PRODUCTION=endpoint make preflight` '
+                                          'prints the commands',
+    'Not enough quota': 'fewer instances or another instance_type in scoring/deployment.json, or '
+                        'ask for more in the portal; `make preflight` checks it',
     'ConflictError': 'a vault of this name was deleted in the last 90 days: `az keyvault recover '
                      '--name NAME`, or another WORKSPACE_NAME',
 }
@@ -58,15 +65,18 @@ class Manager:
             raise azure_ml.AzureError('could not sign in: the token does not name its directory\n'
                                       + azure_ml.ODD) from None
 
-    def _ask(self, what, method, path, version, body=None, query=()):
-        """The resource of a good answer, None of 404 to a GET. Raises AzureError for all else."""
+    def ask(self, what, method, path, version, body=None, query=()):
+        """The JSON of a good answer, None of 404 to a GET. Raises AzureError for all else."""
         response = azure_ml.request(
             what, self.seconds, method, URL + path, json=body, headers=self.header(),
             params=dict(query, **{'api-version': version}))
         found, status = azure_ml.json_object(response), response.status_code
-        # Microsoft.Storage accepts a PUT (202) without a body.
-        if status == 202 and method == 'PUT' or status in (200, 201) and found and isinstance(
-                found.get('properties') or {}, dict):
+        # Microsoft.Storage accepts a PUT (202) without a body; a DELETE has none, and a query that
+        # finds nothing.
+        if (status == 202 and method == 'PUT' or status in (200, 202, 204) and method == 'DELETE'
+                or status == 204 and method == 'POST'
+                or status in (200, 201) and found and isinstance(
+                    found.get('properties') or {}, dict)):
             return found
         error = found.get('error')
         if status < 400 or not isinstance(error, dict) or not error.get('message'):
@@ -77,15 +87,13 @@ class Manager:
         if status == 404 and method == 'GET':
             return None
         code, message = str(error.get('code', '')), azure_ml.sentence(error['message'])
-        advice = next((text for words, text in ADVICE.items() if words == code or words in message),
-                      azure_ml.ADVICE.get(status))
         raise azure_ml.AzureError('\n'.join(filter(None, [
             f'could not {what}: HTTP {status}, {code}: {message}',
-            advice])), status)
+            advice(code, message) or azure_ml.ADVICE.get(status)])), status)
 
     def get(self, path, version, what, **query):
         """The resource as a dict, or None where there is none. Raises AzureError."""
-        return self._ask(what, 'GET', path, version, query=query)
+        return self.ask(what, 'GET', path, version, query=query)
 
     def create(self, path, version, body, what, end):
         """PUT the resource and wait until it is ready; the resource. Raises AzureError.
@@ -93,7 +101,7 @@ class Manager:
         end: by time.monotonic(). Whether the provider does it at once (200, 201) or accepts it
         (202), the resource itself says how far it is.
         """
-        self._ask(what, 'PUT', path, version, body)
+        self.ask(what, 'PUT', path, version, body)
         return self.wait(path, version, what, end)
 
     def wait(self, path, version, what, end):
@@ -112,6 +120,11 @@ class Manager:
                 raise azure_ml.AzureError(f'could not {what} in time: it is {state} and goes on in '
                                           'Azure; run this again to wait for it')
             time.sleep(PAUSE_SECONDS)
+
+
+def advice(code, message):
+    """What ADVICE says to an error, or None."""
+    return next((text for words, text in ADVICE.items() if words == code or words in message), None)
 
 
 def state_of(resource):

@@ -181,7 +181,7 @@ def measure_script(name, pythons, model_folder, prepared, seconds, log):
                if key not in ('PYTHONDONTWRITEBYTECODE', 'OMP_NUM_THREADS')}
     environ.update(AML_APP_ROOT=str(script.parent), AZUREML_MODEL_DIR=str(model_folder))
     if name == 'ours':
-        environ = serve.server_environ(model_folder, environ)
+        environ = serve.server_environ(model_folder, environ, model_folder.parent / '.openapi')
     found, began = {}, time.perf_counter()
     with running([pythons[venv], '-m', serve.SERVER, '--entry_script', script, '--port', port],
                  env=environ, stdout=log, stderr=subprocess.STDOUT) as server:

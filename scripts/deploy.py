@@ -1,6 +1,6 @@
-"""Deploy the registered model to Azure Container Instances: create the service or update it.
+"""Deploy the registered model: to Azure Container Instances, or to the endpoint of production.
 
-    python scripts/deploy.py --out outputs
+    python scripts/deploy.py --service aci --out outputs
 """
 import argparse
 import fnmatch
@@ -42,14 +42,19 @@ def model_to_deploy(config, out):
     return known['model'], known['version'] if known['result'] == 'registered' else None
 
 
+def uploaded(folder):
+    """The paths of those of a folder's files that are uploaded, in order."""
+    return [path for path in sorted(Path(folder).rglob('*')) if path.is_file() and not any(
+        fnmatch.fnmatch(part, pattern) for part in path.relative_to(folder).parts
+        for pattern in NOT_UPLOADED)]
+
+
 def fingerprint(folder):
-    """A hash of the names and contents of a folder's files, of those that are uploaded."""
+    """A hash of the names and contents of the files that are uploaded."""
     digest = hashlib.sha256()
-    for path in sorted(Path(folder).rglob('*')):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and not any(fnmatch.fnmatch(part, pattern) for part in parts
-                                      for pattern in NOT_UPLOADED):
-            digest.update('/'.join(parts).encode() + b'\0' + path.read_bytes() + b'\0')
+    for path in uploaded(folder):
+        digest.update(path.relative_to(folder).as_posix().encode() + b'\0' + path.read_bytes()
+                      + b'\0')
     return digest.hexdigest()[:12]
 
 
@@ -125,7 +130,7 @@ def create_or_update(space, config, model, source, environment, parts, tags, siz
     # LightGBM counts the cores of the host, not those that the container may use.
     environment.environment_variables = dict(
         atomic.read_json(source / SETTINGS)['environment'],
-        OMP_NUM_THREADS=str(math.ceil(size[0])))
+        OMP_NUM_THREADS=str(math.ceil(size[0])), SERVED_AS=name)
     configuration = AciWebservice.deploy_configuration(
         cpu_cores=size[0], memory_gb=size[1], auth_enabled=True, enable_app_insights=True,
         tags={key: str(value) for key, value in dict(parts, **tags).items()},
@@ -274,8 +279,13 @@ def service_facts(service):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', default='outputs', help='folder of run.json and service.json')
+    parser.add_argument('--service', choices=('local', 'aci', 'endpoint'), default='local',
+                        help='where to; endpoint: the managed online endpoint, else ACI')
     args = parser.parse_args(argv)
     config = settings.read(os.environ, needs=settings.WORKSPACE)
+    if args.service == 'endpoint':
+        import endpoint
+        return endpoint.deploy_to(config, args.out)
     name, version = model_to_deploy(config, args.out)
     if version is None:
         print('nothing to deploy: the run kept the registered version')

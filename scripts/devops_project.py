@@ -1,4 +1,4 @@
-"""Set up the Azure DevOps project: pipelines, variable group, environment, permissions, policies.
+"""Set up the Azure DevOps project: pipelines, variable group, environments, permissions, policies.
 
     python scripts/devops_project.py
 
@@ -7,7 +7,7 @@ At the end it says what only a person can do. Settings: those of branch_policy.p
 them; for the variable group SUBSCRIPTION_ID, LOCATION, RESOURCE_GROUP and WORKSPACE_NAME or
 BASE_NAME (needed only until they are in the group), AZURE_RM_SVC_CONNECTION (default
 azure-resource-connection); APPROVER, the mail address or group of those who approve deployments
-(default: the owner of the token).
+(default: the owner of the token), and PRODUCTION_APPROVER for production (default: APPROVER).
 """
 import argparse
 import fnmatch
@@ -22,13 +22,21 @@ import branch_policy
 import settings
 from azure_ml import AzureError
 
-CI = Path(__file__).resolve().parent.parent / 'devops' / 'ci.yml'
+DEVOPS = Path(__file__).resolve().parent.parent / 'devops'
 GROUP = 'devopsforai-aml-vg'
-ENVIRONMENT = 'safe-driver'
+# Name, what it is, and the setting that names its approver.
+ENVIRONMENTS = (('safe-driver', 'QA of the safe driver model', 'APPROVER'),
+                ('safe-driver-production', 'Production of the safe driver model',
+                 'PRODUCTION_APPROVER'))
+EVERYTHING = ('variablegroup', 'endpoint', 'environment')
 # Name, YAML file, and what it has to be allowed to use, by the names of the permission service.
 PIPELINES = (('safe-driver-pr', 'devops/pr.yml', ()),
              ('safe-driver-workspace', 'devops/workspace.yml', ('variablegroup', 'endpoint')),
-             ('safe-driver-ci', 'devops/ci.yml', ('variablegroup', 'endpoint', 'environment')))
+             ('safe-driver-ci', 'devops/ci.yml', EVERYTHING),
+             ('safe-driver-retrain', 'devops/retrain.yml', EVERYTHING),
+             ('safe-driver-rollback', 'devops/rollback.yml', EVERYTHING))
+# Those that begin by themselves, and the key of the YAML that names the branches for it.
+STARTED = (('ci.yml', 'trigger', 'pushes to'), ('retrain.yml', 'schedules', 'a schedule on'))
 # Why a person must start a pipeline once.
 FIRST_RUN = {'devops/workspace.yml': 'it makes the resources in Azure',
              'devops/ci.yml': 'only after its first run do pushes start it'}
@@ -44,7 +52,7 @@ NO_APPROVAL = {'executionOrder': 'anyOrder', 'minRequiredApprovers': 1, 'instruc
 PREVIEW = '7.1-preview.1'
 IDENTITIES = '_apis/resourceAreas/8a3d49b8-91f0-46ef-b33d-dda338c25db3'
 GROUPS = '_apis/distributedtask/variablegroups'
-ENVIRONMENTS = '{project}/_apis/distributedtask/environments'
+ENVIRONMENT_LIST = '{project}/_apis/distributedtask/environments'
 CHECKS = '{project}/_apis/pipelines/checks/configurations'
 PERMISSIONS = '{project}/_apis/pipelines/pipelinepermissions'
 LIBRARY = "the role 'Administrator' on the variable group (Pipelines > Library > Security)"
@@ -55,7 +63,7 @@ CONNECTION_READER = "the role 'Reader' on the service connections"
 # type of its id, permissions to read the list and to let pipelines use it.
 KINDS = {
     'variablegroup': ('variable group', '{project}/' + GROUPS, 'groupName', int, LIBRARY, LIBRARY),
-    'environment': ('environment', ENVIRONMENTS, 'name', int, ADMINISTRATOR, ADMINISTRATOR),
+    'environment': ('environment', ENVIRONMENT_LIST, 'name', int, ADMINISTRATOR, ADMINISTRATOR),
     'endpoint': ('service connection', '{project}/_apis/serviceendpoint/endpoints',
                  'endpointNames', str, CONNECTION_READER, ENDPOINT)}
 
@@ -152,15 +160,15 @@ def set_up_group(client, project, environ):
     return kept.get('id'), values
 
 
-def set_up_environment(client, wanted):
-    """The environment: someone must approve what goes to it, one deployment at a time.
+def set_up_environment(client, name, description, wanted):
+    """An environment: someone must approve what goes to it, one deployment at a time.
 
-    wanted: the setting APPROVER. Returns its id, None in a dry run that would create it.
+    wanted: its approver of the settings. Returns its id, None in a dry run that would create it.
     """
     environment = client.put_right(
-        f'environment {ENVIRONMENT}', find(client, 'environment', ENVIRONMENT), [],
-        {'name': ENVIRONMENT, 'description': 'The service of the safe driver model'},
-        ENVIRONMENTS, fields={'id': int}, needs=ADMINISTRATOR).get('id')
+        f'environment {name}', find(client, 'environment', name), [],
+        {'name': name, 'description': description},
+        ENVIRONMENT_LIST, fields={'id': int}, needs=ADMINISTRATOR).get('id')
     checks = {} if environment is None else {
         one['type']['id'].lower(): one for one in reversed(client.pages(
             CHECKS, 'read the checks of the environment', CHECK,
@@ -176,7 +184,7 @@ def set_up_environment(client, wanted):
         lines.append(f"approvers: {names + ' -> and' if names else 'none ->'} {approver['name']}")
         approvers = approvers + [approver]
     fields = dict(fields, approvers=[{'id': one['id']} for one in approvers])
-    resource = {'type': 'environment', 'id': str(environment), 'name': ENVIRONMENT}
+    resource = {'type': 'environment', 'id': str(environment), 'name': name}
     for title, kind, there, differences, wanted_fields in (
             ('approval before', APPROVAL, approval, lines, fields),
             ('exclusive lock on', LOCK, checks.get(LOCK['id'], {}), [], {})):
@@ -184,7 +192,7 @@ def set_up_environment(client, wanted):
             differences.append('isDisabled: true -> false')
         body = {'type': kind, 'timeout': there.get('timeout', APPROVAL_MINUTES),
                 'isDisabled': False, 'resource': resource, 'settings': wanted_fields}
-        client.put_right(f'{title} {ENVIRONMENT}', there or None, differences, body, CHECKS,
+        client.put_right(f'{title} {name}', there or None, differences, body, CHECKS,
                          update='PATCH', needs=ADMINISTRATOR, version=PREVIEW)
     return environment
 
@@ -224,12 +232,16 @@ def create_pipelines(client, repository, known):
     return first_runs
 
 
-def trigger_branches(text):
-    """The branches, or patterns of them, whose pushes start the pipeline of this YAML."""
-    found = re.search('^trigger:(.*\n(?:[ -].*\n|#.*\n|\n)*)', text + '\n', re.M)
+def started_branches(text, key='trigger'):
+    """The branches, or patterns of them, whose pushes or schedules start the pipeline of this YAML.
+
+    key: trigger or schedules.
+    """
+    found = re.search(f'^{key}:(.*\n(?:[ -].*\n|#.*\n|\n)*)', text + '\n', re.M)
     if not found:
         return ['*']
-    included = re.split('^ *(?:exclude|paths|tags):', found.group(1), flags=re.M)[0]
+    text = found.group(1).partition('include:')[2] if key == 'schedules' else found.group(1)
+    included = re.split('^[ -]*(?:exclude|paths|tags|cron):', text, flags=re.M)[0]
     return re.findall(r"""(?:^ *- *|[\[,] *)["']?(?:refs/heads/)?([^]\s"',]+)""", included, re.M)
 
 
@@ -254,14 +266,19 @@ def set_up(client, environ):
     Returns what is left for a person: [what it is not complete without], [what comes after it].
     """
     config, missing = client.settings, []
-    started = trigger_branches(CI.read_text(encoding='utf-8'))
-    if not any(fnmatch.fnmatchcase(config.branch, pattern) for pattern in started):
-        missing.append(f'Let pushes to {config.branch} start devops/ci.yml, whose trigger names '
-                       f"{', '.join(started) or 'no branch'}: change it and push it, or set BRANCH")
+    for file, key, what in STARTED:
+        started = started_branches((DEVOPS / file).read_text(encoding='utf-8'), key)
+        if not any(fnmatch.fnmatchcase(config.branch, pattern) for pattern in started):
+            missing.append(f'Let {what} {config.branch} start devops/{file} ({key}: '
+                           f"{', '.join(started) or 'no branch'}): change it and push it, or set "
+                           'BRANCH')
     repository = branch_policy.find_repository(client)
     print(f'Project {config.project} in {config.organisation}')
     group, values = set_up_group(client, repository['project'], environ)
-    environment = set_up_environment(client, azure_devops.read_value(environ, 'APPROVER'))
+    approver = azure_devops.read_value(environ, 'APPROVER')
+    environments = {name: set_up_environment(
+        client, name, description, azure_devops.read_value(environ, setting) or approver)
+        for name, description, setting in ENVIRONMENTS}
     connection = find(client, 'endpoint', values[CONNECTION])
     if not connection:
         missing.append(how_to_connect(client, values))
@@ -278,7 +295,8 @@ def set_up(client, environ):
     known = branch_policy.find_pipelines(client, repository)
     first_runs = create_pipelines(client, repository, known)
     permit_pipelines(client, 'variablegroup', GROUP, group, known)
-    permit_pipelines(client, 'environment', ENVIRONMENT, environment, known)
+    for name, number in environments.items():
+        permit_pipelines(client, 'environment', name, number, known)
     if connection:
         permit_pipelines(client, 'endpoint', values[CONNECTION], connection['id'], known)
     branch_policy.apply_policies(client, repository, known)

@@ -4,12 +4,16 @@
 """
 import argparse
 import fnmatch
+import math
 import os
 import sys
 
 import arm
+import atomic
 import azure_ml
 import dataset
+import deploy
+import endpoint
 import settings
 import sign_in
 import workspace
@@ -19,12 +23,18 @@ LONGEST_SECONDS = 60
 PROVIDERS = ('Microsoft.MachineLearningServices', 'Microsoft.ContainerInstance',
              'Microsoft.ContainerRegistry', 'Microsoft.Storage', 'Microsoft.KeyVault',
              'Microsoft.OperationalInsights', 'Microsoft.Insights')
+# The first managed endpoint of a subscription (Azure/CloudShell 487 has the refusal).
+ENDPOINT_PROVIDERS = ('Microsoft.PolicyInsights', 'Microsoft.Cdn')
 WRITES = [f'Microsoft.MachineLearningServices/workspaces/{action}' for action in (
     'write', 'computes/write', 'datasets/registered/write', 'endpoints/pipelines/write',
     'experiments/runs/submit/action', 'models/write', 'services/aci/write')] + [
         'Microsoft.Storage/storageAccounts/write', 'Microsoft.KeyVault/vaults/write',
         'Microsoft.OperationalInsights/workspaces/write', 'Microsoft.Insights/components/write',
         'Microsoft.ContainerInstance/containerGroups/write']
+ENDPOINT_WRITES = [f'Microsoft.MachineLearningServices/workspaces/{action}' for action in (
+    'codes/versions/write', 'onlineEndpoints/write', 'onlineEndpoints/listKeys/action',
+    'onlineEndpoints/deployments/write', 'onlineEndpoints/deployments/delete',
+    'onlineEndpoints/deployments/getLogs/action')]
 # Roles by which the workspace's own identity may make the container group of a service
 # (learn.microsoft.com/azure/role-based-access-control/built-in-roles).
 MAKE_CONTAINERS = {'b24988ac-6180-42a0-ab88-20f7382dd24c': 'Contributor',
@@ -76,13 +86,14 @@ def check_subscription(azure):
 
 
 def check_providers(azure):
-    off = [name for name in PROVIDERS
+    wanted = PROVIDERS + ENDPOINT_PROVIDERS * (azure.config.production == 'endpoint')
+    off = [name for name in wanted
            if azure.get(f'{azure.subscription}/providers/{name}', '2021-04-01',
                         'unknown provider').get('registrationState') != 'Registered']
     if off:
         raise AzureError('not registered: run\n' + '\n'.join(
             'az provider register --namespace ' + name for name in off))
-    return ', '.join(PROVIDERS)
+    return ', '.join(wanted)
 
 
 def check_group(azure):
@@ -105,7 +116,8 @@ def check_permission(azure):
     # https://learn.microsoft.com/rest/api/authorization/permissions
     found = azure.get(azure.group + '/providers/Microsoft.Authorization/permissions',
                       '2022-04-01', 'the permissions cannot be read').get('value', [])
-    refused = [action for action in WRITES if not allowed(action, found)]
+    wanted = WRITES + ENDPOINT_WRITES * (azure.config.production == 'endpoint')
+    refused = [action for action in wanted if not allowed(action, found)]
     if refused:
         raise AzureError(f"not allowed: {', '.join(refused)}\ngive the service principal the role "
                          f'Contributor on the resource group {azure.config.resource_group}')
@@ -157,8 +169,19 @@ def check_compute(azure):
 
 
 def check_size(azure):
-    """Size and quota, by the type and the name of a usage (Azure ML REST, Usages - List)."""
-    region, size = azure.config.location, azure.config.aml_compute_cluster_cpu_sku
+    size, priority = azure.config.aml_compute_cluster_cpu_sku, azure.config.aml_cluster_priority
+    name = offered(azure, size, priority, 1, 'AML_COMPUTE_CLUSTER_CPU_SKU')
+    warning = ('; low priority is Spot since 2026-03-31: its price varies, and Azure takes '
+               'machines away, whose steps begin again' if priority == 'lowpriority' else '')
+    return f'{name} in {azure.config.location}{warning}'
+
+
+def offered(azure, size, priority, count, setting):
+    """The name of a size of machine of which so many can be had. Raises AzureError.
+
+    Size and quota, by the type and the name of a usage (Azure ML REST, Usages - List).
+    """
+    region = azure.config.location
     if not region:
         raise AzureError('LOCATION is not set, so size and quota cannot be checked')
 
@@ -171,21 +194,48 @@ def check_size(azure):
     known = {one['name'].lower(): one for one in listed('vmSizes')}
     if size.lower() not in known:
         small = sorted(one['name'] for one in known.values() if one.get('vCPUs') in (2, 4))
-        raise AzureError(f'machines of size {size} are not offered in {region}: set '
-                         f"AML_COMPUTE_CLUSTER_CPU_SKU to another, such as {', '.join(small[:5])}")
-    wanted, priority = known[size.lower()], azure.config.aml_cluster_priority
+        raise AzureError(f'machines of size {size} are not offered in {region}: set {setting} to '
+                         f"another, such as {', '.join(small[:5])}")
+    wanted = known[size.lower()]
     kinds = {f'total{priority}cores': '', f'vmfamily/{priority}cores': wanted['family'].lower()}
     for usage in listed('usages'):
         kind = usage['type'].lower().partition('/')[2].rpartition('/usages')[0]
         # A limit of -1 is none, and cores that are in use now come free again: a run waits.
         if usage['name']['value'].lower().endswith(kinds.get(kind, '?')) and (
-                0 <= usage['limit'] < wanted['vCPUs']):
+                0 <= usage['limit'] < count * wanted['vCPUs']):
+            what = 'one machine needs' if count == 1 else f'{count} machines need'
             raise AzureError(f"the quota \"{usage['name']['localizedValue']}\" is {usage['limit']} "
-                             f"cores, one machine needs {wanted['vCPUs']}: ask for more in the "
+                             f"cores, {what} {count * wanted['vCPUs']}: ask for more in the "
                              'portal, or choose another size or region')
-    warning = ('; low priority is Spot since 2026-03-31: its price varies, and Azure takes '
-               'machines away, whose steps begin again' if priority == 'lowpriority' else '')
-    return f"{wanted['name']} in {region}{warning}"
+    return wanted['name']
+
+
+def check_endpoint_size(azure):
+    """Machines for two deployments, of which Azure ML keeps a fifth more for its upgrades.
+
+    learn: how-to-manage-quotas, Virtual machine quota allocation for deployment.
+    """
+    wanted = atomic.read_json(deploy.SOURCE / deploy.SETTINGS)['endpoint']
+    count = 2 * math.ceil(1.2 * wanted['instances'])
+    name = offered(azure, wanted['instance_type'], 'dedicated', count,
+                   f'instance_type in scoring/{deploy.SETTINGS}')
+    return f"{wanted['instances']} of {name}, twice while a version is replaced"
+
+
+def check_endpoint(azure):
+    """The endpoint is ours, or still to be made; that another's has its name only shows then."""
+    name = azure.config.endpoint_name
+    path = f'{azure.group}/providers/{workspace.WORKSPACES}/{azure.config.workspace_name}'
+    found = azure.manager.get(f'{path}/onlineEndpoints/{name}', endpoint.VERSION,
+                              f'look for the endpoint {name}')
+    if found is None:
+        return (f'{name}: `make deploy SERVICE=endpoint` creates it, if nobody else in the region '
+                'has the name')
+    state = found['properties']['provisioningState']
+    if state == 'Failed':
+        raise AzureError(f'{name} has failed: see it in Azure ML Studio; `make deploy '
+                         'SERVICE=endpoint` tries to mend it')
+    return f"{name}, {state}, {found['properties']['authMode']}"
 
 
 def check_dataset(azure):
@@ -212,6 +262,10 @@ CHECKS = BEFORE_WORKSPACE + (
     ('registry', check_registry, 'workspace'),
     ('compute cluster', check_compute, 'workspace'),
     ('dataset', check_dataset, 'workspace'),
+)
+PRODUCTION = (
+    ('endpoint size', check_endpoint_size, 'subscription'),
+    ('endpoint', check_endpoint, 'workspace'),
 )
 
 
@@ -257,7 +311,8 @@ def main(argv=None):
             title = 'sign-in'
             azure = Azure(config)
             print_line(title, 'ok', azure.sign_in)
-            checks = BEFORE_WORKSPACE if args.before_workspace else CHECKS
+            checks = BEFORE_WORKSPACE if args.before_workspace else CHECKS + PRODUCTION * (
+                config.production == 'endpoint')
             missing = run_checks(azure, checks)
     except (settings.SettingsError, AzureError) as error:
         print_line(title, 'MISSING', str(error))

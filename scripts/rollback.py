@@ -1,6 +1,8 @@
 """Put back what the service ran before: model version, environment and scoring files; then test.
 
-    python scripts/rollback.py --out outputs
+    python scripts/rollback.py --service aci --out outputs
+
+At the endpoint of production, what ran before is still there and gets the traffic back.
 """
 import argparse
 import os
@@ -11,6 +13,7 @@ from pathlib import Path
 import atomic
 import azure_ml
 import deploy
+import endpoint
 import settings
 import smoke_test
 import workspace
@@ -20,7 +23,8 @@ def roll_back(config):
     """Deploy what the service's tags name as previous; the content of service.json.
 
     None where this is the failure hook of a build, or of one more attempt, that failed before it
-    changed the service: what runs then is the good version of an earlier one.
+    changed the service: what runs then is the good version of an earlier one, which only
+    ROLLBACK_ANY_BUILD takes back.
     """
     space = workspace.connect(config)
     service = deploy.find_service(space, config)
@@ -29,8 +33,9 @@ def roll_back(config):
                                   'MODEL_VERSION=n make deploy creates it')
     tags = service.tags or {}
     version = tags.get('version', 'unknown')
-    if config.build_buildid and deploy.attempt_of(service, config) != str(
-            config.system_stageattempt):
+    own = not config.build_buildid or config.rollback_any_build or deploy.attempt_of(
+        service, config) == str(config.system_stageattempt)
+    if not own:
         print(f'nothing to roll back: the service {service.name} runs version {version}, deployed '
               f"by build {tags.get('BuildId')}, attempt {tags.get('Attempt')}; build "
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')
@@ -68,15 +73,20 @@ def roll_back(config):
 @azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='outputs', help='folder for service.json')
+    parser.add_argument('--out', default='outputs', help='folder for service.json, endpoint.json')
+    parser.add_argument('--service', choices=('local', 'aci', 'endpoint'), default='local',
+                        help='which; endpoint: the managed online endpoint, else ACI')
     args = parser.parse_args(argv)
-    result = roll_back(settings.read(os.environ, needs=settings.WORKSPACE))
+    config = settings.read(os.environ, needs=settings.WORKSPACE)
+    kind, file = (('endpoint', endpoint.FILE) if args.service == 'endpoint'
+                  else ('aci', 'service.json'))
+    result = endpoint.roll_back(config) if kind == 'endpoint' else roll_back(config)
     if result is None:
         return 0
-    atomic.write_json(Path(args.out) / 'service.json', dict(result, rolled_back=True))
-    print(f"service {result['name']} runs version {result['version']} of {result['model']} again; "
-          'testing it', flush=True)
-    return smoke_test.main(['--service', 'aci', '--out', args.out])
+    atomic.write_json(Path(args.out) / file, dict(result, rolled_back=True))
+    print(f"{file[:-5]} {result['name']} runs version {result['version']} of {result['model']} "
+          'again; testing it', flush=True)
+    return smoke_test.main(['--service', kind, '--out', args.out])
 
 
 if __name__ == '__main__':

@@ -21,6 +21,8 @@ TRIAL = ('import sys; sys.path.insert(0, sys.argv[1])\n'
          'import booster; booster.Booster(*sys.argv[2:])')
 SERVER = 'azureml_inference_server_http'
 VERSION = re.compile('[1-9][0-9]*')
+# The log and one before it; about 80,000 requests each.
+LOG_BYTES = 20_000_000
 
 
 def newest_version(registry, name):
@@ -63,15 +65,29 @@ def port_is_free(port):
     return False
 
 
-def server_environ(version, environ):
+def server_environ(version, environ, root):
     """The environment of the server: as on ACI, but `environ` (a dict) wins.
 
-    score.py writes the OpenAPI documents to AML_APP_ROOT, from where the server reads them.
+    root: a folder for the OpenAPI documents, which score.py writes and the server reads.
     """
     wanted = json.loads((SCORING / 'deployment.json').read_text())['environment']
     wanted.update(environ, AZUREML_MODEL_DIR=str(version), AZUREML_SOURCE_DIRECTORY=str(SCORING),
-                  AML_APP_ROOT=str(version.parent / '.openapi'))
+                  AML_APP_ROOT=str(root))
     return wanted
+
+
+def keep_log(path, root):
+    """Have the server write what score.py prints into this file as well; it looks in its root.
+
+    A worker turns the file over by itself: with several (WORKER_COUNT) lines are lost then.
+    """
+    own = importlib.util.find_spec(SERVER).submodule_search_locations[0]
+    config = json.loads(Path(own, 'logging.json').read_text())
+    config['handlers']['kept'] = {
+        'class': 'logging.handlers.RotatingFileHandler', 'filename': str(path.resolve()),
+        'formatter': 'azmlinfsrv', 'maxBytes': LOG_BYTES, 'backupCount': 1}
+    config['loggers']['azmlinfsrv.print'] = {'level': 'INFO', 'handlers': ['kept']}
+    atomic.write_json(root / 'logging.json', config)
 
 
 @azure_ml.verb
@@ -80,6 +96,8 @@ def main(argv=None):
     parser.add_argument('--registry', type=Path, required=True, help='folder of registered models')
     parser.add_argument('--model-name', required=True, help='name of the registered model')
     parser.add_argument('--port', type=int, default=5001, help='port to listen on (default 5001)')
+    parser.add_argument('--log', type=Path, default=Path('outputs/serve.log'),
+                        help='what `make monitor` reads (default outputs/serve.log)')
     args = parser.parse_args(argv)
     version = newest_version(args.registry, args.model_name)
     if not 1 <= args.port <= 65535 or not port_is_free(args.port):
@@ -88,6 +106,8 @@ def main(argv=None):
     if importlib.util.find_spec(SERVER) is None:
         raise ValueError(f'{sys.executable} lacks azureml-inference-server-http: install it there, '
                          'or leave PYTHON= out so that make uses .venv')
+    root = args.log.with_name('.serve')
+    keep_log(args.log, root)
     print(f'Serving {args.model_name} version {version.name} at '
           f'http://127.0.0.1:{args.port}/score, its description at /swagger.json\n'
           'The server listens on all addresses of this machine and asks for no key. '
@@ -95,7 +115,7 @@ def main(argv=None):
     # The server takes this process over, so that signals reach it.
     os.execve(sys.executable, [sys.executable, '-m', SERVER, '--entry_script',
                                str(SCORING / 'score.py'), '--port', str(args.port)],
-              server_environ(version, os.environ))
+              server_environ(version, os.environ, root))
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
     settings.read(os.environ, needs=settings.WORKSPACE)
 """
 import collections
+import hashlib
 import re
 import time
 import urllib.parse
@@ -37,6 +38,7 @@ def integer(low, high):
 
 boolean = text('(?i)true|false', 'must be true or false', lambda value: value.lower() == 'true')
 minutes = text(r'[0-9]{1,5}(\.[0-9]+)?', 'must be a number of minutes', float)
+number = text(r'[0-9]{1,9}(\.[0-9]+)?', 'must be a number', float)
 azure_name = text('[A-Za-z0-9][A-Za-z0-9._-]{0,254}', 'must be letters, digits, . _ or -')
 
 # Name, default (None: must be given by whoever needs it), parser, what it is.
@@ -94,9 +96,28 @@ SETTINGS = (
      'the web service'),
     ('ACI_REPLACE', False, boolean,
      'delete and create the service when its cpu or memory changed, which cuts it off meanwhile'),
+    ('PRODUCTION', 'none',
+     text('(?i)none|endpoint', 'must be none or endpoint', str.lower),
+     'where the model goes after QA: nowhere, or to a managed online endpoint'),
+    ('ENDPOINT_NAME', '',
+     text('(?=.{3,32}$)[A-Za-z](-?[A-Za-z0-9])+',
+          'must be 3 to 32 letters, digits or single -, a letter first'),
+     'the endpoint; default: safe-driver- and a hash of subscription, group and workspace, since '
+     'it must be the only one of its name in the region'),
+    ('ENDPOINT_WATCH_MINUTES', 5, minutes,
+     'how long a new deployment of it is watched at 10 % of the traffic'),
+    ('MONITOR_WINDOW_HOURS', 24, integer(1, 720), 'the hours that `make monitor` looks back'),
+    ('MONITOR_MAX_FAILURE_PERCENT', 1.0, number,
+     'the share of requests answered with 5xx from which on `make monitor` fails'),
+    ('MONITOR_MAX_P95_MS', 500.0, number,
+     'the milliseconds that 95 % of the requests must keep to'),
+    ('MONITOR_MAX_PSI', 0.2, number,
+     "how far the scores may be from the hold-out's, as population stability index"),
     ('BUILD_BUILDID', '', text('[A-Za-z0-9._-]{0,100}', 'must be letters, digits, . _ or -'),
      'the build; a re-run of the same build repeats nothing'),
     ('BUILD_URI', '', str, 'the link to the build'),
+    ('ROLLBACK_ANY_BUILD', False, boolean,
+     'roll back what another build deployed as well; else, in a build, only its own'),
     ('SYSTEM_STAGEATTEMPT', 1, integer(1, 999), 'which attempt of the stage of the build this is'),
     ('BUILD_SOURCEVERSION', '', text('[0-9a-f]{0,40}', 'must be a git commit'),
      'the commit; default: what git says'),
@@ -141,6 +162,9 @@ def read(environ, needs=()):
             passed = environ.get(name, '').strip()
             note = f' ({passed} is passed, an undefined variable)' if passed else ''
             problems.append(f'{name} is not set{note}: {meaning}')
+    if not values['ENDPOINT_NAME'] and all(values[name] for name in WORKSPACE):
+        whole = '/'.join(values[name] for name in WORKSPACE).lower()
+        values['ENDPOINT_NAME'] = f'safe-driver-{hashlib.sha256(whole.encode()).hexdigest()[:10]}'
     least, most = (values[f'AML_CLUSTER_{which}_NODES'] for which in ('MIN', 'MAX'))
     if least > most:
         problems.append(f'AML_CLUSTER_MIN_NODES is {least}: it must be at most {most}, which is '

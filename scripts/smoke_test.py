@@ -2,8 +2,9 @@
 
     python scripts/smoke_test.py --service local --out outputs --model-name safe_driver_model
 
-SERVICE local is what `make serve` runs; aci is the service that OUT/service.json names. Nothing
-is changed. Rows and scores are those that training stored with the model.
+SERVICE local is what `make serve` runs; aci is the service that OUT/service.json names, endpoint
+that of OUT/endpoint.json. Nothing is changed. Rows and scores are those that training stored with
+the model.
 """
 import argparse
 import itertools
@@ -28,10 +29,12 @@ TABLE = serve.SCORING.parent / 'training' / 'columns.json'
 TOLERANCE = 1e-9
 RETRIED = (429, 502, 503, 504)
 # A container that was just deployed may answer 502 for minutes.
-DEADLINE_SECONDS = {'local': 30, 'aci': 600}
+DEADLINE_SECONDS = {'local': 30, 'aci': 600, 'endpoint': 600}
 REQUEST_SECONDS = 30
 PAUSE_SECONDS = 2.0
 SHOWN, LINE_SHOWN = 2000, 200
+# By this `make monitor` knows our requests from those of customers.
+TEST = {'X-Smoke-Test': '1'}
 # Of an answer no more is read than so many pieces of so many bytes; some never end.
 PIECES, PIECE_BYTES = 4096, 256
 # The known rows so many times are enough for score.py to share them out to its threads.
@@ -66,8 +69,8 @@ def post_once(session, uri, headers, data, seconds):
 
     def post():
         try:
-            with session.post(uri, json={'data': data}, headers=headers, timeout=seconds,
-                              allow_redirects=False, stream=True) as answer:
+            with session.post(uri, json={'data': data}, headers=dict(headers, **TEST),
+                              timeout=seconds, allow_redirects=False, stream=True) as answer:
                 pieces = itertools.islice(answer.iter_content(PIECE_BYTES), PIECES)
                 found.set_result((answer, b''.join(pieces).decode('utf-8', 'replace')))
         except Exception as error:
@@ -84,6 +87,17 @@ def harmless(text, headers):
     return ''.join(char if char.isprintable() or char == '\n' else '?' for char in text)[:SHOWN]
 
 
+def try_once(session, uri, headers, data, seconds=REQUEST_SECONDS):
+    """(requests.Response or None, its text, '' or why it is not good): the answer to the rows."""
+    try:
+        answer, text = post_once(session, uri, headers, data, seconds)
+    except (OSError, ValueError, futures.TimeoutError) as error:
+        reason = str(azure_ml.chain(error)[-1]) or 'timed out'
+        return None, '', f'no answer from {uri}: {reason}'
+    reason = f'status {answer.status_code} {answer.reason}\n{text}'
+    return answer, text, '' if answer.status_code == 200 else reason
+
+
 def post_rows(session, uri, headers, data, deadline):
     """The text that answers {"data": data}. Raises AzureError.
 
@@ -92,16 +106,11 @@ def post_rows(session, uri, headers, data, deadline):
     """
     while True:
         left = deadline - time.monotonic()
-        try:
-            answer, text = post_once(session, uri, headers, data,
-                                     max(0.1, min(REQUEST_SECONDS, left)))
-            if answer.status_code == 200:
-                return text
-            reason = f'status {answer.status_code} {answer.reason}\n{text}'
-            again = answer.status_code in RETRIED
-        except (OSError, ValueError, futures.TimeoutError) as error:
-            reason = f"no answer from {uri}: {str(azure_ml.chain(error)[-1]) or 'timed out'}"
-            again = True
+        answer, text, reason = try_once(session, uri, headers, data,
+                                        max(0.1, min(REQUEST_SECONDS, left)))
+        if not reason:
+            return text
+        again = answer is None or answer.status_code in RETRIED
         if not again or time.monotonic() + PAUSE_SECONDS >= deadline:
             late = 'no good answer before the deadline; the last: ' if again else ''
             raise AzureError(late + reason)
@@ -109,8 +118,8 @@ def post_rows(session, uri, headers, data, deadline):
         time.sleep(PAUSE_SECONDS)
 
 
-def check_scores(text, expected):
-    """Raise AzureError unless the answer holds exactly the expected scores, not all the same."""
+def read_scores(text, count):
+    """The scores that an answer holds. Raises AzureError unless there are so many."""
     shown = 'status 200\n' + text
     try:
         scores = json.loads(text, parse_int=float, parse_constant=str)['result']
@@ -118,8 +127,14 @@ def check_scores(text, expected):
         scores = None
     if not isinstance(scores, list) or not set(map(type, scores)) <= {float}:
         raise AzureError('the answer is not {"result": [number, ...]}; ' + shown)
-    if len(scores) != len(expected):
-        raise AzureError(f'{len(scores)} scores for {len(expected)} rows; {shown}')
+    if len(scores) != count:
+        raise AzureError(f'{len(scores)} scores for {count} rows; {shown}')
+    return scores
+
+
+def check_scores(text, expected):
+    """Raise AzureError unless the answer holds exactly the expected scores, not all the same."""
+    scores, shown = read_scores(text, len(expected)), 'status 200\n' + text
     if min(scores) == max(scores):
         raise AzureError(f'different rows have the same score; {shown}')
     far = max(abs(score - known) for score, known in zip(scores, expected))
@@ -128,7 +143,7 @@ def check_scores(text, expected):
                          f'another version served? {shown}')
 
 
-def local_service(args):
+def local_service(args, _):
     """(uri, headers, path of model.txt, what it is) of `make serve`."""
     version = serve.newest_version(args.out / 'registry', args.model_name)
     return (f'http://127.0.0.1:{args.port}/score', {}, version / 'model' / 'model.txt',
@@ -152,12 +167,38 @@ def aci_service(args, folder):
             Path(folder, deploy.MODEL_FILE), f"{known['model']} version {known['version']}")
 
 
+def endpoint_service(args, folder):
+    """(uri, headers, path of model.txt, what it is) of OUT/endpoint.json, as customers ask it."""
+    import deploy
+    import endpoint
+    import workspace
+    known = atomic.read_json(args.out / endpoint.FILE)
+    if known is None:
+        raise AzureError(f'there is no {args.out / endpoint.FILE}; `make deploy SERVICE=endpoint` '
+                         'writes it')
+    config = settings.read(os.environ, needs=settings.WORKSPACE)
+    headers = endpoint.Endpoint(config._replace(endpoint_name=known['name'])).headers()
+    deploy.fetch_model(workspace.connect(config), config, known['model'], known['version'], folder)
+    return (known['scoring_uri'], headers, Path(folder, deploy.MODEL_FILE),
+            f"{known['model']} version {known['version']}")
+
+
+def check_service(session, uri, headers, rows, expected, deadline):
+    """Raise AzureError unless rows, as lists, as objects and many at once, have these scores."""
+    columns = list(atomic.read_json(TABLE)['columns'])[2:]
+    as_objects = [dict(reversed(list(zip(columns, row)))) for row in rows]
+    for data in (rows, as_objects, rows * TIMES):
+        text = post_rows(session, uri, headers, data, deadline)
+        check_scores(text, expected * (len(data) // len(rows)))
+
+
 @azure_ml.verb
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--service', choices=('local', 'aci'), default='local', help='which one')
+    parser.add_argument('--service', choices=('local', 'aci', 'endpoint'), default='local',
+                        help='which one')
     parser.add_argument('--out', type=Path, default=Path('outputs'),
-                        help='folder of registry/ and service.json (default outputs)')
+                        help='folder of registry/, service.json, endpoint.json (default outputs)')
     parser.add_argument('--model-name', default='safe_driver_model', help='for local: which model')
     parser.add_argument('--port', type=int, default=5001, help='for local: the port (default 5001)')
     args = parser.parse_args(argv)
@@ -169,14 +210,10 @@ def main(argv=None):
     headers = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            uri, headers, path, what = (local_service(args) if args.service == 'local'
-                                        else aci_service(args, folder))
+            uri, headers, path, what = {'local': local_service, 'aci': aci_service,
+                                        'endpoint': endpoint_service}[args.service](args, folder)
             rows, expected = stored_rows(path)
-        columns = list(atomic.read_json(TABLE)['columns'])[2:]
-        as_objects = [dict(reversed(list(zip(columns, row)))) for row in rows]
-        for data in (rows, as_objects, rows * TIMES):
-            text = post_rows(session, uri, headers, data, deadline)
-            check_scores(text, expected * (len(data) // len(rows)))
+        check_service(session, uri, headers, rows, expected, deadline)
     except settings.SettingsError:
         raise
     except (AzureError, LookupError, ValueError) as error:

@@ -122,6 +122,9 @@ def violations(exchanges):
     # Each run, service and list is asked for again and again.
     for method, path, status, sent, answered in {str(one): one for one in exchanges}.values():
         short = re.sub(r'/?subscriptions/.*?/workspaces/[^/]+', '', path.lstrip('/'), flags=re.I)
+        # The SDK knows no endpoints.
+        if re.match('/(codes|onlineEndpoints)(/|$)', short, re.I):
+            continue
         row = next((row for row in CONTRACT if re.fullmatch(row[0], method)
                     and re.fullmatch(row[1], short.rstrip('/'), re.I)), None)
         if row is None:

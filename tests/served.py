@@ -51,6 +51,17 @@ def register(registry, version, seed=1, rounds=20):
     return pytest.importorskip('lightgbm').Booster(model_file=str(folder / 'model.txt'))
 
 
+def profile(booster, folder, rows):
+    """Write the profile.json that training would, of these rows' scores; the scores' part of it."""
+    import numpy
+    known = numpy.array(scores(booster, rows))
+    edges = numpy.quantile(known, numpy.arange(1, 20) / 20)
+    shares = numpy.bincount(numpy.searchsorted(edges, known), minlength=20) / len(known)
+    found = {'rows': len(rows), 'edges': edges.tolist(), 'shares': shares.tolist()}
+    (folder / 'profile.json').write_text(json.dumps({'scores': found}))
+    return found
+
+
 def scores(booster, rows):
     import numpy
     return booster.predict(numpy.array(rows, dtype=float)).tolist()
@@ -67,11 +78,11 @@ class Service:
 
     def __init__(self, registry, log, **environ):
         pytest.importorskip('azureml_inference_server_http')
-        self.port, self.log = free_port(), log
+        self.port, self.log, self.kept = free_port(), log, log.with_name('serve.log')
         with open(str(log), 'w') as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / 'scripts' / 'serve.py'), '--registry', str(registry),
-                 '--model-name', NAME, '--port', str(self.port)],
+                 '--model-name', NAME, '--port', str(self.port), '--log', str(self.kept)],
                 stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ, **environ))
 
     def __enter__(self):

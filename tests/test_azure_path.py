@@ -4,7 +4,6 @@ What the verbs do when all is well is in test_verbs.py; test_rehearse.py runs ea
 its own, in the pipelines.
 """
 import contextlib
-import io
 import json
 import os
 import re
@@ -12,13 +11,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
 import azure_ml
-import sample
-from conftest import ROOT, python_of_one_thread
+import served
+from conftest import ROOT, python_of_one_thread, write_table
 from test_rehearse import with_secret
 
 # The SDK reads them once, when it is imported.
@@ -27,6 +28,7 @@ import test_verbs  # noqa: E402
 from loopback import resource_manager, sign_in  # noqa: E402
 
 pytestmark = pytest.mark.end_to_end
+requests = pytest.importorskip('requests')
 
 GROUP = 'mlops-RG'
 CREATE, GET = 'POST .*/Pipelines/Create', 'GET .*/environments/'
@@ -65,9 +67,7 @@ class Project(test_verbs.Verbs):
 
     def put_table(self, seed):
         path = self.folder / f'table-{seed}.csv'
-        # Enough rows for a model that tells them apart.
-        with contextlib.redirect_stdout(io.StringIO()):
-            sample.main(['--rows', '5000', '--seed', str(seed), '--out', str(path)])
+        write_table(path, 5000, seed)
         self('dataset', '--data', path)
 
 
@@ -119,6 +119,30 @@ def test_model_and_service_say_where_they_come_from(project):
     assert (service['model'], service['version']) == (run['model'], run['version'])
     live, = project.rows('services')
     assert live['authEnabled'] and live['appInsightsEnabled']
+
+
+def test_monitor_finds_what_was_asked_of_the_service(project, azure):
+    service, = project.rows('services')
+    body = {'data': served.make_rows(3, seed=4)}
+    headers = {'Authorization': f"Bearer {service['keys']['primaryKey']}"}
+    with requests.Session() as session:
+        for asked in [body] * 110 + [{}] * 5:
+            session.post(project.read('service.json')['scoring_uri'], json=asked, headers=headers)
+    pause, end = threading.Event(), time.monotonic() + 60
+    lines = []
+    # The container sends what it has every five seconds.
+    while len(lines) < 115 and time.monotonic() < end:
+        pause.wait(0.2)
+        lines = [one for one in azure.traces.between(
+            [project.workspace['properties']['workspaceId']], 0, time.time())
+            if '"service": "safe-driver"' in one[2]]
+    said = project('monitor', '--service', 'aci', '--out', project.out, MONITOR_MAX_PSI='99')
+    found = project.read('monitor.json')
+    assert [found[name] for name in ('requests', 'refused', 'failed')] == [115, 5, 0]
+    assert found['scores']['rows'] == 330 and 'safe-driver is within its limits' in said
+    # The rows are made up, and all alike.
+    assert 'PSI' in project('monitor', '--service', 'aci', '--out', project.out, code=1)
+    assert 'none of its requests' not in said and found['name'] == 'safe-driver'
 
 
 def test_a_workspace_killed_after_each_of_its_resources_is_there_once(azure, tmp_path):

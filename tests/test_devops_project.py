@@ -15,17 +15,20 @@ from test_azure_devops import run, service
 
 VALUES = {'SUBSCRIPTION_ID': '00000000-0000-0000-0000-000000000001', 'RESOURCE_GROUP': 'rg',
           'WORKSPACE_NAME': 'work', 'LOCATION': 'westeurope'}
-(PR, _, _), (WORKSPACE, _, _), (CI, _, _) = devops_project.PIPELINES
-ENVIRONMENT = devops_project.ENVIRONMENT
-EVERYTHING = dict({name: {'value': value} for name, value in VALUES.items()},
-                  AZURE_RM_SVC_CONNECTION={'value': 'azure-resource-connection'})
+PR, WORKSPACE, CI, RETRAIN, ROLLBACK = [name for name, _, _ in devops_project.PIPELINES]
+QA, PRODUCTION = [name for name, _, _ in devops_project.ENVIRONMENTS]
+VARIABLES = dict({name: {'value': value} for name, value in VALUES.items()},
+                 AZURE_RM_SVC_CONNECTION={'value': 'azure-resource-connection'})
+NIGHTLY = ("schedules:\n- cron: '0 2 * * *'\n  branches:\n    include:\n    - master\n"
+           '  always: true\n')
 
 
 @pytest.fixture
 def ready(service, monkeypatch, tmp_path):
     """A project in which a person has done their part: the connection and the push."""
-    monkeypatch.setattr(devops_project, 'CI', tmp_path / 'ci.yml')
-    devops_project.CI.write_text('trigger: [master]\n')
+    monkeypatch.setattr(devops_project, 'DEVOPS', tmp_path)
+    (tmp_path / 'ci.yml').write_text('trigger: [master]\n')
+    (tmp_path / 'retrain.yml').write_text(NIGHTLY)
     service.add_connection('azure-resource-connection')
     service.env.update(VALUES)
     return service
@@ -44,42 +47,54 @@ def group(service):
 
 def check_set_up(service):
     """Assert that everything is there, once."""
-    assert group(service)['variables'] == EVERYTHING
+    assert group(service)['variables'] == VARIABLES
     assert [one['projectReference']['name'] for one in group(service)[
         'variableGroupProjectReferences']] == ['Safe Driver']
     assert {(one['name'], one['process']['yamlFilename'][1:])
             for one in service.definitions.values()} == {
                 row[:2] for row in devops_project.PIPELINES}
-    check, lock = service.checks.values()
-    assert (lock['type']['name'], lock['settings']) == ('ExclusiveLock', {})
-    assert [one['id'] for one in check['settings']['approvers']] == [service.users[0]['id']]
-    assert not check['isDisabled']
+    found = {(one['resource']['name'], one['type']['name']): one
+             for one in service.checks.values()}
+    assert sorted(found) == [(name, kind) for name in (QA, PRODUCTION)
+                             for kind in ('Approval', 'ExclusiveLock')]
+    for (_, kind), check in found.items():
+        assert not check['isDisabled']
+        assert check['settings'] == {} if kind == 'ExclusiveLock' else [
+            one['id'] for one in check['settings']['approvers']] == [service.users[0]['id']]
     assert allowed(service) == {
         kind: sorted(name for name, _, uses in devops_project.PIPELINES if kind in uses)
         for kind in devops_project.KINDS}
     assert (len(service.groups), len(service.environments), len(service.definitions),
-            len(service.policies)) == (1, 1, 3, 3)
+            len(service.policies), len(service.checks)) == (1, 2, 5, 3, 4)
 
 
 def allowed(service):
-    """{kind of resource: names of the pipelines that may use it}."""
-    return {kind: sorted(service.definitions[one]['name'] for one, yes in users.items() if yes)
-            for (kind, _), users in service.permissions.items()}
+    """{kind of resource: names of the pipelines that may use each of this kind}."""
+    found = {}
+    for (kind, _), users in service.permissions.items():
+        names = {service.definitions[one]['name'] for one, yes in users.items() if yes}
+        found[kind] = found.get(kind, names) & names
+    return {kind: sorted(names) for kind, names in found.items()}
 
 
 def test_every_pipeline_of_devops_is_set_up_with_what_its_yaml_uses():
     found = {}
     for path in (ROOT / 'devops').glob('*.yml'):
-        pipeline = pipeline_yaml.read_pipeline(path)
-        if 'trigger' in pipeline:
-            jobs = str(pipeline.get('stages') or pipeline['jobs'])
-            uses = {'variablegroup': devops_project.GROUP in pipeline_yaml.groups(pipeline),
-                    'endpoint': f"'azureSubscription': '$({devops_project.CONNECTION})'" in jobs,
-                    'environment': f"'environment': '{devops_project.ENVIRONMENT}'" in jobs}
-            found['devops/' + path.name] = {kind for kind in uses if uses[kind]}
-        if path == devops_project.CI:
-            assert devops_project.trigger_branches(path.read_text()) == pipeline['trigger'][
-                'branches']['include']
+        text = path.read_text()
+        if '\ntrigger:' not in text:
+            continue
+        pipeline = pipeline_yaml.read_pipeline(path, changes={'PRODUCTION': 'endpoint'})
+        jobs = str(pipeline.get('stages') or pipeline['jobs'])
+        named = set(re.findall("'environment': '(.*?)'", jobs))
+        assert named <= {QA, PRODUCTION}
+        uses = {'variablegroup': devops_project.GROUP in pipeline_yaml.groups(pipeline),
+                'endpoint': f"'azureSubscription': '$({devops_project.CONNECTION})'" in jobs,
+                'environment': bool(named)}
+        found['devops/' + path.name] = {kind for kind in uses if uses[kind]}
+        for one in [pipeline['trigger']] * (path.name == 'ci.yml') + pipeline.get('schedules', []):
+            assert devops_project.started_branches(
+                text, 'trigger' if path.name == 'ci.yml' else 'schedules') == one[
+                    'branches']['include']
     assert found == {path: set(uses) for _, path, uses in devops_project.PIPELINES}
 
 
@@ -90,7 +105,8 @@ def test_dry_run_shows_and_changes_nothing(ready):
     assert (code, ready.writes()) == (0, [])
     for line in ('create  variable group ' + devops_project.GROUP, 'RESOURCE_GROUP: none -> "rg"',
                  'WORKSPACE_NAME: none -> "abc-AML-WS"',
-                 'create  environment ' + ENVIRONMENT, 'approvers: none -> Jane Doe',
+                 'create  environment ' + QA, 'create  environment ' + PRODUCTION,
+                 'approvers: none -> Jane Doe', 'create  exclusive lock on ' + PRODUCTION,
                  f'create  pipeline {PR}, devops/pr.yml',
                  'update  use of service connection azure-resource-connection',
                  f'pipeline {CI}: not allowed -> allowed',
@@ -128,7 +144,7 @@ def make_strange(service):
     service.definitions.popitem()
     return ('LOCATION: "eastus" -> "westeurope"', 'WORKSPACE_NAME: none -> "work"',
             f'pipeline {CI}: not allowed -> allowed', 'isDisabled: true -> false',
-            'create  exclusive lock on ' + ENVIRONMENT, 'create  pipeline ' + CI,
+            'create  exclusive lock on ' + PRODUCTION, 'create  pipeline ' + ROLLBACK,
             'create  policy "all comments resolved"', 'isBlocking: false -> true')
 
 
@@ -163,9 +179,13 @@ def test_what_failed_half_way_is_finished_by_the_next_run(ready):
             ('POST .*variablegroups', "the role 'Administrator' on the variable group"),
             ('POST .*environments', "the role 'Administrator' on the environment"),
             ('POST .*checks', "the role 'Administrator' on the environment"),
+            # Of the second environment, now that the first is there.
+            ('POST .*environments', "the role 'Administrator' on the environment"),
+            ('POST .*checks', "the role 'Administrator' on the environment"),
             ('GET .*endpoints', "the role 'Reader' on the service connections"),
             ('POST .*_apis/pipelines$', "'Create build pipeline'"),
             ('PATCH .*variablegroup', "the role 'Administrator' on the variable group"),
+            ('PATCH .*environment', "the role 'Administrator' on the environment"),
             ('POST .*policy', "'Edit policies' on the repository")):
         ready.misbehave('no access', point)
         code, text = run(devops_project, ready.env)
@@ -180,7 +200,7 @@ def test_what_waits_for_a_person_is_done_by_a_later_run(ready):
     branches = ready.branches[ready.repositories[0]['id']]
     branches.remove('master')
     code, text = run(devops_project, ready.env)
-    assert (code, len(ready.groups), len(ready.checks), len(ready.definitions)) == (1, 1, 2, 0)
+    assert (code, len(ready.groups), len(ready.checks), len(ready.definitions)) == (1, 1, 4, 0)
     for words in ('_git/safe-driver HEAD:refs/heads/master',
                   'Create the service connection azure-resource-connection: ',
                   'Workload identity federation', 'Not complete',
@@ -192,6 +212,14 @@ def test_what_waits_for_a_person_is_done_by_a_later_run(ready):
     code, text = run(devops_project, ready.env)
     assert (code, text.count('update  ')) == (0, 1)
     check_set_up(ready)
+
+
+def test_production_may_have_an_approver_of_its_own(ready):
+    code, text = run(devops_project, dict(
+        ready.env, APPROVER='kim@contoso.com', PRODUCTION_APPROVER='[Safe Driver]\\Contributors'))
+    found = {one['resource']['name']: [who['id'] for who in one['settings']['approvers']]
+             for one in ready.checks.values() if 'approvers' in one['settings']}
+    assert (code, found) == (0, {QA: [ready.users[1]['id']], PRODUCTION: [ready.users[2]['id']]})
 
 
 def test_the_approver_is_a_setting(ready):
@@ -215,8 +243,11 @@ def test_a_branch_whose_pushes_start_nothing_is_said(done):
     done.branches[done.repositories[0]['id']].append('main')
     done.repositories[0]['defaultBranch'] = 'refs/heads/main'
     code, text = run(devops_project, dict(done.env, BRANCH='main'))
-    assert (code, 'to main start devops/ci.yml, whose trigger names master' in text) == (1, True)
-    devops_project.CI.write_text('trigger: [main]\n')
+    assert (code, 'pushes to main start devops/ci.yml (trigger: master)' in text,
+            'a schedule on main start devops/retrain.yml (schedules: master)' in text) == (
+                1, True, True)
+    (devops_project.DEVOPS / 'ci.yml').write_text('trigger: [main]\n')
+    (devops_project.DEVOPS / 'retrain.yml').write_text(NIGHTLY.replace('master', 'main'))
     assert run(devops_project, dict(done.env, BRANCH='main'))[0] == 0
 
 
@@ -226,7 +257,7 @@ def test_a_branch_whose_pushes_start_nothing_is_said(done):
     ("trigger:\n  branches:\n    include:\n    - 'main' # x\n    exclude:\n    - old", ['main']),
     ('trigger:\n  branches: {include: [main]}\n  paths:\n    include:\n    - docs', ['main'])])
 def test_the_branches_of_a_trigger_are_read_in_all_its_forms(text, branches):
-    assert devops_project.trigger_branches(text) == branches
+    assert devops_project.started_branches(text) == branches
 
 
 @pytest.mark.parametrize('spoil, approver, words', [
@@ -247,14 +278,15 @@ def test_what_only_a_person_can_put_right_is_said(done, spoil, approver, words):
 def test_names_of_others(ready):
     """A pipeline is known by its file, the environment by its whole name."""
     ready.add_pipeline('My CI', 'devops/ci.yml')
-    ready.environments[99] = {'id': 99, 'name': ENVIRONMENT + '-old'}
+    ready.environments[99] = {'id': 99, 'name': QA + '-old'}
     ready.add_connection('mine')
     code, text = run(devops_project, dict(ready.env, AZURE_RM_SVC_CONNECTION='mine'))
     assert 'ok      pipeline My CI, devops/ci.yml' in text
     assert 'update  use of service connection mine' in text
     assert group(ready)['variables']['AZURE_RM_SVC_CONNECTION'] == {'value': 'mine'}
-    assert (allowed(ready)['environment'], len(ready.definitions)) == (['My CI'], 3)
-    assert len(ready.environments) == 2
+    assert (allowed(ready)['environment'], len(ready.definitions)) == (
+        ['My CI', RETRAIN, ROLLBACK], 5)
+    assert len(ready.environments) == 3
 
 
 def test_all_that_is_missing_at_once(service):

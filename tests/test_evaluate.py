@@ -2,12 +2,14 @@
 import json
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import lightgbm
 import numpy as np
 import pytest
 
+import drift
 import evaluate
 import metrics
 import register
@@ -29,20 +31,28 @@ def make_model(folder, frame, target, data, features=table.FEATURES):
     figures = metrics.summary(rows['target'], scores)
     lineage = {'data': data.name, 'data_sha256': tracking.sha256(str(data))}
     (folder / 'metrics.json').write_text(json.dumps(dict(
-        figures, lineage=lineage, model_sha256=tracking.sha256(folder / 'model.txt'))))
+        figures, lineage=lineage, model_sha256=tracking.sha256(folder / 'model.txt'),
+        auc_interval=metrics.bootstrap_auc_interval(rows['target'], scores, draws=100))))
+    if features == table.FEATURES:
+        (folder / 'profile.json').write_text(json.dumps(drift.make_profile(frame, scores)))
     return scores
 
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    """A table; the model `strong`, which saw the hold-out rows; `weak`, which saw wrong labels."""
+    """A table and models of it: `strong` saw the hold-out rows, `weak` with half of the labels
+    wrong, `chance` with all of them; `flat` saw but one label.
+    """
     folder = tmp_path_factory.mktemp('evaluate')
     data = folder / 'table.csv'
     next(sample.generate(4000, 1)).to_csv(str(data), index=False)
     frame = table.read_table(str(data))
     target = frame['target'].to_numpy()
     strong = make_model(folder / 'strong', frame, target, data)
-    weak = make_model(folder / 'weak', frame, np.roll(target, 7), data)
+    wrong = np.roll(target, 7)
+    weak = make_model(folder / 'weak', frame, np.where(frame['id'] % 2, target, wrong), data)
+    make_model(folder / 'chance', frame, wrong, data)
+    make_model(folder / 'flat', frame, np.zeros(len(target)), data)
     label = target[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
     return SimpleNamespace(folder=folder, data=data, frame=frame, label=label, strong=strong,
                            weak=weak)
@@ -52,6 +62,8 @@ def models(tmp_path_factory):
 def judge(models, parameters, tmp_path, monkeypatch):
     """A function that evaluates a model against the registry; returns exit code and decision."""
     monkeypatch.setattr(evaluate, 'DRAWS', 100)
+    # For speed; test_comparison.py looks at the plots.
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
 
     def judge(model, *flags, **changes):
         criteria = dict({'metric': 'auc', 'direction': 'maximize', 'least_gain': 0.0}, **changes)
@@ -109,7 +121,7 @@ def test_what_is_better_is_registered(judge, register_model, champion, capsys, b
     assert code == 0 and decision['register'] is registered and words in decision['reason']
     assert decision['probability_better'] == (
         likely if likely is None else pytest.approx(likely, abs=0.01))
-    assert decision['champion_version'] == (None if likely is None else 1)
+    assert decision['champion_version'] == (1 if before else None)
     assert (decision['difference'] is None) == (likely is None)
     assert decision['rule'].count('lower') == len(criteria) // 2
     result, version = register_model(after), 1 + bool(before and registered)
@@ -182,3 +194,97 @@ def test_a_missing_or_changed_challenger_is_an_error(judge, models, switch, tmp_
         assert judge(name, '--run-evaluation', switch)[0] == 1
         assert re.search(words, capsys.readouterr().err)
     assert not (tmp_path / 'decision.json').exists()
+
+
+@pytest.mark.parametrize('model, flags, words', [
+    ('chance', [], 'may be chance'),
+    ('flat', ['--run-evaluation', 'false', '--allow-run-cancel', 'false'], 'the same score')])
+def test_a_useless_model_is_kept_out_unless_the_parameters_ask_for_it(
+        judge, register_model, champion, capsys, model, flags, words):
+    code, decision = judge(model, *flags)
+    assert code == 0 and not decision['register']
+    assert re.match(f'The new model is useless: .*{words}.*"register_useless"', decision['reason'])
+    result = register_model(model)
+    assert (result['result'], result['version']) == ('kept', None)
+    assert f'kept no version of {NAME}. The new model is' in capsys.readouterr().out
+    assert judge(model, *flags, register_useless=True)[1]['register'] is True
+    champion('weak')
+    judge(model, *flags)
+    assert register_model(model)['version'] == 1
+
+
+def test_a_model_whose_auc_has_no_interval_is_not_judged(judge, models, capsys):
+    folder = models.folder / 'unsure'
+    shutil.copytree(str(models.folder / 'weak'), str(folder))
+    report = tracking.read_json(folder / 'metrics.json')
+    del report['auc_interval']
+    tracking.write_json(folder / 'metrics.json', report)
+    assert judge('unsure')[0] == 1 and 'no auc_interval: train again' in capsys.readouterr().err
+
+
+@pytest.fixture
+def drifted(models, champion):
+    """A function that makes the champion's profile one of a table that was otherwise."""
+    def drifted(model):
+        other = models.frame.assign(ps_ind_01=7 - models.frame['ps_ind_01'])
+        path = champion(model) / 'profile.json'
+        path.write_text(json.dumps(drift.make_profile(other, getattr(models, model))))
+        return path
+    return drifted
+
+
+@pytest.mark.parametrize('switch', ['true', 'false'])
+def test_drift_since_the_champion_is_told_and_stops_only_what_the_parameters_say(
+        judge, drifted, caplog, switch):
+    drifted('weak')
+    code, decision = judge('strong', '--run-evaluation', switch)
+    found = decision['drift']
+    assert code == 0 and decision['register'] and found['drifted'] == ['ps_ind_01']
+    assert found['sentence'].startswith('Drift since version 1 (4,000 rows): ps_ind_01 (PSI ')
+    assert caplog.messages == [found['sentence']]
+    assert found['columns']['ps_ind_01'] > 0.5 > max(
+        value for name, value in found['columns'].items() if name != 'ps_ind_01')
+    less = found['above_chance'] - 0.01
+    decision = judge('strong', '--run-evaluation', switch, largest_drift=less)[1]
+    assert not decision['register'] and 'drifted too far: PSI' in decision['reason']
+
+
+@pytest.mark.parametrize('switch', ['true', 'false'])
+def test_without_the_champions_profile_drift_is_not_measured(judge, champion, capsys, switch):
+    (champion('weak') / 'profile.json').unlink()
+    code, decision = judge('strong', '--run-evaluation', switch, largest_drift=0)
+    assert code == 0 and decision['register']
+    sentence = 'Drift was not measured: version 1 has no profile.json to compare with.'
+    assert sentence == decision['drift']['sentence'] == capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_damaged_profile_is_said(models, tmp_path):
+    path = tmp_path / 'profile.json'
+    whole = (models.folder / 'weak' / 'profile.json').read_text()
+    for text in (whole[:-9], '[]', '{"rows": "4", "columns": {"ps_ind_01": 3}}',
+                 whole.replace('"edges"', '"edge"'), whole.replace('"rows": 4000', '"rows": 0'),
+                 whole.replace('"counts": [', '"counts": ["a", '), whole.replace('{"0":', '{"0":-'),
+                 whole.replace('0.', '-0.').replace('"edges": [', '"edges": [null, ')):
+        path.write_text(text)
+        sentence = evaluate.measure_drift(path, 3, models.frame, models.weak)['sentence']
+        assert sentence == 'Drift was not measured: profile.json of version 3 is damaged.', text
+
+
+@pytest.mark.parametrize('damaged, words', [('champion', 'was changed after it was registered'),
+                                            ('table', 'is not the table that the model')])
+def test_without_comparing_what_is_wrong_is_in_nobodys_way(judge, champion, tmp_path, damaged,
+                                                           words):
+    folder = champion('weak')
+    path = folder / 'model.txt' if damaged == 'champion' else tmp_path / 'other.csv'
+    path.write_text('tree')
+    flags = ['--data', str(path)] if damaged == 'table' else []
+    code, decision = judge('strong', '--run-evaluation', 'false', *flags)
+    assert code == 0 and decision['register'] and words in decision['drift']['sentence']
+
+
+def test_the_comparison_is_shown_beside_its_decision_and_goes_with_it(judge, champion, tmp_path):
+    champion('weak')
+    reason = judge('strong')[1]['reason']
+    assert reason in (tmp_path / 'comparison.html').read_text()
+    judge('strong', '--run-evaluation', 'false')
+    assert not (tmp_path / 'comparison.html').exists()

@@ -30,7 +30,7 @@ done
 case $name in
   serve) exit;;
   build_venv) mkdir -p ${stamp%/*}; touch $stamp; exit;;
-  train) mkdir -p $out; touch $out/model.txt $out/metrics.json $out/report.html;;
+  train) mkdir -p $out; cd $out; touch model.txt metrics.json report.html profile.json; cd - ;;
   register) mkdir -p outputs/registry/safe_driver_model/1
             touch outputs/registry/safe_driver_model/1/tags.json $out;;
   *) mkdir -p ${out%/*}; touch $out;;

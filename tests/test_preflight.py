@@ -82,6 +82,18 @@ def test_a_quota_is_missing_only_where_it_can_never_be_enough():
             preflight.check_size(region((kind, name, 0)))
 
 
+def test_the_endpoint_needs_machines_for_two_deployments_and_a_fifth_more():
+    def region_of(limit):
+        found = region(('vmFamily/dedicatedCores', 'StandardDASv4Family', limit))
+        found.answer = {'value': [{'name': 'Standard_D2as_v4', 'family': 'standardDASv4Family',
+                                   'vCPUs': 2}]}
+        return found
+
+    assert preflight.check_endpoint_size(region_of(12)).startswith('2 of Standard_D2as_v4')
+    with pytest.raises(azure_ml.AzureError, match='is 11 cores, 6 machines need 12'):
+        preflight.check_endpoint_size(region_of(11))
+
+
 def test_what_was_not_checked_or_may_not_be_seen_is_not_counted_as_missing(capsys):
     def gone(_):
         raise azure_ml.AzureError('gone')

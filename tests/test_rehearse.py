@@ -49,7 +49,7 @@ class Azure:
 
 class Project:
     """In place of a Rehearsal, and of its screen: runs the text of a pipeline."""
-    azure, environ, seed = Azure, {'PATH': os.environ['PATH']}, None
+    azure, environ, seed, rejected = Azure, {'PATH': os.environ['PATH']}, None, None
     of_connection = staticmethod(lambda: CONNECTION)
     show_progress = contextlib.nullcontext
 
@@ -212,6 +212,11 @@ TOOL = 'mkdir bin; cp /bin/true bin/tool; echo "##vso[task.prependpath]$PWD/bin"
     ([COVERAGE % 'empty.xml'], 'failed', 'the coverage is empty'),
     ([COVERAGE % 'passed.xml'], 'failed', 'no Cobertura file'),
     ([COVERAGE % 'none.xml'], 'failed', 'none.xml does not exist'),
+    # An artifact may be a folder.
+    ([script('mkdir -p out/a; echo > out/a/b; echo > out/c'), 'publish: out\nartifact: id',
+      'task: DownloadPipelineArtifact@2\ninputs:\n  artifactName: id\n'
+      '  targetPath: $(Build.SourcesDirectory)/x', script('ls x/c x/a/b')], 'succeeded',
+     'artifact id (a/b, c)'),
     # What the service would refuse.
     (['publish: outputs/none.json\nartifact: id'], 'failed',
      'does not exist, so there is no artifact id'),
@@ -283,6 +288,20 @@ def test_hooks_of_a_deployment(project, deploy, smoke, result, hooks):
     assert folders == set(hooks)
     assert bool(project.azure.faults) == ('failure' not in hooks)
     assert ('failure hook succeeded' in project.rows[0][3]) == ('failure' in hooks)
+
+
+@pytest.mark.parametrize('rejected, result, word', [
+    ('e', {'a': 'succeeded', 'deploy': 'failed', 'after': 'skipped'}, 'rejected'),
+    ('other', {'a': 'succeeded', 'deploy': 'succeeded', 'after': 'succeeded'}, 'approved')])
+def test_what_its_approver_rejects_is_not_run(project, monkeypatch, rejected, result, word):
+    monkeypatch.setattr(project, 'rejected', rejected, raising=False)
+    command = 'echo "##vso[task.setvariable variable=version;isOutput=true]7"'
+    text = DEPLOYMENT.replace('DEPLOY', 'exit 0').replace('SMOKE', 'exit 0')
+    text = text.replace('stages:\n', 'stages:\n' + stage('a', script(command, name='run')))
+    assert project.run(text + stage('after', script('true'))) == result
+    assert f'  The approver of e (rehearsed) {word} version 7' in project.lines
+    assert (project.folder / '2-deploy').exists() == (word == 'approved')
+    assert f'e: {word}' in project.rows[1][3]
 
 
 def test_a_job_that_takes_too_long_is_canceled_and_what_is_for_that_runs(project, monkeypatch):
@@ -375,9 +394,32 @@ def test_steps_get_nothing_of_this_machine_that_an_agent_would_not_have():
                     'PYTHON': os.path.abspath('bin/python')}
 
 
+@pytest.mark.parametrize('name, fault, labels', [
+    ('pr.yml', 'lint', ['pr']), ('ci.yml', None, ['workspace', 'ci']),
+    ('ci.yml', 'approval', ['workspace', 'ci-before', 'ci']),
+    ('rollback.yml', None, ['workspace', 'ci-1', 'ci-2', 'rollback']),
+    ('retrain.yml', None, [
+        'workspace', 'ci', 'night-1', 'more-data', 'night-2', 'less-data', 'night-3'])])
+def test_what_a_pipeline_needs_runs_before_it(name, fault, labels):
+    runs = rehearse.plan(name, fault, production=True)
+    assert [run.label for run in runs] == labels and runs[-1].file == name
+    assert runs[-1].parameters == ({'service': 'endpoint'} if name == 'rollback.yml' else None)
+    # A night takes the table of the run before it, and the first that of ci.yml: nothing new.
+    assert [run.times for run in runs[3:]] == [3, 3, 0.25, 0.25] or name != 'retrain.yml'
+
+
+def test_settings_of_the_pipelines_are_changed_one_by_one():
+    text = (ROOT / 'devops' / 'variables.yml').read_text()
+    changed = rehearse.PRODUCTION['devops/variables.yml'](text)
+    assert [line for line in changed.splitlines() if line not in text.splitlines()] == [
+        "  value: 'endpoint'", "  value: '0.1'"]
+    assert len(changed.splitlines()) == len(text.splitlines())
+
+
 @pytest.mark.parametrize('args', [
     ['--pipeline', 'devops/none.yml'], ['--pipeline', 'README.md'], ['--fault', 'nothing'],
-    ['--pipeline', 'devops/pr.yml', '--fault', 'smoke']])
+    ['--pipeline', 'devops/pr.yml', '--fault', 'smoke'], ['--production', 'aks'],
+    ['--pipeline', 'devops/retrain.yml', '--fault', 'approval']])
 def test_wrong_use_is_refused(args, tmp_path):
     with pytest.raises(SystemExit) as end:
         rehearse.main(['--out', str(tmp_path)] + args)
@@ -445,7 +487,7 @@ def real(tmp_path):
             lists.start()
             rehearsal = rehearse.Rehearsal(
                 out, azure, rehearse.Screen(out / 'rehearsal.log'),
-                dict(os.environ, PYTHON=sys.executable, ROWS='5000'), 'secret')
+                dict(os.environ, PYTHON=sys.executable, ROWS='12000'), 'secret')
             rehearsal.secrets = secrets
             yield rehearsal
             assert azure.unknown == []
@@ -465,7 +507,7 @@ def test_a_finding_and_a_failing_test_are_both_seen_in_the_pull_request(real):
         text + '\npython_files = test_dependencies.py test_rehearsal_fault.py\n')}
     rehearse.commit(real.origin, dict(
         few, **dict(rehearse.COMMITS['lint'], **rehearse.COMMITS['test'])))
-    assert real.run('pr.yml', 'pr') == 'failed'
+    assert real.run(rehearse.Run('pr.yml', 'pr')) == 'failed'
     found = real.out / 'pr/1-code_quality/outputs/test-results'
     assert 'rehearsal_fault.py' in (found / 'lint.xml').read_text()
     assert 'test_that_fails' in (found / 'unit.xml').read_text()
@@ -476,10 +518,10 @@ def test_a_finding_and_a_failing_test_are_both_seen_in_the_pull_request(real):
 
 def test_each_way_a_run_can_end_and_a_rollback_to_the_version_before(real):
     def run(label, fault=None, action='train_and_deploy', **parameters):
-        return real.run('ci.yml', label, rehearse.STRIKES.get(fault), without=('code_quality',),
-                        parameters=dict(parameters, action=action))
+        return real.run(rehearse.Run('ci.yml', label, rehearse.TESTED, parameters=dict(
+            parameters, action=action)), rehearse.STRIKES.get(fault))
 
-    assert real.run('workspace.yml', 'workspace') == 'succeeded'
+    assert real.run(rehearse.Run('workspace.yml', 'workspace')) == 'succeeded'
     real.connection = 'federated'
     assert run('blob', 'blob', action='train_only') == 'succeeded'
     assert results(real, 'blob') == ['succeeded'] * 2
@@ -494,6 +536,27 @@ def test_each_way_a_run_can_end_and_a_rollback_to_the_version_before(real):
     assert run('worse') == 'succeeded'
     assert results(real, 'worse') == ['succeeded', 'succeeded', 'skipped']
     assert 'result=kept' in real.rows[-2][4]
+    assert real.azure.serving() == {'safe-driver': 'version 1'}
+    # Version 2 is registered, and to production a person may take any.
+    rehearse.commit(real.origin, rehearse.PRODUCTION)
+
+    def produce(label, version, fault=None):
+        result = run(label, fault, 'deploy_version', service='endpoint', model_version=version)
+        endpoint, = set(real.azure.serving()) - {'safe-driver'}
+        return result, real.azure.serving()[endpoint]
+
+    assert produce('first', 1) == ('succeeded', 'version 1')
+    real.rejected = 'safe-driver-production'
+    assert produce('rejected', 2) == ('failed', 'version 1')
+    assert '(rehearsed) rejected version 2' in (real.out / 'rehearsal.log').read_text()
+    real.rejected = None
+    assert produce('trial', 2, 'production') == ('failed', 'version 1')
+    assert 'failure hook succeeded' in real.rows[-1][4]
+    assert produce('second', 2) == ('succeeded', 'version 2')
+    back = rehearse.Run('rollback.yml', 'rollback', parameters={'service': 'endpoint'})
+    assert real.run(back) == 'succeeded'
+    assert 'version 1' in real.azure.serving().values()
+    assert 'version 2' not in real.azure.serving().values()
     # An OIDC token and one of access for each step that signs in, and the jobs' own.
     assert len(real.secrets) > 20
 
@@ -519,7 +582,7 @@ def test_make_rehearse_is_green_whatever_the_user_has_set(tmp_path):
         env=environ, stdout=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert 'This was a rehearsal: succeeded' in done.stdout
-    for name in ('pipeline.json', 'run.json', 'service-1 (service.json)', 'result=registered'):
+    for name in ('pipeline.json', 'run.json', 'service.json', 'result=registered'):
         assert name in done.stdout
     assert (tmp_path / 'rehearsal/ci/2-publish/outputs/pipeline.json').is_file()
     assert with_secret(tmp_path) == []

@@ -71,11 +71,4 @@ def test_report_of_a_model_without_a_tree_that_splits_and_with_early_stopping(co
         [(name, 0.0) for name, _ in features], label, flat, ('log loss', [[1, 0.5]])))
     assert '0.5000' in text and 'The model uses no feature' in text
     if list(root.iter(SVG)):
-        assert 'log loss of the rows that decide when to stop' in text
-
-
-def test_calibration_interval_is_wilsons():
-    """Its bounds are the claim rates from which what was seen is 1.96 standard errors away."""
-    for bound in report.interval(0.04, 1000):
-        assert abs(0.04 - bound) == pytest.approx(1.96 * np.sqrt(bound * (1 - bound) / 1000))
-    assert report.interval(0, 50)[0] == pytest.approx(0, abs=1e-12)
+        assert 'Learning curve, stopping rows' in text and 'It decided how many.' in text

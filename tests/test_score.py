@@ -1,3 +1,4 @@
+import collections
 import contextlib
 import gc
 import json
@@ -243,6 +244,36 @@ def test_a_request_that_takes_too_long_is_one_line_of_the_log_too(model, monkeyp
         ask({'data': ROWS})
     line = json.loads(capsys.readouterr().out)
     assert (line['request_id'], line['status']) == ('abc', 500)
+
+
+def test_the_log_counts_scores_by_bin_and_tells_our_own_tests(
+        model, monkeypatch, tmp_path, capsys):
+    import numpy
+    register(tmp_path, 3)
+    folder, many = tmp_path / NAME / '3', make_rows(200, seed=11)
+    # Some edges are scores: such a score belongs to the bin below.
+    edges = sorted(set(scores(model, many)))[5:100:5]
+    expected = collections.Counter(numpy.searchsorted(edges, scores(model, many)).tolist())
+    monkeypatch.setenv('AZUREML_MODEL_DIR', str(folder))
+    monkeypatch.setenv('AML_APP_ROOT', str(tmp_path / 'documents'))
+    monkeypatch.setenv('SERVED_AS', 'a-name')
+    for name in ('model', 'served', 'bin_of'):
+        monkeypatch.setattr(score, name, None)
+
+    def line(profile, **headers):
+        (folder / 'model' / 'profile.json').write_text(profile)
+        score.init()
+        capsys.readouterr()
+        assert ask({'data': many}, headers=headers)[0] == 200
+        return json.loads(capsys.readouterr().out)
+
+    good = json.dumps({'scores': {'edges': edges}})
+    found = line(good)
+    assert found['bins'] == {str(place): count for place, count in expected.items()}
+    assert (found['service'], found['version']) == ('a-name', '3')
+    assert 'test' not in found and line(good, **smoke_test.TEST)['test'] is True
+    for bad in ('', '[]', '{"scores": {}}', '{"scores": {"edges": ["x"]}}'):
+        assert 'bins' not in line(bad)
 
 
 def test_one_row_is_scored_while_the_call_for_one_row_is_taken(model):

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from served import NAME, Service, free_port, make_rows, register, scores
+from served import NAME, Service, free_port, make_rows, profile, register, scores
 
+import monitor
 import serve
 import smoke_test
 import tracking
@@ -26,7 +27,9 @@ def registry(tmp_path_factory):
 def model(registry):
     """Version 10, the newest by number, not by text."""
     register(registry, 9, seed=2)
-    return register(registry, 10)
+    newest = register(registry, 10)
+    profile(newest, registry / NAME / '10' / 'model', make_rows(200, seed=6))
+    return newest
 
 
 @pytest.fixture(scope='module')
@@ -105,6 +108,23 @@ def test_a_request_is_one_line_of_json_in_the_log(service):
     assert '"rows": 0' in refused and '"status": 400' in refused and 'feature value' not in refused
 
 
+def test_what_was_asked_is_what_monitor_finds(registry, service, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+
+    def found():
+        assert monitor.main(['--out', str(registry.parent), '--model-name', NAME]) == 0
+        return json.loads((registry.parent / 'monitor.json').read_text())
+    service.score(BODY)
+    before = found()
+    for body in (BODY, BODY, b'{"data": []}'):
+        service.score(body)
+    service.score(BODY, **smoke_test.TEST)
+    after = found()
+    assert [after[name] - before[name] for name in ('requests', 'rows', 'refused')] == [3, 4, 1]
+    assert after['scores']['rows'] - before['scores']['rows'] == 4 and after['version'] == '10'
+    assert 'too few requests to judge' in capsys.readouterr().out
+
+
 @pytest.mark.end_to_end
 def test_a_body_that_never_comes_blocks_nobody_for_long_and_one_that_comes_is_scored_after_sigterm(
         registry, model, tmp_path):
@@ -152,6 +172,6 @@ def test_what_is_served_is_the_champion_whatever_else_lies_there(tmp_path):
 
 
 def test_the_environment_wins_over_deployment_json(tmp_path):
-    wanted = serve.server_environ(tmp_path, {'WORKER_TIMEOUT': '7', 'PATH': 'p'})
+    wanted = serve.server_environ(tmp_path, {'WORKER_TIMEOUT': '7', 'PATH': 'p'}, tmp_path)
     assert (wanted['WORKER_TIMEOUT'], wanted['PATH']) == ('7', 'p')
     assert wanted['SCORING_TIMEOUT_MS'] == '30000'

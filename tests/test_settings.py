@@ -12,7 +12,8 @@ SUBSCRIPTION = '00000000-0000-0000-0000-000000000001'
 # What a script cannot do without, for those that read settings.
 SCRIPTS = {'workspace': [], 'dataset': ['--data', 'absent.csv'], 'publish': [], 'run': [],
            'cancel_run': [], 'deploy': [], 'rollback': [], 'preflight': [],
-           'smoke_test': ['--service', 'aci'], 'branch_policy': [], 'devops_project': []}
+           'smoke_test': ['--service', 'aci'], 'monitor': ['--service', 'aci'],
+           'branch_policy': [], 'devops_project': []}
 ENOUGH = {'SUBSCRIPTION_ID': SUBSCRIPTION, 'RESOURCE_GROUP': 'mlops-RG', 'WORKSPACE_NAME': 'ws1'}
 
 

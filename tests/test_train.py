@@ -125,7 +125,9 @@ def test_report_shows_the_plots(model):
     assert len(list(root.iter(SVG))) == 5
     rounds = json.loads((model / 'metrics.json').read_text())['rounds']
     for words in ('ROC curve', 'Lift by decile', 'Calibration', 'Learning curve', 'ps_car_13',
-                  f'AUC of the hold-out rows as trees are added; {rounds} are kept'):
+                  f'AUC of the hold-out rows as trees are added; {rounds} are kept. It decided '
+                  'nothing', 'Learning curve, hold-out rows', 'compared with the registered model, '
+                  'auc'):
         assert words in text
     assert 'left out' not in text
 

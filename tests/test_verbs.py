@@ -23,6 +23,7 @@ import forked
 import sdk_contract
 import settings
 import smoke_test
+from conftest import write_table
 
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
 pytest.importorskip('azureml_inference_server_http')
@@ -40,9 +41,11 @@ GIVEN = {
     'AML_COMPUTE_CLUSTER_CPU_SKU': 'STANDARD_D4DS_V5', 'AML_CLUSTER_MIN_NODES': '1',
     'AML_CLUSTER_MAX_NODES': '3', 'AML_CLUSTER_PRIORITY': 'lowpriority', 'AML_ENV_NAME': 'verbs',
     'AML_REBUILD_ENVIRONMENT': 'true', 'RUN_EVALUATION': 'false', 'ALLOW_RUN_CANCEL': 'false',
-    'ONLY_NEW_DATA': 'true', 'ACI_DEPLOYMENT_NAME': 'verbs-service', 'ACI_REPLACE': 'true',
-    'BUILD_BUILDID': '1', 'BUILD_URI': 'https://dev.azure.com/o/p', 'SYSTEM_STAGEATTEMPT': '3',
-    'BUILD_SOURCEVERSION': 'c' * 40, 'CALLER_RUN_ID': 'verbs-caller',
+    'ONLY_NEW_DATA': 'true',
+    'ACI_DEPLOYMENT_NAME': 'verbs-service', 'ACI_REPLACE': 'true', 'BUILD_BUILDID': '1',
+    'PRODUCTION': 'endpoint', 'ENDPOINT_NAME': 'verbs-endpoint',
+    'BUILD_URI': 'https://dev.azure.com/o/p', 'SYSTEM_STAGEATTEMPT': '3',
+    'BUILD_SOURCEVERSION': 'c' * 40, 'CALLER_RUN_ID': 'verbs-caller', 'ROLLBACK_ANY_BUILD': 'true',
     'CALL_TIMEOUT_SECONDS': '170', 'RUN_TIMEOUT_MINUTES': '0.001', 'DEPLOY_TIMEOUT_MINUTES': '0'}
 # The rest is given to single verbs.
 ALWAYS = (
@@ -171,10 +174,8 @@ def workspace(verbs, empty):
 
 @pytest.fixture(scope='module')
 def table(verbs):
-    import sample
     path = verbs.folder / 'table.csv'
-    with contextlib.redirect_stdout(io.StringIO()):
-        sample.main(['--rows', str(ROWS), '--out', str(path)])
+    write_table(path, ROWS)
     return path
 
 
@@ -275,9 +276,13 @@ def test_preflight_names_what_is_missing_with_what_to_do(verbs, empty, workspace
     assert 'renew the secret' in verbs('preflight', code=1, servicePrincipalKey='wrong')
 
 
-def test_preflight_finds_nothing_missing(verbs, dataset):
-    text = verbs('preflight')
-    assert 'verbs-data, version 1' in text and 'MISSING' not in text
+@pytest.fixture(scope='module')
+def all_there(verbs, dataset):
+    return verbs('preflight', **given('PRODUCTION', 'ENDPOINT_NAME'))
+
+
+def test_preflight_finds_nothing_missing(all_there):
+    assert 'verbs-data, version 1' in all_there and 'MISSING' not in all_there
 
 
 def test_a_workspace_that_is_there_is_left_alone_but_for_the_number_of_nodes(verbs, workspace):
@@ -408,6 +413,7 @@ def test_rollback_puts_back_what_ran_and_only_what_its_build_changed(verbs, spoi
     was, now = spoilt[2]['kvTags'], service['kvTags']
     assert now['scoring'] == was['previous_scoring'] != was['scoring']
     assert service['state'] == 'Healthy'
+    assert verbs.azure.serving() == {'verbs-service': 'version 1'}
     assert 'nothing to roll back: ' in verbs('rollback', BUILD_BUILDID='6')
     assert 'MODEL_VERSION=n make deploy creates it' in verbs(
         'rollback', code=1, ACI_DEPLOYMENT_NAME='absent')
@@ -419,7 +425,8 @@ def test_a_deployment_waits_for_the_one_before(busy):
 
 
 def test_every_setting_arrives(
-        verbs, empty, trained, unchanged, deployed, late, rolled_back, busy):
+        verbs, empty, all_there, trained, unchanged, deployed, late, rolled_back, busy):
+    any_build = verbs('rollback', code=1, BUILD_BUILDID='6', **given('ROLLBACK_ANY_BUILD'))
     before = verbs.count('PUT', '/environments/')
     verbs('workspace', **given('AML_REBUILD_ENVIRONMENT', 'AML_CLUSTER_MAX_NODES'))
     rebuilt = verbs.count('PUT', '/environments/') == before + 2
@@ -458,9 +465,12 @@ def test_every_setting_arrives(
         'ONLY_NEW_DATA': str(unchanged[1] == 0).lower(),
         'ACI_DEPLOYMENT_NAME': service['name'],
         'ACI_REPLACE': str(service['containerResourceRequirements']['memoryInGB'] == 2).lower(),
+        'PRODUCTION': re.search('^(endpoint) size +ok', all_there, re.M).group(1),
+        'ENDPOINT_NAME': re.search('^endpoint +ok +([^:]+): ', all_there, re.M).group(1),
         'BUILD_BUILDID': model['kvTags']['BuildId'],
         'BUILD_URI': model['kvTags']['BuildUri'],
         'SYSTEM_STAGEATTEMPT': deployed[1]['kvTags']['Attempt'],
+        'ROLLBACK_ANY_BUILD': str('names none before it' in any_build).lower(),
         'BUILD_SOURCEVERSION': runs['1']['tags']['CodeCommit'],
         'CALLER_RUN_ID': model['kvTags']['caller_run_id'],
         # 180 is the default.
@@ -468,7 +478,9 @@ def test_every_setting_arrives(
         'RUN_TIMEOUT_MINUTES': re.search('took longer than (.*) minutes', late[0]).group(1),
         'DEPLOY_TIMEOUT_MINUTES': re.search('after (.*) minutes', busy).group(1)}
     assert arrived == dict(GIVEN, SUBSCRIPTION_ID=verbs.azure.env['SUBSCRIPTION_ID'])
-    assert set(arrived) == {name for name, _, _, _ in settings.SETTINGS}
+    # The others are those of test_endpoint.py and test_monitor.py.
+    assert set(arrived) == {name for name, _, _, _ in settings.SETTINGS if not name.startswith(
+        ('ENDPOINT_WATCH', 'MONITOR_'))}
 
 
 @pytest.mark.no_cover

@@ -12,17 +12,22 @@ from conftest import ROOT
 pytestmark = pytest.mark.no_cover
 
 DEVOPS = ROOT / 'devops'
-FILES = ('pr.yml', 'ci.yml', 'workspace.yml')
+FILES = ('pr.yml', 'ci.yml', 'workspace.yml', 'retrain.yml', 'rollback.yml')
 MAKE = pipeline_checks.CONTAINER + 'make '
 
 
-def stages(name, **parameters):
-    return pipeline_yaml.stages(pipeline_yaml.read_pipeline(DEVOPS / name, parameters))
+def stages(name, production='none', **parameters):
+    return pipeline_yaml.stages(pipeline_yaml.read_pipeline(
+        DEVOPS / name, parameters, {'PRODUCTION': production}))
 
 
 def steps(name, **parameters):
     return [step for stage in stages(name, **parameters) for _, steps in stage['job']['hooks']
             for step in steps]
+
+
+def order(name, **parameters):
+    return [(stage['name'], stage['needs']) for stage in stages(name, **parameters)]
 
 
 def targets(name, **parameters):
@@ -43,7 +48,7 @@ def test_a_dataset_is_made_of_the_table_unless_there_is_none(table, made):
 
 def test_a_pull_request_is_linted_and_tested_and_gets_no_secret():
     pipeline = pipeline_yaml.read_pipeline(DEVOPS / 'pr.yml')
-    assert targets('pr.yml') == ['setup', 'lint', 'test']
+    assert targets('pr.yml') == ['setup', 'lint', 'test', 'summary STAGE=code_quality']
     assert pipeline_yaml.groups(pipeline) == []
     assert not any('env' in step for step in steps('pr.yml'))
     assert not [step for step in steps('pr.yml') if str(step.get('task')).startswith('AzureCLI')]
@@ -55,35 +60,92 @@ def test_unit_tests_run_and_results_are_published_after_a_finding_of_lint():
     assert after['Lint'] is None
     assert [name for name, condition in after.items() if condition == 'succeededOrFailed()'] == [
         'Unit tests', 'Publish the findings of lint', 'Publish the unit test results',
-        'Publish the coverage']
+        'Publish the coverage', 'Summary']
 
 
-@pytest.mark.parametrize('action, order', [
-    ('train_and_deploy', [('code_quality', []), ('publish', ['code_quality']),
-                          ('train', ['publish']), ('deploy', ['train'])]),
-    ('train_only', [('code_quality', []), ('publish', ['code_quality']), ('train', ['publish'])]),
-    ('deploy_version', [('code_quality', []), ('deploy', ['code_quality'])])])
-def test_what_a_run_does(action, order):
-    assert [(stage['name'], stage['needs']) for stage in stages('ci.yml', action=action)] == order
+PUBLISHED = [('code_quality', []), ('publish', ['code_quality'])]
+
+
+@pytest.mark.parametrize('parameters, found', [
+    ({'action': 'train_and_deploy'},
+     PUBLISHED + [('train', ['publish']), ('deploy', ['train'])]),
+    ({'action': 'train_and_deploy', 'production': 'endpoint'},
+     PUBLISHED + [('train', ['publish']), ('deploy', ['train']), ('production', ['deploy'])]),
+    ({'action': 'train_only', 'production': 'endpoint'}, PUBLISHED + [('train', ['publish'])]),
+    ({'action': 'deploy_version', 'production': 'endpoint'},
+     [('code_quality', []), ('deploy', ['code_quality'])]),
+    ({'action': 'deploy_version', 'service': 'endpoint'},
+     [('code_quality', []), ('production', ['code_quality'])])])
+def test_what_a_run_does(parameters, found):
+    assert order('ci.yml', **parameters) == found
+
+
+def deployed(service, stage):
+    """The targets of the stage that deploys to a service."""
+    return ['deploy SERVICE=' + service, 'smoke-test SERVICE=' + service, 'summary STAGE=' + stage,
+            'rollback SERVICE=' + service, 'summary STAGE=' + stage]
 
 
 def test_a_push_trains_and_deploys_and_only_a_push_to_one_branch_starts_it():
-    assert [target for target in targets('ci.yml') if target != 'setup'] == [
-        'lint', 'test', 'preflight', 'publish', 'run', 'cancel-run', 'deploy',
-        'smoke-test SERVICE=aci', 'rollback']
+    trained = ['lint', 'test', 'summary STAGE=code_quality', 'preflight', 'publish', 'run',
+               'cancel-run', 'summary STAGE=train'] + deployed('aci', 'deploy')
+    for production, more in (('none', []), ('endpoint', deployed('endpoint', 'production'))):
+        assert [target for target in targets('ci.yml', production=production)
+                if target != 'setup'] == trained + more
     trigger = pipeline_yaml.read_pipeline(DEVOPS / 'ci.yml')['trigger']
     branch, = trigger['branches']['include']
     assert trigger == {'batch': True, 'branches': {'include': [branch]}} and '*' not in branch
 
 
-def test_a_given_version_is_deployed_without_the_result_of_a_run():
-    deploy = stages('ci.yml', action='deploy_version', model_version=7)[-1]
-    assert deploy['condition'] is None
-    made = [step for step in steps('ci.yml', action='deploy_version', model_version=7)
-            if step.get('script') == MAKE + 'deploy']
-    assert [step['env']['MODEL_VERSION'] for step in made] == [7]
-    pushed = [step for step in steps('ci.yml') if step.get('script') == MAKE + 'deploy']
-    assert 'MODEL_VERSION' not in pushed[0]['env']
+@pytest.mark.parametrize('service', ['aci', 'endpoint'])
+def test_a_given_version_is_deployed_without_the_result_of_a_run(service):
+    given = {'action': 'deploy_version', 'model_version': 7, 'service': service}
+    assert stages('ci.yml', **given)[-1]['condition'] is None
+
+    def versions(**parameters):
+        return [step['env'].get('MODEL_VERSION') for step in steps('ci.yml', **parameters)
+                if step.get('script') == MAKE + 'deploy SERVICE=' + service]
+
+    assert versions(**given) == [7] and versions(production='endpoint') == [None]
+    assert 'run' not in [step.get('inputs', {}).get('artifactName')
+                         for step in steps('ci.yml', **given)]
+
+
+def test_production_gets_what_qa_tested_by_an_approval_of_its_own():
+    qa, production = stages('ci.yml', production='endpoint')[-2:]
+    assert (qa['job']['environment'], production['job']['environment']) == (
+        'safe-driver', 'safe-driver-production')
+    # Of the same run, so of the same version; without a condition of its own a skipped QA skips it.
+    taken = [[step['inputs']['artifactName'] for step in stage['job']['hooks'][0][1]
+              if step.get('task') == 'DownloadPipelineArtifact@2'] for stage in (qa, production)]
+    assert taken == [['run'], ['run']] and production['condition'] is None
+    assert "'registered'" in qa['condition']
+
+
+def test_every_night_what_is_new_goes_the_same_way_and_what_serves_is_looked_at():
+    assert order('retrain.yml', production='endpoint') == [
+        ('train', []), ('deploy', ['train']), ('production', ['deploy']), ('monitor', [])]
+    assert order('retrain.yml') == [('train', []), ('deploy', ['train']), ('monitor', [])]
+    made = [target for target in targets('retrain.yml') if target != 'setup']
+    assert made == ['run', 'cancel-run', 'summary STAGE=train'] + deployed('aci', 'deploy') + [
+        'monitor SERVICE=aci']
+    pipeline = pipeline_yaml.read_pipeline(DEVOPS / 'retrain.yml')
+    values = pipeline_yaml.variables(pipeline)
+    assert (values['RUN_EVALUATION'], values['ONLY_NEW_DATA']) == ('true', 'true')
+    schedule, = pipeline_yaml.schedules(pipeline)
+    assert (schedule['always'], schedule['branches']['include'], pipeline['trigger']) == (
+        True, ['master'], 'none')
+
+
+@pytest.mark.parametrize('service, environment', [
+    ('aci', 'safe-driver'), ('endpoint', 'safe-driver-production')])
+def test_a_rollback_takes_back_what_any_build_deployed_and_waits_for_another(service, environment):
+    stage, = stages('rollback.yml', service=service)
+    assert (stage['job']['environment'], stage['lock']) == (environment, 'sequential')
+    step = steps('rollback.yml', service=service)[-1]
+    assert step['script'] == MAKE + 'rollback SERVICE=' + service
+    assert settings.read({'ROLLBACK_ANY_BUILD': step['env']['ROLLBACK_ANY_BUILD']}
+                         ).rollback_any_build
 
 
 def test_the_image_is_named_in_one_place_which_container_py_reads():
@@ -95,7 +157,7 @@ def test_the_image_is_named_in_one_place_which_container_py_reads():
 
 
 def test_every_variable_is_a_setting_with_a_valid_value():
-    values = pipeline_yaml.variables(pipeline_yaml.read_pipeline(DEVOPS / 'ci.yml'))
+    values = pipeline_yaml.variables(pipeline_yaml.read_pipeline(DEVOPS / 'retrain.yml'))
     known = {name for name, _, _, _ in settings.SETTINGS}
     group = set(pipeline_checks.IN_GROUP)
     assert set(values) - known == {'CONTAINER_IMAGE'}
@@ -135,14 +197,17 @@ def test_words_that_yaml_1_1_takes_for_booleans_stay_words(tmp_path):
 
 
 def test_a_template_is_put_in_and_what_is_not_asked_for_is_left_out(tmp_path):
-    (tmp_path / 'steps.yml').write_text('steps:\n- script: make lint\n')
+    (tmp_path / 'steps.yml').write_text(
+        'parameters:\n- name: target\nsteps:\n- script: make ${{ parameters.target }}\n')
     (tmp_path / 'a.yml').write_text(
         'parameters:\n- name: target\n  default: x\n- name: fast\n  type: number\n  default: 1\n'
         'jobs:\n- job: a\n  steps:\n  - template: steps.yml\n'
+        '    parameters: {target: "${{ variables.what }}"}\n'
         "  - ${{ if eq(parameters.fast, 0) }}:\n    - script: make slow\n"
         '  - ${{ else }}:\n    - script: make ${{ parameters.target }}\n'
         '    - script: make faster\n'
-        "      ${{ if eq(parameters.fast, 2) }}:\n        env: {N: '2'}\n")
+        "      ${{ if eq(parameters.fast, 2) }}:\n        env: {N: '2'}\n"
+        'variables:\n- name: what\n  value: lint\n')
     job, = pipeline_yaml.read_pipeline(tmp_path / 'a.yml', {'fast': 2})['jobs']
     assert job['steps'] == [{'script': 'make lint'}, {'script': 'make x'},
                             {'script': 'make faster', 'env': {'N': '2'}}]

@@ -1,10 +1,12 @@
-"""Compare a new model with the registered one on the same hold-out rows and write decision.json.
+"""Compare a new model with the registered one, its table with that one's; write decision.json.
 
 python training/evaluate.py --data outputs/data/safe_driver.csv --model outputs/model \\
   --model-name safe_driver_model --registry outputs/registry --run-evaluation true \\
   --parameters training/parameters.json --out outputs/decision.json
 """
 import argparse
+import contextlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import console
 import tracking
 
 DRAWS = 500
+PROFILE, COMPARISON = 'profile.json', 'comparison.html'
 # Over a damaged model LightGBM may end the process or never end: another one follows the trees.
 TRIAL = '''import ctypes, sys
 library, handle, number = ctypes.CDLL(sys.argv[1]), ctypes.c_void_p(), ctypes.c_int64()
@@ -25,9 +28,10 @@ def compare(label, champion, challenger, metric, direction, seed=0):
     """How two models' scores of the same rows differ in a metric of metrics.py.
 
     label, champion, challenger: arrays of shape (rows,), the last two claim probabilities.
-    direction: 'maximize' or 'minimize'. Returns {"champion", "challenger", "difference":
+    direction: 'maximize' or 'minimize'. Returns ({"champion", "challenger", "difference":
     challenger - champion, "difference_interval": 95 % bootstrap interval [low, high],
-    "probability_better": share of the resamples in which the challenger is the better one}.
+    "probability_better": share of the resamples in which the challenger is the better one}, the
+    differences in all resamples).
     """
     import metrics
     import numpy
@@ -45,11 +49,11 @@ def compare(label, champion, challenger, metric, direction, seed=0):
     higher = float((differences > 0).mean() + (differences == 0).mean() / 2)
     return {'champion': before, 'challenger': after, 'difference': after - before,
             'difference_interval': interval,
-            'probability_better': higher if direction == 'maximize' else 1 - higher}
+            'probability_better': higher if direction == 'maximize' else 1 - higher}, differences
 
 
 def load_champion(tracker, name, columns):
-    """(version, Booster, SHA-256) of the newest registered version, None if there is none.
+    """(version, Booster, SHA-256, folder) of the newest registered version, or None.
 
     TrackingError where it cannot score a table with these columns.
     """
@@ -59,23 +63,22 @@ def load_champion(tracker, name, columns):
         return None
     version, folder, tags = champion
     what = f'version {version} of {name}, the champion,'
-    advice = 'to register the new model without comparing, set RUN_EVALUATION=false'
     path = Path(folder, 'model.txt')
     if not path.is_file():
-        raise tracking.TrackingError(f'{what} has no file model/model.txt; {advice}')
+        raise tracking.TrackingError(f'{what} has no file model/model.txt')
     digest = tracking.sha256(path)
     if tags.get('model_sha256', digest) != digest:
         raise tracking.TrackingError(f'{what} was changed after it was registered: its model.txt '
-                                     f'is not the one its tags name; {advice}')
+                                     f'is not the one its tags name')
     if subprocess.call([sys.executable, '-c', TRIAL, lightgbm.basic._LIB._name, str(path)],
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-        raise tracking.TrackingError(f'{what} is damaged: LightGBM cannot read it; {advice}')
+        raise tracking.TrackingError(f'{what} is damaged: LightGBM cannot read it')
     model = lightgbm.Booster(model_file=str(path))
     missing = [column for column in model.feature_name() if column not in columns]
     if missing:
         raise tracking.TrackingError(
-            f"{what} needs columns that the table lacks: {', '.join(missing)}; {advice}")
-    return version, model, digest
+            f"{what} needs columns that the table lacks: {', '.join(missing)}")
+    return version, model, digest, folder
 
 
 def fetch_table(tracker, lineage, data):
@@ -90,53 +93,143 @@ def fetch_table(tracker, lineage, data):
     return path
 
 
-def decide(args):
-    """The decision, a dict for decision.json."""
-    import lightgbm
+def uselessness(report):
+    """Why a model tells claims from others no better than chance does, in a sentence, or None."""
+    if 'auc_interval' not in report:
+        raise tracking.TrackingError('metrics.json of the new model has no auc_interval: train '
+                                     'again')
+    low, high = report['auc_interval']
+    if low > 0.5:
+        return None
+    why = (f"its AUC, {report['auc']:.4f} [{low:.4f}, {high:.4f}] on the hold-out rows, may be "
+           'chance' if low < high else 'it gives every row the same score')
+    return (f'The new model is useless: {why}. To register it all the same, set "register_useless" '
+            'to true in "evaluation" of the parameters.')
+
+
+def measure_drift(path, version, frame, scores):
+    """What drift.compare says of a table and the champion's scores of its hold-out rows.
+
+    path: of the champion's profile.json, of which nobody knows who has written it.
+    """
+    import drift
+    try:
+        before = json.loads(path.read_text(encoding='utf-8'))
+        found = drift.compare(before, drift.make_profile(frame, scores, before))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+        return unmeasured(f'{path.name} of version {version} is damaged')
+    return dict(found, sentence=f"{'Drift' if found['drifted'] else 'No drift'} since version "
+                f"{version} ({before['rows']:,} rows): {found['sentence']}.")
+
+
+def unmeasured(reason):
+    return {'columns': {}, 'drifted': [], 'above_chance': None,
+            'sentence': f'Drift was not measured: {str(reason).splitlines()[0]}.'}
+
+
+def decide(args, tracker):
+    """(the decision, a dict for decision.json; comparison.html as text, None if not compared)."""
     import parameters
-    import table
     wanted = parameters.load_parameters(args.parameters)['evaluation']
     metric, least_gain = wanted['metric'], wanted['least_gain']
-    maximize = wanted['direction'] == 'maximize'
-    rule = f"register when {metric} on the hold-out rows is {'higher' if maximize else 'lower'}"
+    rule = 'register when ' + metric + ' on the hold-out rows is '
+    rule += 'higher' if wanted['direction'] == 'maximize' else 'lower'
     rule += f' by at least {least_gain:g}' if least_gain else ''
     report = tracking.read_report(args.model)
     decision = {'register': True, 'metric': metric, 'champion': None, 'champion_version': None,
                 'challenger': report.get(metric), 'difference': None, 'difference_interval': None,
-                'probability_better': None, 'rule': rule, 'reason': None,
-                'model': args.model_name, 'model_sha256': report['model_sha256']}
-    if args.run_evaluation == 'false':
-        return dict(decision, reason='Nothing was compared: the evaluation is switched off '
-                                     '(RUN_EVALUATION=false).')
-    tracker = tracking.connect(args.registry)
-    champion = load_champion(tracker, args.model_name, table.FEATURES)
+                'probability_better': None, 'rule': rule,
+                'reason': 'Nothing was compared: the evaluation is switched off '
+                          '(RUN_EVALUATION=false).',
+                'model': args.model_name, 'model_sha256': report['model_sha256'], 'drift': None}
+    compared = against_champion(args, tracker, wanted, report, decision)
+    if not decision['register'] and args.allow_run_cancel == 'false':
+        decision['register'] = True
+        decision['reason'] += ' Registered all the same (ALLOW_RUN_CANCEL=false).'
+    refusals = [] if wanted.get('register_useless') else [uselessness(report)]
+    moved, most = (decision['drift'] or {}).get('above_chance'), wanted.get('largest_drift')
+    if None not in (moved, most) and moved > most:
+        refusals.append(f'The table drifted too far: PSI is up to {moved:.2f} above chance, more '
+                        f'than "largest_drift" in "evaluation" of the parameters, {most:g}.')
+    for refusal in filter(None, refusals):
+        decision.update(register=False, reason=f"{refusal} {decision['reason']}")
+    if compared is None:
+        return decision, None
+    import comparison
+    return decision, comparison.page(decision, *compared)
+
+
+def against_champion(args, tracker, wanted, report, decision):
+    """Add to the decision what the registered model and its profile say of the new one.
+
+    Without RUN_EVALUATION nothing that is wrong with them is in the way of the new model. With it,
+    returns what comparison.page shows: (hold-out rows, scores of both, differences).
+    """
+    import lightgbm
+    import table
+    compared = args.run_evaluation == 'true'
+    try:
+        champion = load_champion(tracker, args.model_name, table.FEATURES)
+    except tracking.TrackingError as error:
+        if compared:
+            raise tracking.TrackingError(f'{error}; to register the new model without comparing, '
+                                         'set RUN_EVALUATION=false')
+        decision['drift'] = unmeasured(error)
+        return
     if champion is None:
-        return dict(decision, reason=f'{args.model_name} has no registered version to compare '
-                                     'with.')
-    version, model, digest = champion
-    challenger = lightgbm.Booster(model_file=str(Path(args.model, 'model.txt')))
-    frame = table.read_table(fetch_table(tracker, report.get('lineage') or {}, args.data))
+        if compared:
+            decision['reason'] = f'{args.model_name} has no registered version to compare with.'
+        return
+    version, model, digest, folder = champion
+    profile = Path(folder, PROFILE)
+    decision.update(champion_version=version, drift=unmeasured(
+        f'version {version} has no {PROFILE} to compare with'))
+    if not (compared or profile.is_file()):
+        return
+    try:
+        frame = table.read_table(fetch_table(tracker, report.get('lineage') or {}, args.data))
+    except (tracking.TrackingError, ValueError, OSError) as error:
+        if compared:
+            raise
+        decision['drift'] = unmeasured(error)
+        return
     rows = frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
+    scores = model.predict(rows[model.feature_name()])
+    if profile.is_file():
+        decision['drift'] = measure_drift(profile, version, frame, scores)
+    if not compared:
+        return None
     print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
-    scores = [booster.predict(rows[booster.feature_name()]) for booster in (model, challenger)]
-    decision.update(compare(rows['target'].to_numpy(), scores[0], scores[1], metric,
-                            wanted['direction']), champion_version=version)
-    tracker.log({key: value for key, value in decision.items() if key != 'register'})
-    gain = decision['difference'] if maximize else -decision['difference']
+    challenger = lightgbm.Booster(model_file=str(Path(args.model, 'model.txt')))
+    scores = scores, challenger.predict(rows[challenger.feature_name()])
+    figures, differences = compare(
+        rows['target'].to_numpy(), *scores, wanted['metric'], wanted['direction'])
+    decision.update(figures)
+    tracker.log(dict(decision, drift_above_chance=decision['drift']['above_chance']))
+    gain = figures['difference'] * (1 if wanted['direction'] == 'maximize' else -1)
+    least_gain = wanted['least_gain']
     better = gain > 0 and gain >= least_gain
-    decision['register'] = better or args.allow_run_cancel == 'false'
     verdict = 'better' if better else 'not better'
     if least_gain and not better:
         verdict += f' by {least_gain:g}'
-    verdict += f", ahead in {decision['probability_better']:.0%} of {DRAWS} resamples"
+    verdict += f", ahead in {figures['probability_better']:.0%} of {DRAWS} resamples"
     if digest == decision['model_sha256']:
         verdict = 'the same model, byte for byte'
-    decision['reason'] = (
-        f"{metric} is {decision['challenger']:.5f}, on the same {len(rows):,} rows version "
-        f"{version} has {decision['champion']:.5f}: {verdict}.")
-    if decision['register'] and not better:
-        decision['reason'] += ' Registered all the same (ALLOW_RUN_CANCEL=false).'
-    return decision
+    decision.update(register=better, reason=(
+        f"{wanted['metric']} is {figures['challenger']:.5f}, on the same {len(rows):,} rows "
+        f"version {version} has {figures['champion']:.5f}: {verdict}."))
+    return rows, scores, differences
+
+
+def show(tracker, path, page):
+    """Have the page where people look for it, and none of an earlier comparison."""
+    if page is None:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        return
+    with tracking.replacing(path) as temporary:
+        temporary.write_text(page, encoding='utf-8')
+    tracker.attach({path.name: path})
 
 
 def main(argv=None):
@@ -154,12 +247,18 @@ def main(argv=None):
                         'comparison says (default: true); nothing is ever cancelled', **switch)
     args = parser.parse_args(argv)
     try:
-        decision = decide(args)
-        tracking.write_json(tracking.decision_path(args.out), decision)
+        tracker = tracking.connect(args.registry)
+        decision, page = decide(args, tracker)
+        out = Path(tracking.decision_path(args.out))
+        show(tracker, out.with_name(COMPARISON), page)
+        tracking.write_json(out, decision)
     except (tracking.TrackingError, ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     print(decision['reason'])
+    if decision['drift']:
+        say = console.log.warning if decision['drift']['drifted'] else print
+        say(decision['drift']['sentence'])
     return 0
 
 

@@ -28,6 +28,8 @@ def is_number(value):
 # What a value must be, in words and as a test.
 OBJECT = 'a JSON object', lambda value: isinstance(value, dict)
 NUMBER = 'a number', is_number
+AT_LEAST_0 = 'a number of at least 0', lambda value: is_number(value) and value >= 0
+YES_OR_NO = 'true or false', lambda value: isinstance(value, bool)
 
 # What may be set of LightGBM: its name for it and its other names for it.
 LIGHTGBM = json.loads(Path(__file__).with_name('lightgbm_names.json').read_text())
@@ -40,7 +42,7 @@ VALUES = {
     'boosting': choice('gbdt', 'goss'),
     'metric': choice('auc', 'binary_logloss'),
     'min_data_in_leaf': whole(1, 10 ** 9),
-    'extra_trees': ('true or false', lambda value: isinstance(value, bool)),
+    'extra_trees': YES_OR_NO,
 }
 TRAINING = {name: VALUES.get(first, NUMBER) for name, first in NAMES.items()}
 
@@ -74,10 +76,13 @@ PARAMETERS = {
 DIRECTIONS = {'auc': 'maximize', 'gini': 'maximize', 'top_decile_lift': 'maximize',
               'log_loss': 'minimize', 'brier': 'minimize'}
 
+COMPARISON = ('metric', 'direction', 'least_gain')
 EVALUATION = {
     'metric': choice(*DIRECTIONS),
     'direction': choice('maximize', 'minimize'),
-    'least_gain': ('a number of at least 0', lambda value: is_number(value) and value >= 0),
+    'least_gain': AT_LEAST_0,
+    'largest_drift': AT_LEAST_0,
+    'register_useless': YES_OR_NO,
 }
 
 
@@ -87,7 +92,9 @@ def load_parameters(path):
     {"training": LightGBM's own parameters by any of its names for them, "rounds": trees at most,
     "early_stopping_rounds": 0 for none, "non_claims_kept": share of the rows without a claim that
     are trained on, "dropped_columns": names or patterns, "seed", "evaluation": {"metric",
-    "direction", "least_gain"}}. Raises ParametersError that lists every problem.
+    "direction", "least_gain", and if wanted "largest_drift": PSI above chance that is too much,
+    "register_useless": true for a model no better than chance}}. Raises ParametersError that lists
+    every problem.
     """
     try:
         # From bytes json knows UTF-16 and byte order marks, which editors of Windows write.
@@ -98,7 +105,7 @@ def load_parameters(path):
     if not isinstance(parameters, dict):
         raise ParametersError(f'{path}: must be a JSON object')
     problems = section_problems(parameters, PARAMETERS, PARAMETERS)
-    for name, known, needed in (('training', TRAINING, ()), ('evaluation', EVALUATION, EVALUATION)):
+    for name, known, needed in (('training', TRAINING, ()), ('evaluation', EVALUATION, COMPARISON)):
         if isinstance(parameters.get(name), dict):
             problems += section_problems(parameters[name], known, needed, name + '.')
     problems = problems or list(contradictions(parameters))

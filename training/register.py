@@ -75,8 +75,8 @@ def main(argv=None):
     except (tracking.TrackingError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    print(f"{result['result']} version {result['version']} of {args.model_name}. "
-          f"{result['reason']}")
+    version = f"version {result['version']}" if result['version'] else 'no version'
+    print(f"{result['result']} {version} of {args.model_name}. {result['reason']}")
     return 0
 
 

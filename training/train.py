@@ -1,4 +1,4 @@
-"""Train the safe driver model on a table and write model.txt, report.html and metrics.json.
+"""Train the model on a table; write model.txt, metrics.json, report.html and profile.json.
 
 python training/train.py --data outputs/data/safe_driver.csv --out outputs/model
 """
@@ -275,13 +275,14 @@ def run(args):
     seconds = {'reading': time.monotonic() - start}
     print(f"{path}: {len(frame):,} rows, {frame['target'].sum():,} claims", flush=True)
     model, label, probability, rest = fit(frame, parameters)
-    known = known_rows(model, frame)
-    del frame
+    import drift
     import lightgbm
     import metrics
     import numpy
     import pandas
     import report
+    known, profile = known_rows(model, frame), drift.make_profile(frame, probability)
+    del frame
     lineage.update(
         code_commit=args.code_commit or code_commit(), build_id=args.build_id,
         build_uri=args.build_uri, caller_run_id=args.caller_run_id,
@@ -308,6 +309,7 @@ def run(args):
     text = model.model_to_string(num_iteration=result['rounds'])
     result.update(model_sha256=hashlib.sha256(text.encode()).hexdigest(), known_rows=known)
     write_set(args.out, {'model.txt': text, 'report.html': page,
+                         'profile.json': json.dumps(profile) + '\n',
                          'metrics.json': json.dumps(result, indent=2) + '\n'})
     tracker.log(figures)
     low, high = result['auc_interval']

@@ -1,8 +1,8 @@
 """The blob service of the workspace's storage account.
 
 Source: the REST reference of the Blob service (Put Blob, Put Block, Put Block List, Get Blob, Get
-Blob Properties, List Blobs). Links with a shared access signature are good for one blob; of
-requests signed with the account's key only the form is checked.
+Blob Properties, List Blobs). Links with a shared access signature are good for one blob or
+one container; of requests signed with the account's key only the form is checked.
 """
 import email.utils
 import hmac
@@ -19,10 +19,11 @@ XML = '<?xml version="1.0" encoding="utf-8"?>'
 VERSION = '2019-02-02'
 
 
-def shared_link(call, container, name):
-    """A URL of a blob with a shared access signature."""
-    resource = f'{account(call.workspace)}.blob.core.windows.net/{container}/{name}'
-    return (f'https://{urllib.parse.quote(resource)}?sv={VERSION}&sr=b&sp=rwc&'
+def shared_link(call, container, name=None):
+    """A URL of a blob, or without a name of a container, with a shared access signature."""
+    resource = f'{account(call.workspace)}.blob.core.windows.net/{container}'
+    resource, kind = (f'{resource}/{name}', 'b&sp=rwc') if name else (resource, 'c&sp=rwlc')
+    return (f'https://{urllib.parse.quote(resource)}?sv={VERSION}&sr={kind}&'
             f'se={urllib.parse.quote(now(LIFETIME))}&sig={call.cloud.signature(resource)}')
 
 
@@ -30,6 +31,8 @@ def _account(call):
     """The account that the request is for, if it is signed."""
     name = call.host.split('.', 1)[0]
     resource = call.host + urllib.parse.unquote(call.path)
+    if call.query.get('sr') == 'c':
+        resource = '/'.join(resource.split('/')[:2])
     linked = hmac.compare_digest(call.query.get('sig', ''), call.cloud.signature(resource))
     if not linked and not call.headers.get('Authorization', '').startswith(f'SharedKey {name}:'):
         raise _refused(403, 'AuthenticationFailed', 'Server failed to authenticate the request.')
@@ -122,5 +125,8 @@ def put_blob(call, container, name):
         content = b''.join(blobs.blocks.pop((path, name)) for name in names)
     elif part:
         raise _unknown(call)
+    elif call.headers.get('x-ms-blob-type') != 'BlockBlob':
+        raise _refused(400, 'MissingRequiredHeader', 'An HTTP header that\'s mandatory for this '
+                       'request is not specified: x-ms-blob-type.')
     blobs.write(path, content)
     return Answer(None, 201, dict(_facts(path), **{'x-ms-request-server-encrypted': 'true'}))

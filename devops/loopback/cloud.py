@@ -11,7 +11,7 @@ import time
 
 from . import resource_manager, sign_in, state, transport, workspaces
 # These bring their routes along when they are imported; the others are used here as well.
-from . import blobs, computes, data, pipelines, services, resources  # noqa: F401
+from . import blobs, computes, data, endpoints, insights, pipelines, services, resources  # noqa: F401
 from .containers import Containers
 from .faults import Faults
 from .jobs import Jobs
@@ -51,6 +51,8 @@ class Cloud:
         self.set_role('Reader', self.subscription)
         self.jobs = Jobs(self)
         self.containers = Containers(self)
+        self.endpoints = endpoints.Endpoints()
+        self.traces = insights.Traces()
         self._proxy = transport.Proxy(self)
         self.url = f'http://127.0.0.1:{self._proxy.server_port}'
         self._authority = os.path.join(self.folder, 'ca.pem')
@@ -66,12 +68,29 @@ class Cloud:
         """End all processes and connections."""
         self.jobs.stop()
         self.containers.stop()
+        self.endpoints.stop()
         self._proxy.stop()
         self._log.close()
 
     def table(self, workspace, name):
         """A table of that workspace, a document of the table `workspaces`."""
         return self.journal.table(f"{workspace['properties']['workspaceId']}/{name}")
+
+    def serving(self):
+        """{name of a service or endpoint: the model versions that it serves, in words}."""
+        found = {}
+        for space in self.journal.table('workspaces').values():
+            for row in self.table(space, 'services').values():
+                state = '' if row['state'] == 'Healthy' else f" ({row['state']})"
+                found[row['name']] = f"version {row['kvTags'].get('version')}{state}"
+            versions = {key: row['document']['properties']['model'].rpartition('/')[2]
+                        for key, row in self.table(space, 'deployments').items()}
+            for key, row in self.table(space, 'endpoints').items():
+                found[row['document']['name']] = ', '.join(
+                    f"version {versions[f'{key}/{name}'.lower()]}"
+                    + f' to {share} %' * (share < 100)
+                    for name, share in row['live'].items() if share) or 'nothing'
+        return found
 
     def signature(self, text):
         """A sum of the text that only this stand-in can make."""

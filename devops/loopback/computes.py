@@ -15,10 +15,17 @@ REGION = '/subscriptions/{subscription}/providers/' + PROVIDER + '/locations/{lo
 # Name of a size: (family, cores, memory in GB). Those of DSv2 end on 2028-05-01.
 SIZES = {
     'Standard_D2ds_v5': ('DDSv5', 2, 8), 'Standard_D4ds_v5': ('DDSv5', 4, 16),
+    'Standard_D2as_v4': ('DASv4', 2, 8), 'Standard_D4as_v4': ('DASv4', 4, 16),
     'Standard_D2ds_v4': ('DDSv4', 2, 8), 'Standard_D4ds_v4': ('DDSv4', 4, 16),
     'Standard_DS2_v2': ('DSv2', 2, 7), 'Standard_DS3_v2': ('DSv2', 4, 14),
     'Standard_F4s_v2': ('FSv2', 4, 8), 'Standard_E4ds_v5': ('EDSv5', 4, 32)}
 QUOTA_CORES = 24
+
+
+def cores_used(cloud, family=None):
+    """How many cores the deployments of endpoints have, those of one family or all."""
+    return sum(row['cores'] for row in cloud.journal.table('cores').values()
+               if family in (None, row['family']))
 
 
 @route('GET', ARM, WORKSPACE + '/computes')
@@ -114,14 +121,16 @@ def list_sizes(call, location):
 def list_usages(call, location):
     """Cores in use and allowed, of the region and of each family, by name and type."""
     families = sorted({family for family, _, _ in SIZES.values()})
-    rows = [('TotalDedicatedCores', 'totalDedicatedCores', 'Total Cluster Dedicated'),
-            ('TotalLowPriorityCores', 'totalLowPriorityCores', 'Total Cluster LowPriority')]
-    rows += [(f'Standard{family}Family', 'vmFamily/dedicatedCores',
-              f'Standard {family} Family Cluster Dedicated') for family in families]
-    rows += [(f'Standard{family}Family', 'vmFamily/lowPriorityCores', f'Standard {family} Family')
-             for family in families]
+    rows = [('TotalDedicatedCores', 'totalDedicatedCores', 'Total Cluster Dedicated',
+             cores_used(call.cloud)),
+            ('TotalLowPriorityCores', 'totalLowPriorityCores', 'Total Cluster LowPriority', 0)]
+    rows += [(f'Standard{family}Family', 'vmFamily/dedicatedCores', f'Standard {family} Family '
+              'Cluster Dedicated', cores_used(call.cloud, family)) for family in families]
+    rows += [(f'Standard{family}Family', 'vmFamily/lowPriorityCores', f'Standard {family} Family',
+              0) for family in families]
     return {'value': [{
         'id': f'/subscriptions/{SUBSCRIPTION}/usages/{name}', 'type': f'{PROVIDER}/{kind}/usages',
-        'amlWorkspaceLocation': location, 'unit': 'Count', 'currentValue': 0,
+        'amlWorkspaceLocation': location, 'unit': 'Count', 'currentValue': used,
         'limit': -1 if kind == 'vmFamily/lowPriorityCores' else QUOTA_CORES,
-        'name': {'value': name, 'localizedValue': f'{title} vCPUs'}} for name, kind, title in rows]}
+        'name': {'value': name, 'localizedValue': f'{title} vCPUs'}}
+        for name, kind, title, used in rows]}

@@ -15,15 +15,20 @@ import time
 import traceback
 import urllib.request
 
+import urllib3
+
 from . import processes
 from .artifacts import artifact_path
 from .data import seconds_to_image
 from .models import unpack_model
+from .routing import Answer
 from .workspaces import now
 
 SERVER = 'azureml_inference_server_http.amlserver'
 START_SECONDS = 60
 CRASHES = 2
+HOP_BY_HOP = ('connection', 'keep-alive', 'proxy-connection', 'transfer-encoding',
+              'content-length', 'host')
 CRASH = 'raise RuntimeError("loopback: this container crashes on demand")'
 
 
@@ -34,7 +39,7 @@ def deployment_error(status, code, message):
 
 
 class Containers:
-    """The containers of all services, each in the care of its own thread."""
+    """The containers of all ACI services, each in the care of its own thread."""
 
     def __init__(self, cloud):
         self.cloud = cloud
@@ -44,9 +49,9 @@ class Containers:
     def replace(self, workspace, name, operation):
         """Put a new container in the place of the service's old one, if there is one."""
         old = self._containers.get((workspace['id'], name))
-        container = _Container(self.cloud, workspace, name, operation)
+        container = _ServiceContainer(self.cloud, workspace, name, operation)
         self._containers[workspace['id'], name] = container
-        threading.Thread(target=container.live, args=(old,), daemon=True).start()
+        container.start(old)
 
     def remove(self, workspace, name):
         self._containers.pop((workspace['id'], name)).end()
@@ -70,103 +75,94 @@ class Containers:
             container.end()
 
 
-class _Container:
-    """One deployment of a service, from its assets to the end of its process."""
+class Container:
+    """A container, from its assets to the end of its process.
 
-    def __init__(self, cloud, workspace, name, operation):
+    A kind of containers has the methods `unpack` and `report`, and says what it is in `title`.
+    """
+
+    def __init__(self, cloud, workspace, title, log):
         # Where it answers, while it is healthy.
         self.port = None
-        self.operation, self.begun = operation, time.monotonic()
-        # Whether the operation has ended.
+        self.begun = time.monotonic()
+        # Whether it has become healthy or failed.
         self.told = threading.Event()
-        self._cloud, self._workspace, self._name = cloud, workspace, name
-        self._log = log_path(cloud, workspace, name)
-        self._folder = os.path.dirname(self._log)
-        self._process, self._lock = None, threading.Lock()
-        self._over, self._gone = threading.Event(), threading.Event()
+        self.title, self.log, self.over = title, log, threading.Event()
+        self.cloud, self.workspace = cloud, workspace
+        self._folder = os.path.dirname(log)
+        self._process, self._lock, self._gone = None, threading.Lock(), threading.Event()
 
-    def document(self):
-        return self._cloud.table(self._workspace, 'services').get(self._name)
+    def start(self, old=None):
+        threading.Thread(target=self._live, args=(old,), daemon=True).start()
 
     def end(self):
         """Stop the process and wait until it is gone."""
         self.port = None
         with self._lock:
-            self._over.set()
+            self.over.set()
             if self._process:
                 processes.kill(self._process)
         self._gone.wait(10)
 
-    def live(self, old):
+    def _live(self, old):
         """The container's whole life. The old one ends first, so nobody answers in between."""
         try:
             if old:
                 old.end()
             self._run(*self._prepare())
         except Exception:
-            self._cloud.report(f'service {self._name}: {traceback.format_exc()}')
-            self._report('Failed', deployment_error(500, 'ServiceError', traceback.format_exc()))
+            self.cloud.report(f'{self.title}: {traceback.format_exc()}')
+            self.report('Failed', traceback.format_exc())
         finally:
+            self.told.set()
             self._gone.set()
 
     def _run(self, command, folder, variables):
         for _ in range(CRASHES):
             port = _free_port()
             with self._lock:
-                if self._over.is_set():
+                if self.over.is_set():
                     return
                 self._process = processes.start(
-                    command + ['--port', str(port)], folder, variables, self._log)
+                    command + ['--port', str(port)], folder, variables, self.log)
             if self._answers(port):
                 self.port = port
-                self._report('Healthy')
+                self.report('Healthy')
+                self.told.set()
                 self._process.wait()
                 self.port = None
-                return self._report('Unhealthy')
+                return self.report('Unhealthy')
             processes.kill(self._process)
             self._process.wait()
-        self._report('Failed', deployment_error(
-            400, 'CrashLoopBackOff', 'Your container application crashed. This may be caused by '
-            "errors in your scoring file's init() function.\n1. Please check the logs for your "
-            f'container instance: {self._name}. From the AML SDK, you can run '
-            'print(service.get_logs()) if you have service object to fetch the logs.'))
+        self.report('Failed')
 
     def _prepare(self):
         """(command, folder, variables), the folder laid out like /var/azureml-app."""
-        document = self.document()
-        request = document['environmentImageRequest']
         app = os.path.join(self._folder, 'azureml-app')
-        models = os.path.join(app, 'azureml-models')
+        folder = os.path.join(app, 'azureml-models')
         shutil.rmtree(self._folder, ignore_errors=True)
-        os.makedirs(models, mode=0o700)
-        for asset in request['assets']:
-            blob = artifact_path(self._cloud, self._workspace,
-                                 asset['url'][len('aml://artifact/'):])
-            if asset.get('unpack'):
-                with tarfile.open(blob) as archive:
-                    archive.extractall(app)
-            else:
-                shutil.copyfile(blob, os.path.join(app, os.path.basename(blob)))
-        for model in document['models']:
-            model_folder = os.path.join(models, model['name'], str(model['version']))
-            unpack_model(self._cloud, self._workspace, model, model_folder)
+        os.makedirs(folder, mode=0o700)
+        root, script, models, environment, own, insights = self.unpack(app)
+        for model in models:
+            last = os.path.join(folder, model['name'], str(model['version']))
+            unpack_model(self.cloud, self.workspace, model, last)
         variables = dict(
-            processes.clean_environ(self._cloud.python, os.path.join(self._folder, 'home')),
-            AZUREML_ENTRY_SCRIPT=request['driverProgram'], **self._cloud.proxy_environment())
-        variables.update(request['environment']['environmentVariables'])
-        variables.update(AML_APP_ROOT=app, AZUREML_MODEL_DIR=model_folder if len(
-            document['models']) == 1 else models)
-        if document['appInsightsEnabled']:
-            variables.update(AML_APP_INSIGHTS_ENABLED='true', AML_APP_INSIGHTS_KEY=self._workspace[
+            processes.clean_environ(self.cloud.python, os.path.join(self._folder, 'home')),
+            AZUREML_ENTRY_SCRIPT=script, **self.cloud.proxy_environment())
+        variables.update(environment['environmentVariables'], **own)
+        variables.update(AML_APP_ROOT=root,
+                         AZUREML_MODEL_DIR=last if len(models) == 1 else folder)
+        if insights:
+            variables.update(AML_APP_INSIGHTS_ENABLED='true', AML_APP_INSIGHTS_KEY=self.workspace[
                 'properties']['workspaceId'])
-        self._over.wait(seconds_to_image(self._cloud, self._workspace, request['environment']))
-        late = self._cloud.faults.take('late')
+        self.over.wait(seconds_to_image(self.cloud, self.workspace, environment))
+        late = self.cloud.faults.take('late', path=self.title)
         if late:
-            self._over.wait(late['seconds'])
-        arguments = ['-m', SERVER, '--entry_script', variables['AZUREML_ENTRY_SCRIPT']]
-        if self._cloud.faults.take('crash-loop'):
+            self.over.wait(late['seconds'])
+        arguments = ['-m', SERVER, '--entry_script', script]
+        if self.cloud.faults.take('crash-loop', path=self.title):
             arguments = ['-c', CRASH]
-        return [self._cloud.python] + arguments, app, variables
+        return [self.cloud.python] + arguments, root, variables
 
     def _answers(self, port):
         """Whether the liveness probe answers before the process ends or its time is up."""
@@ -177,16 +173,49 @@ class _Container:
                 opener.open(f'http://127.0.0.1:{port}/', timeout=5).close()
                 return True
             except OSError:
-                self._over.wait(0.05)
+                self.over.wait(0.05)
         return False
 
-    def _report(self, state, error=None):
+
+class _ServiceContainer(Container):
+    """One deployment of an ACI service."""
+
+    def __init__(self, cloud, workspace, name, operation):
+        super().__init__(cloud, workspace, f'service {name}', log_path(cloud, workspace, name))
+        self.operation, self._name = operation, name
+
+    def document(self):
+        return self.cloud.table(self.workspace, 'services').get(self._name)
+
+    def unpack(self, app):
+        """Lay out the script; what else there is to run: see _prepare."""
+        document = self.document()
+        request = document['environmentImageRequest']
+        for asset in request['assets']:
+            blob = artifact_path(self.cloud, self.workspace,
+                                 asset['url'][len('aml://artifact/'):])
+            if asset.get('unpack'):
+                with tarfile.open(blob) as archive:
+                    archive.extractall(app)
+            else:
+                shutil.copyfile(blob, os.path.join(app, os.path.basename(blob)))
+        return (app, request['driverProgram'], document['models'], request['environment'], {},
+                document['appInsightsEnabled'])
+
+    def report(self, state, why=None):
         """Write the new state down, and end the operation if it is under way."""
-        services = self._cloud.table(self._workspace, 'services')
-        operations = self._cloud.table(self._workspace, 'operations')
-        with self._cloud.journal.lock:
+        error = None
+        if state == 'Failed':
+            error = deployment_error(500, 'ServiceError', why) if why else deployment_error(
+                400, 'CrashLoopBackOff', 'Your container application crashed. This may be caused '
+                "by errors in your scoring file's init() function.\n1. Please check the logs for "
+                f'your container instance: {self._name}. From the AML SDK, you can run '
+                'print(service.get_logs()) if you have service object to fetch the logs.')
+        services = self.cloud.table(self.workspace, 'services')
+        operations = self.cloud.table(self.workspace, 'operations')
+        with self.cloud.journal.lock:
             document = services.get(self._name)
-            if self._over.is_set() or not document or document['operationId'] != self.operation:
+            if self.over.is_set() or not document or document['operationId'] != self.operation:
                 return
             document.update(state=state, error=error, updatedTime=now())
             if state == 'Healthy':
@@ -198,7 +227,19 @@ class _Container:
                 if operation['state'] == 'Running':
                     operation.update(state='Failed' if error else 'Succeeded', error=error,
                                      endTime=now())
-        self.told.set()
+
+
+def forward(call, port, seconds=60):
+    """Hand a request on to the container at this port; its Answer. urllib3's HTTPError."""
+    with urllib3.PoolManager(retries=False) as pool:
+        answer = pool.request(call.method, f'http://127.0.0.1:{port}{call.target}', body=call.body,
+                              timeout=seconds, redirect=False, headers=_end_to_end(call.headers),
+                              decode_content=False)
+    return Answer(answer.data, answer.status, _end_to_end(answer.headers))
+
+
+def _end_to_end(headers):
+    return {name: value for name, value in headers.items() if name.lower() not in HOP_BY_HOP}
 
 
 def log_path(cloud, workspace, name):

@@ -24,10 +24,17 @@ NAMES = tuple(ANSWERS) + (
     'no-capacity',  # the cluster cannot allocate nodes: runs stay queued while the fault is set
     'admin-user-off',  # the admin user of the container registry is not enabled
     'registration-collides',  # 409 to the registration of a model
-    'crash-loop',  # a service's container crashes at every start
-    'late',  # a service is healthy `seconds` later
+    # Of the next two `path` chooses: "service NAME" or "deployment ENDPOINT/NAME".
+    'crash-loop',  # the container of a service or of a deployment crashes at every start
+    'late',  # a service or a deployment is healthy `seconds` later
     'late-resource',  # a resource that is created is ready `seconds` later
+    'busy',  # 409 to the request that would begin an operation on an endpoint
+    'update-fails',  # a change of an endpoint fails when it has begun
+    'name-taken',  # the name of a new endpoint is taken in the region
+    'no-quota',  # there are no cores for a new deployment
+    'live-500',  # the newest of several deployments answers 500 to what the traffic sends it
     'late-image',  # an image is built `seconds` later, by whoever needs it first
+    'partial-answer',  # a query counts only a part of the lines, and says so
     'scoring-500',  # a service answers 500 to POST
 )
 

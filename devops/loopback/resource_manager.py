@@ -40,6 +40,8 @@ ML_VERSIONS = tuple('''2019-06-01 2019-11-01 2020-01-01 2020-02-02 2020-04-01 20
 VERSIONS = {
     f'{PROVIDER}/workspaces': ML_VERSIONS, f'{PROVIDER}/workspaces/computes': ML_VERSIONS,
     f'{PROVIDER}/locations/vmSizes': ML_VERSIONS, f'{PROVIDER}/locations/usages': ML_VERSIONS,
+    **{f'{PROVIDER}/workspaces/{kind}': tuple(one for one in ML_VERSIONS if one >= '2023-04-01')
+       for kind in ('codes/versions', 'onlineEndpoints', 'onlineEndpoints/deployments')},
     'Microsoft.Resources/subscriptions': ('2022-12-01', '2021-04-01', '2021-01-01', '2019-11-01',
                                           '2016-06-01'),
     'Microsoft.Resources/subscriptions/resourceGroups': ('2019-05-01', '2021-04-01', '2022-09-01',
@@ -50,6 +52,7 @@ VERSIONS = {
     'Microsoft.KeyVault/vaults': ('2026-02-01',),
     'Microsoft.OperationalInsights/workspaces': ('2025-02-01', '2023-09-01'),
     'Microsoft.Insights/components': ('2020-02-02',),
+    'Microsoft.Insights/components/query': ('2018-04-20',),
     'Microsoft.ContainerRegistry/registries': ('2025-11-01', '2025-04-01', '2023-07-01'),
 }
 
@@ -92,7 +95,7 @@ TYPES = {
 # Of names that are unique in all of Azure: the code of the refusal.
 UNIQUE = {'Microsoft.Storage/storageAccounts': 'StorageAccountAlreadyTaken',
           'Microsoft.KeyVault/vaults': 'VaultAlreadyExists'}
-VERBS = {'GET': 'read', 'PUT': 'write', 'PATCH': 'write'}
+VERBS = {'GET': 'read', 'PUT': 'write', 'PATCH': 'write', 'DELETE': 'delete', 'POST': 'action'}
 
 
 def arm_id(group, kind, name):
@@ -135,13 +138,17 @@ def check(call):
     if not version:
         raise problem(400, 'MissingApiVersionParameter', 'The api-version query parameter '
                       '(?api-version=) is required for all requests.')
-    check_version(kind, version)
+    action = call.method == 'POST' and kind not in VERSIONS
+    check_version(kind_of(call.path.rsplit('/', 1)[0]) if action else kind, version)
     # Whoever has a right in a subscription sees that it exists, and how far what they began is.
-    seen = (kind == 'Microsoft.Resources/subscriptions' or kind.lower().endswith('operationsstatus')
-            ) and any(row['principal'] == OBJECT
-                      for row in call.cloud.journal.table('assignments').values())
+    seen = kind == 'Microsoft.Resources/subscriptions' or kind.lower().endswith(
+        ('operationsstatus', 'operationresults'))
+    seen = seen and any(row['principal'] == OBJECT
+                        for row in call.cloud.journal.table('assignments').values())
     if not seen:
-        check_right(call.cloud, f'{kind}/{VERBS[call.method]}', call.path)
+        # To query is to read, though it is a POST.
+        verb = VERBS['GET' if call.method == 'POST' and not action else call.method]
+        check_right(call.cloud, f'{kind}/{verb}', call.path)
     namespace = kind.split('/')[0]
     if call.method == 'PUT' and not registered(call.cloud, namespace):
         raise problem(409, 'MissingSubscriptionRegistration', 'The subscription is not registered '
@@ -186,12 +193,7 @@ def validated(call, kind, name):
     rule, schema = TYPES[kind]
     if not re.fullmatch(rule, name):
         raise problem(400, 'InvalidResourceName', f"The name '{name}' of a {kind} is invalid.")
-    body = call.json
-    error = best_match(Draft4Validator(schema).iter_errors(body))
-    if error:
-        where = '.'.join(map(str, error.path)) or 'body'
-        raise problem(400, 'InvalidRequestContent', 'The request content was invalid and could not '
-                      f'be deserialized: {where}: {error.message}')
+    body = checked(call, schema)
     if body['location'].lower().replace(' ', '') not in LOCATIONS:
         raise problem(400, 'LocationNotAvailableForResourceType', 'The provided location '
                       f"'{body['location']}' is not available for resource type '{kind}'.")
@@ -202,6 +204,16 @@ def validated(call, kind, name):
                 raise problem(400, 'BadRequest', f'The {part} {value} was not found or is not '
                               'ready.')
     return body
+
+
+def checked(call, schema):
+    """The body of a request. Raises Answer for one that the schema refuses."""
+    error = best_match(Draft4Validator(schema).iter_errors(call.json))
+    if error:
+        where = '.'.join(map(str, error.path)) or 'body'
+        raise problem(400, 'InvalidRequestContent', 'The request content was invalid and could not '
+                      f'be deserialized: {where}: {error.message}')
+    return call.json
 
 
 def resource(cloud, path):

@@ -16,7 +16,7 @@ import uuid
 import urllib3
 
 from . import resource_manager
-from .containers import deployment_error, log_path
+from .containers import deployment_error, forward, log_path
 from .models import MANAGEMENT, refused
 from .routing import API, SCORING, Answer, Dropped, route
 from .workspaces import api_root, need_registry, now
@@ -24,8 +24,6 @@ from .workspaces import api_root, need_registry, now
 SERVICES = MANAGEMENT + '/services'
 HOLD_SECONDS = 4
 MOST_CORES, MOST_GB = 4, 16
-HOP_BY_HOP = ('connection', 'keep-alive', 'proxy-connection', 'transfer-encoding',
-              'content-length', 'host')
 
 
 @route('POST', API, SERVICES + '/validate')
@@ -160,7 +158,7 @@ def get_logs(call, name):
 
 @route('GET', SCORING, '/{path*}', signed_in=False)
 @route('POST', SCORING, '/{path*}', signed_in=False)
-def forward(call, path=''):
+def score(call, path=''):
     """Hand a request to the container of that host name; while there is none, nobody listens."""
     found = call.cloud.containers.container_behind(call.host)
     if found is None:
@@ -172,15 +170,7 @@ def forward(call, path=''):
             raise Answer({'message': 'The key is missing or wrong.'}, 401)
     if call.method == 'POST' and call.cloud.faults.take('scoring-500'):
         raise Answer({'message': 'An unexpected error occurred in scoring script.'}, 500)
-    address = f'http://127.0.0.1:{port}{call.target}'
     try:
-        with urllib3.PoolManager(retries=False) as pool:
-            answer = pool.request(call.method, address, body=call.body, timeout=60, redirect=False,
-                                  headers=_end_to_end(call.headers), decode_content=False)
+        return forward(call, port)
     except urllib3.exceptions.HTTPError:
         raise Dropped
-    return Answer(answer.data, answer.status, _end_to_end(answer.headers))
-
-
-def _end_to_end(headers):
-    return {name: value for name, value in headers.items() if name.lower() not in HOP_BY_HOP}

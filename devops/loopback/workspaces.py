@@ -9,7 +9,7 @@ import uuid
 
 from . import resource_manager
 from .resource_manager import PROVIDER, SUBSCRIPTION, arm_id
-from .routing import API, ARM, GROUP, METADATA, TELEMETRY, WORKSPACE, problem, route
+from .routing import API, ARM, GROUP, METADATA, WORKSPACE, problem, route
 from .sign_in import TENANT
 
 REGISTRY = 'Microsoft.ContainerRegistry/registries'
@@ -155,12 +155,6 @@ def discover(call):
     """Where each service of the workspace lives: all at one address here."""
     return dict({service: 'https://' + call.host for service in SERVICES},
                 studio='https://ml.azure.com')
-
-
-@route('POST', TELEMETRY, '/{path*}', signed_in=False)
-def take_telemetry(call, path):
-    """Application Insights: taken and dropped."""
-    return {'itemsReceived': 1, 'itemsAccepted': 1, 'errors': []}
 
 
 @route('GET', METADATA, '/{path*}', signed_in=False)

@@ -55,6 +55,17 @@ def link_tree(source, target):
     shutil.copytree(str(source), str(target), symlinks=True, copy_function=link)
 
 
+def copy_files(source, target):
+    """Copy a file, or those of a folder, into the folder `target`; their names below it."""
+    root = source if source.is_dir() else source.parent
+    names = [str(path.relative_to(root)) for path in sorted(source.rglob('*')) or [source]
+             if path.is_file()]
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(str(root / name), str(target / name))
+    return names
+
+
 class Job:
     """One job, or one hook of a deployment, on a fresh machine: a folder with only a checkout.
 
@@ -264,14 +275,14 @@ class Job:
         source = self.sources / self.fill_in_variables(step['publish'])
         name = self.fill_in_variables(step['artifact'])
         target = self.run.folder / 'artifacts' / name
-        if not source.is_file():
+        if not source.exists():
             raise StepError(f"{step['publish']} does not exist, so there is no artifact {name}")
         if target.exists():
             raise StepError(f'the artifact {name} already exists in this run')
-        target.mkdir(parents=True)
-        shutil.copy2(str(source), str(target))
-        stream.write(f'artifact {name}: {source.name}\n')
-        self.produced.append(f'artifact {name} ({source.name})')
+        names = copy_files(source, target)
+        stream.write(f"artifact {name}: {', '.join(names)}\n")
+        shown = ', '.join(one for one in names if not one.startswith('.'))
+        self.produced.append(f'artifact {name} ({shown})')
 
     def step_task(self, step, stream):
         inputs = pipeline_yaml.Map(step.location, {
@@ -295,10 +306,7 @@ class Job:
         source = self.run.folder / 'artifacts' / inputs['artifactName']
         if not source.is_dir():
             raise StepError(f"no stage published the artifact {inputs['artifactName']}")
-        target = Path(inputs['targetPath'])
-        target.mkdir(parents=True, exist_ok=True)
-        for path in source.iterdir():
-            stream.write(f'{shutil.copy2(str(path), str(target))}\n')
+        stream.write('\n'.join(copy_files(source, Path(inputs['targetPath']))) + '\n')
 
     def cache_key(self, key):
         """A cache's name: a segment in quotes counts as it is, a file by its content."""

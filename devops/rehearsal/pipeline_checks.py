@@ -19,12 +19,20 @@ PREDEFINED = ('Agent.OS', 'Agent.TempDirectory', 'Build.SourcesDirectory', 'Pipe
 # Names of vmImage that Microsoft hosts on 2026-11-27, by actions/runner-images; ubuntu-22.04 goes
 # on 2027-04-17. Docker with Linux images is on those of Ubuntu only.
 HOSTED = ('ubuntu-latest', 'ubuntu-26.04', 'ubuntu-24.04', 'ubuntu-22.04')
+# Variables that ${{ }} asks for, and their values.
+SWITCHES = {'PRODUCTION': ('none', 'endpoint')}
 NAME = re.compile(r'[A-Za-z_]\w*$')
 # The YAML schema reference (jobs.deployment) forbids this word as a name.
 RESERVED = ('job', 'deploy')
 CONTAINER = 'exec python3 devops/container.py '
 PREPARE = CONTAINER + '--prepare'
-MAKE = re.compile(CONTAINER + r'make [a-z-]+( SERVICE=aci)?$')
+MAKE = re.compile(CONTAINER + r'make [a-z-]+( SERVICE=(aci|endpoint)| STAGE=[a-z_]+)?$')
+# Reads files only, so it gets no secret.
+SUMMARY = CONTAINER + 'make summary '
+# Five fields, each a list of numbers, ranges or *, with steps; names of months and days are not
+# known here (learn: pipelines/process/scheduled-triggers).
+CRON = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
+CRON_PART = re.compile(r'(?:\*|(\d+)(?:-(\d+))?)(?:/[1-9]\d*)?$')
 SET_VARIABLE = re.compile(r'##vso\[task\.setvariable variable=(\w+)(;issecret=true)?\]')
 AFTER_FAILURE = 'succeededOrFailed()'
 TOKEN = 'system.accesstoken'
@@ -100,6 +108,8 @@ class Checks:
              'pr: Azure Repos ignores it; say none, a branch policy starts it'),
             (pool not in [{'vmImage': image} for image in HOSTED],
              f"pool: vmImage and one of {', '.join(HOSTED)}, not {pool}"))
+        for schedule in pipeline_yaml.schedules(pipeline):
+            self.check_schedule(schedule)
         # A file with jobs only has one stage, without a name.
         self.check_names('stage', [stage['name'] for stage in self.stages if stage['name']],
                          pipeline.location)
@@ -109,6 +119,20 @@ class Checks:
     def report(self, location, *rules):
         """Note the texts of the rules, (whether it is broken, text), that are broken."""
         self.problems += [f'{location}: {text}' for broken, text in rules if broken]
+
+    def check_schedule(self, schedule):
+        fields = str(schedule['cron']).split()
+        good = len(fields) == len(CRON) and all(
+            match and all(least <= int(number) <= most for number in match.groups() if number)
+            for field, (least, most) in zip(fields, CRON)
+            for match in map(CRON_PART.match, field.split(',')))
+        branches = schedule.get('branches') or {}
+        self.report(
+            schedule.location,
+            (not good, f"cron: {schedule['cron']} is not five fields within their limits"),
+            (not branches.get('include'), 'without branches a schedule is for every branch'),
+            (schedule.get('always') is not True,
+             'always is not true: without a change of the code the schedule would not start it'))
 
     def check_names(self, kind, names, location):
         for name in names:
@@ -124,6 +148,9 @@ class Checks:
         self.needed[name] = set(needs).union(*(self.needed.get(need, ()) for need in needs))
         self.check_condition(stage['condition'], location, stage)
         self.check_names('job', [str(stage['job']['name'])], location)
+        self.report(location, (
+            stage['job']['environment'] and stage['lock'] != 'sequential',
+            'lockBehavior is not sequential: of two deployments that wait the first is cancelled'))
         for hook, steps in stage['job']['hooks']:
             self.report(location, (
                 hook == 'deploy' and 'download' not in steps[0],
@@ -189,6 +216,8 @@ class Checks:
     def check_script(self, step, secrets):
         """A script step; secrets: the names of those that are set before it."""
         text, signed_in = str(step['script']).strip(), secrets - {TOKEN}
+        if text.startswith(SUMMARY):
+            signed_in = set()
         given = {name.lower() for value in parts(step.get('env'), str)
                  for name in pipeline_yaml.MACRO.findall(value)}
         self.report(
@@ -198,7 +227,7 @@ class Checks:
             (signed_in and not (TOKEN in given and signed_in & given),
              'after the sign-in a script needs both secrets, by env'),
             ('env' in step and not signed_in,
-             'before the sign-in a script needs nothing by env'))
+             'a summary, and a script before the sign-in, needs nothing by env'))
 
     def check_task(self, step, needed):
         """A task; needed: the stages whose artifacts are there."""
@@ -217,20 +246,28 @@ class Checks:
 def find_problems(path):
     """The problems of one pipeline file, by the first values of its parameters that show some.
 
-    Every combination of the values that are listed is tried. The schema is asked where there are
-    no other problems, and check-jsonschema is installed.
+    Every combination of the values that are listed is tried, and those of SWITCHES. The schema is
+    asked where there are no other problems, and check-jsonschema is installed.
     """
     try:
         pipeline_yaml.read_pipeline(path)
         lists = [[(one['name'], value) for value in one['values']] for one in
                  pipeline_yaml.load_file(path).get('parameters', []) if 'values' in one]
-        for values in itertools.product(*lists):
-            pipeline = pipeline_yaml.read_pipeline(path, dict(values))
-            found = Checks(pipeline).problems or schema_problems(pipeline)
+        switches = [[(name, value) for value in values] for name, values in SWITCHES.items()]
+        checked = []
+        for values in itertools.product(*switches + lists):
+            pipeline = pipeline_yaml.read_pipeline(
+                path, dict(values[len(switches):]), dict(values[:len(switches)]))
+            # Many combinations come to the same.
+            content = [pipeline.get(key) for key in ('stages', 'jobs')]
+            found = [] if content in checked else (
+                Checks(pipeline).problems or schema_problems(pipeline))
             if found:
                 return found
+            checked.append(content)
         named = {', '.join(pipeline_yaml.groups(pipeline_yaml.read_pipeline(file)))
-                 for file in Path(path).parent.glob('*.yml')} - {''}
+                 for file in Path(path).parent.glob('*.yml')
+                 if 'trigger' in pipeline_yaml.load_file(file)} - {''}
     except pipeline_yaml.PipelineError as error:
         return [str(error)]
     return [] if len(named) < 2 else [

@@ -14,7 +14,8 @@ import yaml
 FUNCTIONS = {'and': 2, 'eq': 2, 'ne': 2, 'succeeded': 0, 'succeededOrFailed': 0, 'canceled': 0}
 
 # The keys that are known, by what has them.
-PIPELINE = {'trigger', 'pr', 'parameters', 'variables', 'pool', 'stages', 'jobs'}
+PIPELINE = {'schedules', 'trigger', 'pr', 'parameters', 'variables', 'pool', 'stages', 'jobs'}
+SCHEDULE = {'cron', 'displayName', 'branches', 'always', 'batch'}
 VARIABLE = {'name', 'value', 'group'}
 PARAMETER = {'name', 'displayName', 'type', 'default', 'values'}
 STAGE = {'stage', 'displayName', 'dependsOn', 'condition', 'jobs', 'lockBehavior'}
@@ -186,12 +187,14 @@ def fill_in_macros(text, variables):
 
 
 def bind_parameters(document, given, location):
-    """The values of a pipeline's parameters: those `given`, checked, else the defaults."""
-    values = {}
-    for parameter in document.list_of('parameters') if 'parameters' in document else ():
+    """The values of a file's parameters: those `given`, checked, else the defaults."""
+    values, listed = {}, document.list_of('parameters') if 'parameters' in document else []
+    for name in set(given) - {parameter.get('name') for parameter in listed}:
+        raise PipelineError(f'{location}: there is no parameter {name}')
+    for parameter in listed:
         check_keys(parameter, PARAMETER, 'a parameter', location)
         name, kind = str(parameter['name']), parameter.get('type', 'string')
-        value = values[name] = given.get(name, parameter['default'])
+        value = values[name] = given[name] if name in given else parameter['default']
         problem = None
         if kind not in ('string', 'number'):
             problem = f'is of type {kind}, which is not known here'
@@ -203,16 +206,20 @@ def bind_parameters(document, given, location):
 
 
 class Expansion:
-    """One file whose ${{ }} may refer to these parameters. location: of what is being expanded."""
+    """One file whose ${{ }} may refer to these parameters and variables of the pipeline's files.
 
-    def __init__(self, path, parameters):
-        self.path, self.parameters, self.location = path, parameters, path.name
+    location: of what is being expanded.
+    """
+
+    def __init__(self, path, parameters, variables):
+        self.path, self.location, self.variables = path, path.name, variables
+        self.known = {'parameters': parameters, 'variables': variables}
 
     def look_up(self, words):
         root, name = words[0], '.'.join(words[1:])
-        if root != 'parameters' or name not in self.parameters:
+        if name not in self.known.get(root, ()):
             raise PipelineError(f'{root} has no {name} when templates are read')
-        return self.parameters[name]
+        return self.known[root][name]
 
     def refuse_status(self, name):
         raise PipelineError(f'{name}() has no value in ${{{{ }}}}')
@@ -278,7 +285,7 @@ class Expansion:
             if branch:
                 result += self.expand(item.list_of(key))
             elif isinstance(item, Map) and 'template' in item:
-                result += self.template(check_keys(item, {'template'}, 'a template'))
+                result += self.template(check_keys(item, {'template', 'parameters'}, 'a template'))
             else:
                 result.append(self.expand(item))
         return result
@@ -289,24 +296,33 @@ class Expansion:
         if not path.is_file():
             raise PipelineError(f"{item.location}: the template {item['template']} does not exist")
         document = load_file(path)
-        if len(document) != 1:
-            raise PipelineError(f'{path.name}: a template holds one list, of variables, jobs or '
-                                f'steps; not {list(document)}')
-        return Expansion(path, {}).expand(document.list_of(next(iter(document))))
+        lists = [key for key in document if key != 'parameters']
+        if len(lists) != 1:
+            raise PipelineError(f'{path.name}: a template holds one list, of variables, stages, '
+                                f'jobs or steps; not {lists}')
+        given = self.expand_map(item.get('parameters', Map(item.location)))
+        values = bind_parameters(document, given, f'{item.location}: {path.name}')
+        return Expansion(path, values, self.variables).expand(document.list_of(lists[0]))
 
 
-def read_pipeline(path, parameters=None):
+def read_pipeline(path, parameters=None, changes=None):
     """The pipeline of a file as the service expands it: templates and ${{ }} put in; a Map.
 
-    parameters: {name: value} that a person gives at a manual run. Raises PipelineError.
+    parameters: {name: value} that a person gives at a manual run; changes: values of variables
+    instead of the files'. Raises PipelineError.
     """
     path = Path(path)
-    document = load_file(path)
-    expansion = Expansion(path, bind_parameters(document, parameters or {}, path.name))
-    expanded = Map(path.name, {key: expansion.expand(value) for key, value in document.items()
-                               if key != 'parameters'})
-    for item in expanded.list_of('variables') if 'variables' in expanded else ():
-        check_keys(item, VARIABLE, 'a variable', path.name)
+    document, expanded = load_file(path), Map(path.name)
+    values = bind_parameters(document, parameters or {}, path.name)
+    # The variables first: what comes after may ask for them. Those of groups are not known yet.
+    for key in sorted(document, key='variables'.__ne__):
+        if key != 'parameters':
+            expanded[key] = Expansion(path, values, variables(expanded)).expand(document[key])
+        if key == 'variables':
+            for item in expanded.list_of(key):
+                check_keys(item, VARIABLE, 'a variable', path.name)
+                if item.get('name') in (changes or {}):
+                    item['value'] = changes[item['name']]
     return expanded
 
 
@@ -314,6 +330,12 @@ def variables(pipeline):
     """{name: value} of the variables in the files; the last of two wins, as in the service."""
     return {str(item['name']): item['value'] for item in pipeline.get('variables', [])
             if 'group' not in item}
+
+
+def schedules(pipeline):
+    """The schedules, Maps with the keys of SCHEDULE. Raises PipelineError."""
+    found = pipeline.list_of('schedules') if 'schedules' in pipeline else []
+    return [check_keys(item, SCHEDULE, 'a schedule', pipeline.location) for item in found]
 
 
 def groups(pipeline):
@@ -333,11 +355,11 @@ def check_keys(item, known, what, location=None):
 
 
 def stages(pipeline):
-    """The stages in order: dicts of name, title, needs (names), condition, location and job.
+    """The stages in order: dicts of name, title, needs (names), condition, lock, location and job.
 
-    The job has name, title, minutes and hooks: [(hook, steps)]. An ordinary job has the one hook
-    '', a deployment those of its strategy and 'failure'; each is a job of its own, on a fresh
-    machine. Raises PipelineError for a construct that is not known here.
+    The job has name, title, minutes, environment and hooks: [(hook, steps)]. An ordinary job has
+    the one hook '' and no environment, a deployment those of its strategy and 'failure'; each is a
+    job of its own, on a fresh machine. Raises PipelineError for a construct that is not known here.
     """
     check_keys(pipeline, PIPELINE, 'the pipeline')
     if ('stages' in pipeline) == ('jobs' in pipeline):
@@ -353,7 +375,8 @@ def stages(pipeline):
         result.append({
             'name': name, 'title': stage.get('displayName', name) or job['title'], 'job': job,
             'needs': needs if isinstance(needs, list) else [str(needs)],
-            'condition': stage.get('condition'), 'location': stage.location})
+            'condition': stage.get('condition'), 'lock': stage.get('lockBehavior'),
+            'location': stage.location})
         before = [name]
     return result
 
@@ -370,7 +393,7 @@ def read_job(item, location):
         for step in steps:
             check_step(step, item.location)
     return {'name': item[kind], 'title': item.get('displayName', item[kind]), 'minutes': minutes,
-            'hooks': list(hooks.items())}
+            'environment': item.get('environment'), 'hooks': list(hooks.items())}
 
 
 def read_hooks(item):

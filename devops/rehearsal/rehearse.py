@@ -6,6 +6,7 @@ Every job starts in a fresh checkout with only the artifacts that it downloads. 
 real ones, with the real azureml-sdk; what answers them is devops/loopback.
 """
 import argparse
+import collections
 import contextlib
 import fcntl
 import os
@@ -22,7 +23,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.append(str(ROOT / 'devops'))
 MARK = 'THIS-IS-A-REHEARSAL'
-NEEDED_FIRST = {'ci.yml': ['workspace.yml']}
 
 # What a step gets of this machine's environment; a hosted agent has none of the rest.
 KEPT = ('PATH', 'HOME', 'USER', 'LOGNAME', 'SHELL', 'LANG', 'LC_ALL', 'TMPDIR', 'SSL_CERT_FILE',
@@ -41,13 +41,18 @@ CONNECTIONS = {
                   'AZURESUBSCRIPTION_CLIENT_ID', 'AZURESUBSCRIPTION_SERVICE_CONNECTION_ID'),
 }
 
+
+def setting(name, value):
+    """A change of devops/variables.yml, for a commit: a function from the old text to the new."""
+    return lambda text: re.sub(rf'(- name: {name}\n  value: ).*', rf"\g<1>'{value}'", text)
+
+
 # Faults that someone pushes: a commit of {path: its text, or a function from the old text}.
 COMMITS = {
     'lint': {'training/rehearsal_fault.py': f"x = 1  # {'a line that is too long ' * 5}\n"},
     'test': {'tests/test_rehearsal_fault.py': 'def test_that_fails():\n    assert 1 + 1 == 3\n'},
     'worse': {
-        'devops/variables.yml': lambda text: re.sub(
-            r"(RUN_EVALUATION\n  value: )'false'", r"\1'true'", text),
+        'devops/variables.yml': setting('RUN_EVALUATION', 'true'),
         # Much of what is to be known is in these columns.
         'training/parameters.json': lambda text: re.sub(
             r'("dropped_columns": )\[.*?\]', r'\1["ps_calc_*", "ps_reg_*", "ps_car_*"]', text)},
@@ -63,6 +68,7 @@ STRIKES = {
     'deploy': {'fault': 'crash-loop', 'count': None},
     'smoke': {'fault': 'scoring-500', 'count': None},
     'blob': {'fault': 'blob-mount', 'count': None},
+    'production': {'fault': 'live-500', 'count': None},
 }
 # Faults of the set-up: what the owner of the subscription did or did not do.
 SET_UPS = {
@@ -72,11 +78,40 @@ SET_UPS = {
     'provider': lambda azure: azure.unregistered.add('microsoft.keyvault'),
     'keys': lambda azure: setattr(azure, 'shared_keys', False),
 }
-FAULTS = tuple(COMMITS) + tuple(STRIKES) + tuple(SET_UPS)
+# Faults of people: the environment whose approver says no.
+REJECTED = {'approval': 'safe-driver-production'}
+FAULTS = tuple(COMMITS) + tuple(STRIKES) + tuple(SET_UPS) + tuple(REJECTED)
 # They need a model that is registered already to compare with, a service to roll back.
-AFTER_A_GOOD_RUN = ('worse', 'deploy', 'smoke')
+AFTER_A_GOOD_RUN = ('worse', 'deploy', 'smoke', 'production', 'approval')
+OF_PRODUCTION = ('production', 'approval')
+# The watch over a new deployment takes minutes in Azure, here seconds.
+PRODUCTION = {'devops/variables.yml': lambda text: setting('PRODUCTION', 'endpoint')(
+    setting('ENDPOINT_WATCH_MINUTES', '0')(text))}
 STOPS = (signal.SIGINT, signal.SIGTERM)
 WITHOUT_AZURE = ('lint', 'test', 'image')
+# One run of a pipeline file. label: what its folder and the table call it; times: how many times
+# ROWS the table has from now on; without: stages left out by hand at the start.
+Run = collections.namedtuple('Run', 'file label without times parameters', defaults=((), 1, None))
+TESTED = ('code_quality',)
+
+
+def plan(name, fault=None, production=False):
+    """The runs of a rehearsal of the pipeline file `name`: what it needs to have run first, and it.
+
+    retrain.yml has three nights: nothing new, a larger table, one so small that its model is worse.
+    """
+    label, workspace = Path(name).stem, Run('workspace.yml', 'workspace')
+    if name == 'retrain.yml':
+        return [workspace, Run('ci.yml', 'ci', TESTED), Run(name, 'night-1'),
+                workspace._replace(label='more-data', times=3), Run(name, 'night-2', times=3),
+                workspace._replace(label='less-data', times=0.25), Run(name, 'night-3', times=0.25)]
+    if name == 'rollback.yml':
+        return [workspace] + [Run('ci.yml', f'ci-{number}', TESTED) for number in (1, 2)] + [
+            Run(name, label, parameters={'service': 'endpoint' if production else 'aci'})]
+    before = [workspace] if name == 'ci.yml' else []
+    if fault in AFTER_A_GOOD_RUN:
+        before.append(Run(name, label + '-before', TESTED))
+    return before + [Run(name, label)]
 
 
 class RehearsalError(Exception):
@@ -118,13 +153,13 @@ def snapshot(root, origin, out):
     return [line[3:] for line in status.splitlines()]
 
 
-def commit(origin, files):
+def commit(origin, files, message='Fault'):
     """Commit files, as in COMMITS, to the repository `origin`, as a push to master would."""
     for name, text in files.items():
         path = origin / name
         path.write_text(text if isinstance(text, str) else text(path.read_text()))
     git('add', '--all', folder=origin)
-    git('commit', '--quiet', '--no-verify', '-m', 'Fault', folder=origin)
+    git('commit', '--quiet', '--no-verify', '-m', message, folder=origin)
 
 
 def result_of(results):
@@ -151,6 +186,21 @@ def condition_holds(stage, done, outputs):
 
     return pipeline_yaml.condition_holds(
         stage['condition'], output, {done[name] for name in stage['needs']})
+
+
+def is_approved(run, job, outputs):
+    """Whether the approver of the job's environment lets it begin; says who approved what.
+
+    A rejected stage is a failed one, without a job (microsoft/azure-pipelines-yaml 344).
+    """
+    versions = [value for found in outputs.values() for name, value in found.items()
+                if name.endswith('.version')]
+    versions += [step['env']['MODEL_VERSION'] for _, steps in job['hooks'] for step in steps
+                 if 'MODEL_VERSION' in step.get('env', ())]
+    what = f' version {versions[-1]}' if versions else ''
+    word = 'rejected' if job['environment'] == run.rejected else 'approved'
+    run.screen.say(f"  The approver of {job['environment']} (rehearsed) {word}{what}")
+    return word == 'approved'
 
 
 def run_job(run, folder, job):
@@ -192,7 +242,12 @@ def run_stages(run, stages):
         done[name], outputs[name] = 'skipped', {}
         if condition_holds(stage, done, outputs):
             folder = run.folder / f"{number}-{name or stage['job']['name']}"
-            done[name], outputs[name], produced = run_job(run, folder, stage['job'])
+            environment = stage['job']['environment']
+            if environment and not is_approved(run, stage['job'], outputs):
+                done[name], produced = 'failed', [f'{environment}: rejected']
+            else:
+                done[name], outputs[name], produced = run_job(run, folder, stage['job'])
+                produced += [f'{environment}: approved'] if environment else []
         rows.append((stage['title'], done[name], time.monotonic() - began, produced))
     return rows
 
@@ -286,7 +341,8 @@ class Rehearsal:
     """What the runs of a rehearsal share, and the rows of their table.
 
     connection: the kind of the service connection. Of the run that is under way: folder, where its
-    logs and results go, and variables, {name: value}, those of groups included.
+    logs and results go, variables, {name: value}, those of groups included, and rejected, the
+    environment whose approver says no, or None.
     """
 
     def __init__(self, out, azure, screen, environ, connection):
@@ -294,7 +350,7 @@ class Rehearsal:
         self.origin, self.cache = out / 'origin', out / 'cache'
         self.environ = agent_environ(environ)
         self.environ['PATH'] = f"{put_docker(out)}:{self.environ['PATH']}"
-        self.rows, self.builds = [], 0
+        self.rows, self.builds, self.rejected = [], 0, None
         # What an empty cache begins with.
         own = ROOT / '.venv'
         self.seed = own if Path(sys.prefix).resolve() == own.resolve() else None
@@ -303,18 +359,18 @@ class Rehearsal:
         """The variables of a task that names the service connection."""
         return {name: self.azure.connection[name] for name in CONNECTIONS[self.connection]}
 
-    def run(self, name, label, fault=None, parameters=None, without=()):
-        """Run one pipeline file of the repository as it is now; its result.
-
-        label: what the folder and the table call it; without: stages left out by hand at the start.
-        """
+    def run(self, one, fault=None):
+        """Carry out a Run with the repository as it is now; its result. fault: as in STRIKES."""
         import page
         import pipeline_yaml
         self.builds += 1
-        pipeline = pipeline_yaml.read_pipeline(self.origin / 'devops' / name, parameters)
-        stages = [stage for stage in pipeline_yaml.stages(pipeline) if stage['name'] not in without]
+        label, environ = one.label, self.environ
+        self.environ = dict(environ, ROWS=str(int(int(environ['ROWS']) * one.times)))
+        pipeline = pipeline_yaml.read_pipeline(self.origin / 'devops' / one.file, one.parameters)
+        stages = [stage for stage in pipeline_yaml.stages(pipeline)
+                  if stage['name'] not in one.without]
         for stage in stages:
-            stage['needs'] = [need for need in stage['needs'] if need not in without]
+            stage['needs'] = [need for need in stage['needs'] if need not in one.without]
         self.folder, self.variables = self.out / label, pipeline_yaml.variables(pipeline)
         if pipeline_yaml.groups(pipeline):
             self.variables.update(GROUP, SUBSCRIPTION_ID=self.azure.env['SUBSCRIPTION_ID'])
@@ -326,49 +382,54 @@ class Rehearsal:
             'System.TeamProject': 'rehearsal'})
         if fault:
             self.azure.faults.add(**fault)
-        self.screen.say(f'\n{label}, build {self.builds}')
+        when = ''.join(f", {schedule['displayName'].lower()}: {schedule['cron']} UTC"
+                       for schedule in pipeline_yaml.schedules(pipeline))
+        self.screen.say(f'\n{label}, build {self.builds}{when}')
         rows = run_stages(self, stages)
         self.azure.faults.clear()
+        self.environ = environ
         self.rows += [(label,) + row for row in rows]
         page.write(self.out, self.rows)
         return result_of([row[1] for row in rows])
 
-    def run_with_prerequisites(self, name, fault):
-        """Run a pipeline file and what has to be run before it; the result of the last."""
-        label, later = Path(name).stem, fault in AFTER_A_GOOD_RUN
-        before = [(first, Path(first).stem, ()) for first in NEEDED_FIRST.get(name, ())]
-        if later:
-            before.append((name, label + '-before', ('code_quality',)))
-        if fault in COMMITS and not later:
-            commit(self.origin, COMMITS[fault])
-        for first, called, without in before:
-            if self.run(first, called, without=without) != 'succeeded':
-                return 'failed'
-        if fault in COMMITS and later:
-            commit(self.origin, COMMITS[fault])
-        return self.run(name, label, STRIKES.get(fault))
+    def run_all(self, runs, fault):
+        """Carry out Runs until one fails, the last with the fault; the result of the last."""
+        later = fault in AFTER_A_GOOD_RUN
+        for one in runs:
+            last = one is runs[-1]
+            if fault in COMMITS and one is (runs[-1] if later else runs[0]):
+                commit(self.origin, COMMITS[fault])
+            self.rejected = REJECTED.get(fault) if last else None
+            result = self.run(one, STRIKES.get(fault) if last else None)
+            if result != 'succeeded':
+                break
+        return result
 
 
-def rehearse(name, fault, out, environ, connection='federated'):
-    """Rehearse the pipeline file devops/`name`; whether it succeeded. Raises RehearsalError."""
+def rehearse(runs, out, environ, fault=None, connection='federated', production=False):
+    """Rehearse these Runs; whether the last succeeded. Raises RehearsalError."""
     import loopback
     screen = Screen(out / 'rehearsal.log')
-    screen.say(f"REHEARSAL of devops/{name}{' with FAULT=' + fault if fault else ''} on this "
-               'machine. Docker, Azure ML and Azure DevOps are stand-ins.')
+    screen.say(f"REHEARSAL of devops/{runs[-1].file}{' with FAULT=' + fault if fault else ''} on "
+               'this machine. Docker, Azure ML and Azure DevOps are stand-ins.')
     changed = snapshot(ROOT, out / 'origin', out)
     if changed:
         screen.say(f'note: files that are not committed take part, {len(changed)} of them '
                    f"({', '.join(changed[:3])}{', ...' if changed[3:] else ''}); Azure DevOps "
                    'sees only what is pushed')
+    if production:
+        commit(out / 'origin', PRODUCTION, 'Production')
     with loopback.start(str(out / 'azure')) as azure:
         azure.add_group(GROUP['RESOURCE_GROUP'], GROUP['LOCATION'])
         if fault in SET_UPS:
             SET_UPS[fault](azure)
         rehearsal = Rehearsal(out, azure, screen, environ, connection)
-        result = rehearsal.run_with_prerequisites(name, fault)
-        unknown = list(azure.unknown)
-    screen.say(f'\n{table(rehearsal.rows)}\n\n'
-               f'This was a rehearsal: {result}. Logs and results are in {out}')
+        result = rehearsal.run_all(runs, fault)
+        unknown, serving = list(azure.unknown), azure.serving()
+    serves = [f'{name} serves {versions}' for name, versions in serving.items()]
+    screen.say('\n'.join(
+        ['', table(rehearsal.rows), '', *serves]
+        + [f'This was a rehearsal: {result}. Logs and results are in {out}']))
     if unknown:
         raise RehearsalError(f"devops/loopback does not know: {'; '.join(unknown[:3])}")
     return result == 'succeeded'
@@ -387,20 +448,24 @@ def main(argv=None):
     parser.add_argument('--out', type=Path, default=Path('outputs/rehearsal'),
                         help='folder for logs and results; an earlier rehearsal in it is replaced')
     parser.add_argument('--fault', choices=FAULTS, help='what is to go wrong')
+    parser.add_argument('--production', choices=('none', 'endpoint'), default='none',
+                        help='what PRODUCTION in devops/variables.yml is to be (default: none)')
     parser.add_argument('--connection', choices=sorted(CONNECTIONS), default='federated',
                         help='kind of the service connection (default: federated)')
     args = parser.parse_args(argv)
     path = (ROOT / args.pipeline).resolve()
     if path.parent != ROOT / 'devops' or not path.is_file():
         parser.error(f'{args.pipeline} is no pipeline file of devops/')
-    if args.fault and args.fault not in WITHOUT_AZURE and path.name not in NEEDED_FIRST:
+    if args.fault and args.fault not in WITHOUT_AZURE and path.name != 'ci.yml':
         parser.error(f'FAULT={args.fault} is for PIPELINE=devops/ci.yml')
+    production = args.production == 'endpoint' or args.fault in OF_PRODUCTION
+    runs = plan(path.name, args.fault, production)
     for number in STOPS:
         signal.signal(number, stop)
     os.environ.update(NO_GIT_SETTINGS)
     try:
         import pipeline_checks
-        found = [problem for name in NEEDED_FIRST.get(path.name, []) + [path.name]
+        found = [problem for name in sorted({one.file for one in runs})
                  for problem in pipeline_checks.find_problems(path.with_name(name))]
         if found:
             print('\n  '.join(['error: nothing is run, the pipelines have problems:'] + found),
@@ -408,7 +473,8 @@ def main(argv=None):
             return 2
         out = args.out.resolve()
         with take_folder(out):
-            return int(not rehearse(path.name, args.fault, out, os.environ, args.connection))
+            return int(not rehearse(
+                runs, out, os.environ, args.fault, args.connection, production))
     except KeyboardInterrupt:
         print(f'error: stopped; what has ended is in {args.out}', file=sys.stderr)
         return 130

@@ -66,6 +66,7 @@ class Client:
         self.session.trust_env = False
         self.session.proxies = {'http': azure.env['HTTP_PROXY'], 'https': azure.env['HTTPS_PROXY']}
         self.session.verify = azure.env['REQUESTS_CA_BUNDLE']
+        self.session.headers['x-ms-blob-type'] = 'BlockBlob'
         self.base = f"/subscriptions/{azure.env['SUBSCRIPTION_ID']}/resourceGroups/{GROUP}"
         self.space = (f'{self.base}/providers/Microsoft.MachineLearningServices/workspaces/'
                       f'{WORKSPACE}')

@@ -211,16 +211,17 @@ $(call VALUES,rows table parameters run-evaluation model-name build training-pin
 	@mkdir -p $(@D); value=$(VALUE); [[ ! $$value -nt $@ ]] && cmp -s $@ - <<< "$$value" || printf '%s\n' "$$value" > $@
 
 TABLE_CODE := training/table.py training/tracking.py training/console.py training/columns.json
-MODEL_CODE := training/parameters.py training/metrics.py training/drift.py $(TABLE_CODE) training/lightgbm_names.json
+MODEL_CODE := $(TABLE_CODE) training/parameters.py training/lightgbm_names.json training/metrics.py training/drift.py \
+  training/report.py training/report_page.html
 
 $(OUT)/data/safe_driver.csv: training/sample.py training/tracking.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(call given,ROWS) --out $@
 
-$(MODEL) &: training/train.py training/report.py training/report_page.html $(MODEL_CODE) $(SAMPLE) \
-    $(call VALUES,table parameters training-pins) | $(LOCAL)
+$(MODEL) &: training/train.py $(MODEL_CODE) $(SAMPLE) $(call VALUES,table parameters training-pins) | $(LOCAL)
 	$(PY) training/train.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --out $(OUT)/model
 
-$(DECISION): training/evaluate.py $(MODEL_CODE) $(MODEL) $(call VALUES,run-evaluation model-name) | $(LOCAL)
+$(DECISION): training/evaluate.py training/comparison.py training/comparison_page.html $(MODEL_CODE) $(MODEL) \
+    $(call VALUES,run-evaluation model-name) | $(LOCAL)
 	$(PY) training/evaluate.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --model $(OUT)/model --model-name $(MODEL_NAME) \
 	  --registry $(OUT)/registry --run-evaluation $(call given,RUN_EVALUATION) \
 	  --allow-run-cancel $(call given,ALLOW_RUN_CANCEL) --out $@

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import lightgbm
@@ -61,6 +62,8 @@ def models(tmp_path_factory):
 def judge(models, parameters, tmp_path, monkeypatch):
     """A function that evaluates a model against the registry; returns exit code and decision."""
     monkeypatch.setattr(evaluate, 'DRAWS', 100)
+    # For speed; test_comparison.py looks at the plots.
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
 
     def judge(model, *flags, **changes):
         criteria = dict({'metric': 'auc', 'direction': 'maximize', 'least_gain': 0.0}, **changes)
@@ -267,8 +270,21 @@ def test_a_damaged_profile_is_said(models, tmp_path):
         assert sentence == 'Drift was not measured: profile.json of version 3 is damaged.', text
 
 
-def test_without_comparing_a_damaged_champion_is_in_nobodys_way(judge, champion):
-    (champion('weak') / 'model.txt').write_text('tree')
-    code, decision = judge('strong', '--run-evaluation', 'false')
-    assert code == 0 and decision['register']
-    assert 'was changed after it was registered' in decision['drift']['sentence']
+@pytest.mark.parametrize('damaged, words', [('champion', 'was changed after it was registered'),
+                                            ('table', 'is not the table that the model')])
+def test_without_comparing_what_is_wrong_is_in_nobodys_way(judge, champion, tmp_path, damaged,
+                                                           words):
+    folder = champion('weak')
+    path = folder / 'model.txt' if damaged == 'champion' else tmp_path / 'other.csv'
+    path.write_text('tree')
+    flags = ['--data', str(path)] if damaged == 'table' else []
+    code, decision = judge('strong', '--run-evaluation', 'false', *flags)
+    assert code == 0 and decision['register'] and words in decision['drift']['sentence']
+
+
+def test_the_comparison_is_shown_beside_its_decision_and_goes_with_it(judge, champion, tmp_path):
+    champion('weak')
+    reason = judge('strong')[1]['reason']
+    assert reason in (tmp_path / 'comparison.html').read_text()
+    judge('strong', '--run-evaluation', 'false')
+    assert not (tmp_path / 'comparison.html').exists()

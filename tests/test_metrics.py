@@ -86,3 +86,16 @@ def test_the_interval_of_a_share_is_wilsons():
     for bound in metrics.share_interval(0.04, 1000):
         assert abs(0.04 - bound) == pytest.approx(1.96 * np.sqrt(bound * (1 - bound) / 1000))
     assert metrics.share_interval(0, 50)[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_interval_of_an_auc_difference_is_as_wide_as_the_bootstraps():
+    random = np.random.RandomState(2)
+    label = (random.random_sample(3000) < 0.1).astype(int)
+    first = label + random.normal(size=3000)
+    second = first.round(1) + random.normal(size=3000) / 2
+    before, after, (low, high) = metrics.auc_difference(label, first, second)
+    assert (before, after) == (metrics.auc(label, first), metrics.auc(label, second))
+    draws = metrics.paired_bootstrap(label, first, second, draws=400)
+    assert [low, high] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.004)
+    assert low < after - before < high < 0
+    assert metrics.auc_difference(label, first, first)[2] == [0, 0]

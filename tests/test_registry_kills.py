@@ -124,6 +124,8 @@ def check_results(out, all_rows):
         assert table.read_bytes().count(b'\n') - 1 in all_rows
     for path in out.glob('*.json'):
         tracking.read_json(str(path))
+    for path in out.glob('comparison.html'):
+        assert path.read_text().rstrip().endswith('</html>')
     if (out / 'model' / 'metrics.json').exists():
         check_model(out / 'model')
     versions = {}
@@ -143,6 +145,8 @@ def check_model(folder):
     model = (folder / 'model.txt').read_text()
     assert f"[lambda_l2: {report['parameters']['training']['lambda_l2']}]" in model
     assert model.rstrip().splitlines()[-1].startswith('pandas_categorical')
+    profile = tracking.read_json(str(folder / 'profile.json'))
+    assert profile['rows'] == report['lineage']['data_rows']
     assert (folder / 'report.html').read_text().rstrip().endswith('</html>')
 
 

@@ -8,6 +8,7 @@ have one that is chi-square distributed times 1/n + 1/m (Yurdakul, Naranjo 2020,
 import math
 
 import numpy as np
+import pandas
 
 import metrics
 import table
@@ -25,22 +26,15 @@ VALUES_NAMED = 5
 def make_profile(frame, scores, like=None):
     """What profile.json holds of a checked table, and the scores of its hold-out rows: no row.
 
-    {"rows", "claims", "columns": {name: {"missing", "counts": {value: rows}}, of fractions
-    {"missing", "edges", "counts": [rows, ...]}}, "scores": {"rows", "edges": 19, "shares": 20}}.
+    {"rows", "claims", "columns": {name: {"counts": {value: rows}, "missing"}, of fractions
+    {"edges", "counts": [rows, ...], "missing"}}, "scores": {"rows", "edges": 19, "shares": 20}}.
     Edges are quantiles, or those of the profile `like`; each belongs to the bin below it.
     """
     columns, known = {}, like['columns'] if like else {}
     for name in table.FEATURES:
         values = frame[name].to_numpy()
         missing = values == table.MISSING
-        values = values[~missing]
-        edges = known[name].get('edges') if name in known else quantiles(values)
-        columns[name] = {'missing': int(missing.sum())}
-        if edges is None:
-            columns[name]['counts'] = {str(value): count for value, count in zip(
-                *[part.tolist() for part in np.unique(values, return_counts=True)])}
-        else:
-            columns[name].update(edges=edges, counts=in_bins(values, edges))
+        columns[name] = dict(counted(values[~missing], known.get(name)), missing=int(missing.sum()))
     edges = like['scores']['edges'] if like else np.quantile(scores, inner(BINS)).tolist()
     shares = [count / len(scores) for count in in_bins(scores, edges)]
     return {'rows': len(frame), 'claims': int(frame['target'].sum()), 'columns': columns,
@@ -51,12 +45,16 @@ def inner(bins):
     return [number / bins for number in range(1, bins)]
 
 
-def quantiles(values):
-    """Ascending edges of up to BINS bins, None where each value is to be counted by itself."""
-    if values.dtype.kind == 'i' and len(np.unique(values)) <= MOST_VALUES:
-        return None
-    return sorted({float(f'{edge:.6g}') for edge in np.quantile(values, inner(BINS))}
-                  if len(values) else [])
+def counted(values, like):
+    """How often each value is there, or how many are in each bin; like: how the other counted."""
+    if values.dtype.kind == 'i' and 'edges' not in (like or {}):
+        # Far faster than numpy.unique, which sorts.
+        found = pandas.Series(values).value_counts().sort_index()
+        if like or len(found) <= MOST_VALUES:
+            return {'counts': dict(zip(map(str, found.index), found.tolist()))}
+    edges = like['edges'] if like else sorted(
+        {float(f'{edge:.6g}') for edge in np.quantile(values, inner(BINS))} if len(values) else [])
+    return {'edges': edges, 'counts': in_bins(values, edges)}
 
 
 def in_bins(values, edges):

@@ -1,10 +1,11 @@
-"""Compare a new model with the registered one, and its table with that one's; write decision.json.
+"""Compare a new model with the registered one, its table with that one's; write decision.json.
 
 python training/evaluate.py --data outputs/data/safe_driver.csv --model outputs/model \\
   --model-name safe_driver_model --registry outputs/registry --run-evaluation true \\
   --parameters training/parameters.json --out outputs/decision.json
 """
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import console
 import tracking
 
 DRAWS = 500
-PROFILE = 'profile.json'
+PROFILE, COMPARISON = 'profile.json', 'comparison.html'
 # Over a damaged model LightGBM may end the process or never end: another one follows the trees.
 TRIAL = '''import ctypes, sys
 library, handle, number = ctypes.CDLL(sys.argv[1]), ctypes.c_void_p(), ctypes.c_int64()
@@ -27,9 +28,10 @@ def compare(label, champion, challenger, metric, direction, seed=0):
     """How two models' scores of the same rows differ in a metric of metrics.py.
 
     label, champion, challenger: arrays of shape (rows,), the last two claim probabilities.
-    direction: 'maximize' or 'minimize'. Returns {"champion", "challenger", "difference":
+    direction: 'maximize' or 'minimize'. Returns ({"champion", "challenger", "difference":
     challenger - champion, "difference_interval": 95 % bootstrap interval [low, high],
-    "probability_better": share of the resamples in which the challenger is the better one}.
+    "probability_better": share of the resamples in which the challenger is the better one}, the
+    differences in all resamples).
     """
     import metrics
     import numpy
@@ -47,7 +49,7 @@ def compare(label, champion, challenger, metric, direction, seed=0):
     higher = float((differences > 0).mean() + (differences == 0).mean() / 2)
     return {'champion': before, 'challenger': after, 'difference': after - before,
             'difference_interval': interval,
-            'probability_better': higher if direction == 'maximize' else 1 - higher}
+            'probability_better': higher if direction == 'maximize' else 1 - higher}, differences
 
 
 def load_champion(tracker, name, columns):
@@ -125,8 +127,8 @@ def unmeasured(reason):
             'sentence': f'Drift was not measured: {str(reason).splitlines()[0]}.'}
 
 
-def decide(args):
-    """The decision, a dict for decision.json."""
+def decide(args, tracker):
+    """(the decision, a dict for decision.json; comparison.html as text, None if not compared)."""
     import parameters
     wanted = parameters.load_parameters(args.parameters)['evaluation']
     metric, least_gain = wanted['metric'], wanted['least_gain']
@@ -140,7 +142,7 @@ def decide(args):
                 'reason': 'Nothing was compared: the evaluation is switched off '
                           '(RUN_EVALUATION=false).',
                 'model': args.model_name, 'model_sha256': report['model_sha256'], 'drift': None}
-    against_champion(args, wanted, report, decision)
+    compared = against_champion(args, tracker, wanted, report, decision)
     if not decision['register'] and args.allow_run_cancel == 'false':
         decision['register'] = True
         decision['reason'] += ' Registered all the same (ALLOW_RUN_CANCEL=false).'
@@ -151,16 +153,21 @@ def decide(args):
                         f'than "largest_drift" in "evaluation" of the parameters, {most:g}.')
     for refusal in filter(None, refusals):
         decision.update(register=False, reason=f"{refusal} {decision['reason']}")
-    return decision
+    if compared is None:
+        return decision, None
+    import comparison
+    return decision, comparison.page(decision, *compared)
 
 
-def against_champion(args, wanted, report, decision):
+def against_champion(args, tracker, wanted, report, decision):
     """Add to the decision what the registered model and its profile say of the new one.
 
-    Without RUN_EVALUATION nothing that is wrong with them is in the way of the new model.
+    Without RUN_EVALUATION nothing that is wrong with them is in the way of the new model. With it,
+    returns what comparison.page shows: (hold-out rows, scores of both, differences).
     """
+    import lightgbm
     import table
-    compared, tracker = args.run_evaluation == 'true', tracking.connect(args.registry)
+    compared = args.run_evaluation == 'true'
     try:
         champion = load_champion(tracker, args.model_name, table.FEATURES)
     except tracking.TrackingError as error:
@@ -190,31 +197,39 @@ def against_champion(args, wanted, report, decision):
     scores = model.predict(rows[model.feature_name()])
     if profile.is_file():
         decision['drift'] = measure_drift(profile, version, frame, scores)
-    if compared:
-        print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
-        compare_models(args, wanted, decision, rows, scores, digest)
+    if not compared:
+        return None
+    print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
+    challenger = lightgbm.Booster(model_file=str(Path(args.model, 'model.txt')))
+    scores = scores, challenger.predict(rows[challenger.feature_name()])
+    figures, differences = compare(
+        rows['target'].to_numpy(), *scores, wanted['metric'], wanted['direction'])
+    decision.update(figures)
     tracker.log(dict(decision, drift_above_chance=decision['drift']['above_chance']))
-
-
-def compare_models(args, wanted, decision, rows, scores, digest):
-    """Add to the decision how the new model does on these rows, which the champion scored."""
-    import lightgbm
-    least_gain, version = wanted['least_gain'], decision['champion_version']
-    model = lightgbm.Booster(model_file=str(Path(args.model, 'model.txt')))
-    decision.update(compare(rows['target'].to_numpy(), scores,
-                            model.predict(rows[model.feature_name()]), wanted['metric'],
-                            wanted['direction']))
-    gain = decision['difference'] * (1 if wanted['direction'] == 'maximize' else -1)
+    gain = figures['difference'] * (1 if wanted['direction'] == 'maximize' else -1)
+    least_gain = wanted['least_gain']
     better = gain > 0 and gain >= least_gain
     verdict = 'better' if better else 'not better'
     if least_gain and not better:
         verdict += f' by {least_gain:g}'
-    verdict += f", ahead in {decision['probability_better']:.0%} of {DRAWS} resamples"
+    verdict += f", ahead in {figures['probability_better']:.0%} of {DRAWS} resamples"
     if digest == decision['model_sha256']:
         verdict = 'the same model, byte for byte'
     decision.update(register=better, reason=(
-        f"{wanted['metric']} is {decision['challenger']:.5f}, on the same {len(rows):,} rows "
-        f"version {version} has {decision['champion']:.5f}: {verdict}."))
+        f"{wanted['metric']} is {figures['challenger']:.5f}, on the same {len(rows):,} rows "
+        f"version {version} has {figures['champion']:.5f}: {verdict}."))
+    return rows, scores, differences
+
+
+def show(tracker, path, page):
+    """Have the page where people look for it, and none of an earlier comparison."""
+    if page is None:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        return
+    with tracking.replacing(path) as temporary:
+        temporary.write_text(page, encoding='utf-8')
+    tracker.attach({path.name: path})
 
 
 def main(argv=None):
@@ -232,8 +247,11 @@ def main(argv=None):
                         'comparison says (default: true); nothing is ever cancelled', **switch)
     args = parser.parse_args(argv)
     try:
-        decision = decide(args)
-        tracking.write_json(tracking.decision_path(args.out), decision)
+        tracker = tracking.connect(args.registry)
+        decision, page = decide(args, tracker)
+        out = Path(tracking.decision_path(args.out))
+        show(tracker, out.with_name(COMPARISON), page)
+        tracking.write_json(out, decision)
     except (tracking.TrackingError, ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

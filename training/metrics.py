@@ -132,6 +132,26 @@ def paired_bootstrap(label, score_a, score_b, seed=0, draws=1000):
     return figures
 
 
+def auc_difference(label, score_a, score_b, z=1.96):
+    """(AUC(a), AUC(b), 95 % interval of AUC(b) - AUC(a)) of scores of the same rows.
+
+    By the variance of DeLong, DeLong, Clarke-Pearson (1988, doi 10.2307/2531595), in no time.
+    """
+    areas, places = [], []
+    for score in (score_a, score_b):
+        positive, negative = levels(*checked(label, score))
+        level = np.unique(score, return_inverse=True)[1]
+        below = (np.cumsum(negative) - negative / 2) / negative.sum()
+        above = 1 - (np.cumsum(positive) - positive / 2) / positive.sum()
+        areas.append(area(positive, negative))
+        places.append(np.where(np.asarray(label) == 1, below[level], above[level]))
+    apart = places[1] - places[0]
+    error = np.sqrt(sum(apart[np.asarray(label) == side].var(ddof=1) / (label == side).sum()
+                        for side in (0, 1)))
+    difference = areas[1] - areas[0]
+    return areas[0], areas[1], [float(difference - z * error), float(difference + z * error)]
+
+
 def share_interval(rate, rows, z=1.96):
     """Wilson's 95 % interval of a share (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)

@@ -9,12 +9,14 @@ import metrics
 FEATURES_SHOWN = 20
 CALIBRATION_GROUPS = 20
 POINTS_DRAWN = 400
+SIZE = 4.6, 3.7
 FONTS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans'"
 INK, ACCENT, PALE, WARM, GREY = '#1d2733', '#14568c', '#b9cbdb', '#c8602a', '#8b97a3'
 DASHED = {'color': GREY, 'linewidth': 1, 'linestyle': (0, (4, 3))}
 STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'text.color': INK,
          'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.edgecolor': GREY,
          'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left'}
+WITHOUT_PLOTS = '<p>The plots are left out: matplotlib is not installed for this Python.</p>'
 
 PAGE = string.Template(Path(__file__).with_name('report_page.html').read_text(encoding='utf-8'))
 
@@ -32,13 +34,21 @@ def page(result, features, label, probability, curve):
     ranked = sorted(features, key=lambda item: -item[1])
     total = sum(gain for _, gain in ranked) or 1
     ranked = [(name, gain / total) for name, gain in ranked[:FEATURES_SHOWN] if gain > 0]
-    plots = draw(result, groups, ranked, label, probability, curve)
+    plots = draw(
+        ('roc', SIZE, draw_roc, *metrics.roc_curve(label, probability), result['auc']),
+        ('lift', SIZE, draw_lift, [group['lift'] for group in groups]),
+        ('calibration', SIZE, draw_calibration,
+         metrics.deciles(label, probability, CALIBRATION_GROUPS)),
+        ('curve', SIZE, draw_curve, *curve, result['rounds'],
+         'stopping' if rows['early_stopping'] else 'hold-out'),
+        ('features', (6, 0.4 + 0.24 * max(3, len(ranked))), draw_features, ranked))
     rate, top = claims['hold_out'] / rows['hold_out'], groups[0]
     predicted = sum(group['mean_score'] * group['rows'] for group in groups) / rows['hold_out']
     low, high = result['auc_interval']
     seen = 'the rows that decide when to stop' if rows['early_stopping'] else 'the hold-out rows'
     return PAGE.substitute(
-        fonts=FONTS, day=escape(lineage['created'][:10]), clock=escape(lineage['created'][11:16]),
+        fonts=FONTS, title='Safe driver model, ' + escape(lineage['created'][:10]),
+        day=escape(lineage['created'][:10]), clock=escape(lineage['created'][11:16]),
         source=escape(lineage['data'] or lineage['dataset_name']), rows=f"{rows['hold_out']:,}",
         claims=f"{claims['hold_out']:,}", top_rate=f"{top['claim_rate']:.1%}",
         top_lift=f"{top['lift']:.1f}", average=f'{rate:.1%}', rate=f'{rate:.3%}',
@@ -48,8 +58,7 @@ def page(result, features, label, probability, curve):
         brier=f"{result['brier']:.5f}",
         warnings=table(['not to be overlooked'], [[text] for text in result['warnings']])
         if result['warnings'] else '',
-        without_plots='' if plots else '<p>The plots are left out: matplotlib is not installed for '
-        'this Python.</p>',
+        without_plots='' if plots else WITHOUT_PLOTS,
         roc_plot=figure(plots, 'roc', 'Share of the claims found among the policies rated '
                         'riskiest. The diagonal is chance.'),
         lift_plot=figure(plots, 'lift', 'Claim rate of each tenth of the policies over that of '
@@ -107,8 +116,10 @@ def figure(plots, name, caption):
     return f'<figure>{plots[name]}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def draw(result, groups, ranked, label, probability, curve):
-    """{name: SVG}, empty without matplotlib."""
+def draw(*pictures):
+    """{name: SVG} of (name, size, function from axes and data to nothing, *data); {} without
+    matplotlib.
+    """
     try:
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -116,39 +127,38 @@ def draw(result, groups, ranked, label, probability, curve):
     except ImportError:
         return {}
     plots = {}
-
-    def plot(name, function, *data, width=4.6, height=3.7):
-        drawing = Figure(figsize=(width, height), layout='constrained')
-        FigureCanvasSVG(drawing)
-        axes = drawing.add_subplot()
-        axes.spines[['top', 'right']].set_visible(False)
-        function(axes, *data)
-        text = io.StringIO()
-        drawing.savefig(text, format='svg', metadata={'Date': None}, transparent=True)
-        svg = text.getvalue().replace("'DejaVu Sans'", FONTS + ", 'DejaVu Sans'")
-        plots[name] = svg[svg.index('<svg'):]
-
     with matplotlib.rc_context(STYLE):
-        plot('roc', draw_roc, *metrics.roc_curve(label, probability), result['auc'])
-        plot('lift', draw_lift, [group['lift'] for group in groups])
-        plot('calibration', draw_calibration,
-             metrics.deciles(label, probability, CALIBRATION_GROUPS))
-        plot('curve', draw_curve, *curve, result['rounds'],
-             'stopping' if result['rows']['early_stopping'] else 'hold-out')
-        plot('features', draw_features, ranked, width=6, height=0.4 + 0.24 * max(3, len(ranked)))
+        for name, size, function, *data in pictures:
+            drawing = Figure(figsize=size, layout='constrained')
+            FigureCanvasSVG(drawing)
+            axes = drawing.add_subplot()
+            axes.spines[['top', 'right']].set_visible(False)
+            function(axes, *data)
+            text = io.StringIO()
+            drawing.savefig(text, format='svg', metadata={'Date': None}, transparent=True)
+            svg = text.getvalue().replace("'DejaVu Sans'", FONTS + ", 'DejaVu Sans'")
+            plots[name] = svg[svg.index('<svg'):]
     return plots
 
 
 def draw_roc(axes, false, true, auc):
-    thin = max(1, len(false) // POINTS_DRAWN)
-    false, true = list(false[:-1:thin]) + [1], list(true[:-1:thin]) + [1]
-    axes.plot([0, 1], [0, 1], **DASHED)
+    false, true = thinned(false, true)
     axes.fill_between(false, true, false, color=PALE, alpha=0.45, linewidth=0)
     axes.plot(false, true, color=ACCENT, linewidth=2)
+    axes.text(0.97, 0.06, f'AUC {auc:.4f}', ha='right', fontsize=12)
+    frame_roc(axes)
+
+
+def thinned(false, true):
+    thin = max(1, len(false) // POINTS_DRAWN)
+    return list(false[:-1:thin]) + [1], list(true[:-1:thin]) + [1]
+
+
+def frame_roc(axes):
+    axes.plot([0, 1], [0, 1], zorder=1, **DASHED)
     axes.set(title='ROC curve', xlim=(0, 1), ylim=(0, 1.005),
              xlabel='share of policies without a claim', ylabel='share of claims found')
     percent(axes)
-    axes.text(0.97, 0.06, f'AUC {auc:.4f}', ha='right', fontsize=12)
 
 
 def draw_lift(axes, lifts):
@@ -162,13 +172,22 @@ def draw_lift(axes, lifts):
 
 
 def draw_calibration(axes, groups):
+    draw_points(axes, groups, ACCENT)
+    frame_calibration(axes)
+
+
+def draw_points(axes, groups, color, marker='o', name=None):
     predicted = [group['mean_score'] for group in groups]
-    bounds = [metrics.share_interval(group['claim_rate'], group['rows']) for group in groups]
-    limit = 1.04 * max(predicted + [high for _, high in bounds])
-    axes.plot([0, limit], [0, limit], **DASHED)
-    axes.vlines(predicted, *zip(*bounds), color=PALE, linewidth=2)
-    axes.plot(predicted, [group['claim_rate'] for group in groups], 'o', color=ACCENT,
-              markersize=4.5)
+    axes.vlines(predicted, *zip(*[
+        metrics.share_interval(group['claim_rate'], group['rows']) for group in groups]),
+        color=color, alpha=0.35, linewidth=2)
+    axes.plot(predicted, [group['claim_rate'] for group in groups], marker, color=color,
+              markersize=4.5, label=name)
+
+
+def frame_calibration(axes):
+    limit = max(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot([0, limit], [0, limit], zorder=1, **DASHED)
     axes.set(title='Calibration', xlim=(0, limit), ylim=(0, limit),
              xlabel='predicted probability of a claim', ylabel='claim rate')
     percent(axes)

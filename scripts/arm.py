@@ -10,7 +10,7 @@ import time
 import azure_ml
 
 URL = 'https://management.azure.com'
-PAUSE_SECONDS, REPORT_SECONDS = 5, 60
+PAUSE_SECONDS = 5
 # A resource that is accepted may be missing for a moment.
 APPEAR_SECONDS = 120
 READY, ENDED = ('succeeded',), ('succeeded', 'failed', 'canceled')
@@ -28,6 +28,9 @@ ADVICE = {
                           'days: `az keyvault recover --name NAME`, or another WORKSPACE_NAME',
     'needs to be unique within a region': 'the name of the endpoint is taken: choose another '
                                           'ENDPOINT_NAME',
+    "isn't registered with Subscription": 'the owner of the subscription registers two more '
+                                          'providers once: `PRODUCTION=endpoint make preflight` '
+                                          'prints the commands',
     'Not enough quota': 'fewer instances or another instance_type in scoring/deployment.json, or '
                         'ask for more in the portal; `make preflight` checks it',
     'ConflictError': 'a vault of this name was deleted in the last 90 days: `az keyvault recover '
@@ -84,11 +87,9 @@ class Manager:
         if status == 404 and method == 'GET':
             return None
         code, message = str(error.get('code', '')), azure_ml.sentence(error['message'])
-        advice = next((text for words, text in ADVICE.items() if words == code or words in message),
-                      azure_ml.ADVICE.get(status))
         raise azure_ml.AzureError('\n'.join(filter(None, [
             f'could not {what}: HTTP {status}, {code}: {message}',
-            advice])), status)
+            advice(code, message) or azure_ml.ADVICE.get(status)])), status)
 
     def get(self, path, version, what, **query):
         """The resource as a dict, or None where there is none. Raises AzureError."""
@@ -103,12 +104,9 @@ class Manager:
         self.ask(what, 'PUT', path, version, body)
         return self.wait(path, version, what, end)
 
-    def wait(self, path, version, what, end, advice='remove it, then run this again'):
-        """The resource, when its provisioningState says that it is ready. Raises AzureError.
-
-        advice: what to do when it failed.
-        """
-        appear, spoken = time.monotonic() + APPEAR_SECONDS, time.monotonic()
+    def wait(self, path, version, what, end):
+        """The resource, when its provisioningState says that it is ready. Raises AzureError."""
+        appear = time.monotonic() + APPEAR_SECONDS
         while True:
             found = self.get(path, version, what)
             state = state_of(found)
@@ -117,14 +115,16 @@ class Manager:
             if state in ENDED:
                 raise azure_ml.AzureError(
                     f'could not {what}: it ended as {state}; the activity log of the resource '
-                    f'group says why\n{advice}', 409)
+                    'group says why\nremove it, then run this again', 409)
             if time.monotonic() > (end if found else min(end, appear)):
                 raise azure_ml.AzureError(f'could not {what} in time: it is {state} and goes on in '
                                           'Azure; run this again to wait for it')
-            if time.monotonic() - spoken > REPORT_SECONDS:
-                spoken = time.monotonic()
-                print(f"{time.strftime('%H:%M:%S')} {what}: {state}", flush=True)
             time.sleep(PAUSE_SECONDS)
+
+
+def advice(code, message):
+    """What ADVICE says to an error, or None."""
+    return next((text for words, text in ADVICE.items() if words == code or words in message), None)
 
 
 def state_of(resource):

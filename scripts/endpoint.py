@@ -5,8 +5,9 @@
 A new version is a new deployment beside the one that serves. It is tested by its own name, gets a
 tenth of the traffic, is watched, and gets all of it; the old one stays, without any, until the next
 deployment. How far this is, is on the endpoint, changed by one request: its traffic, and the tags
-`trial`, the deployment that was tested and has a tenth, and `previous`, the one before. So what is
-interrupted anywhere and run again goes on, and no traffic goes to what was not tested.
+`trial`, the deployment that was tested and has a tenth, `previous`, the one before, and `left`, the
+one that a rollback left. So what is interrupted anywhere and run again goes on, and no traffic goes
+to what was not tested.
 
 By REST, without a second SDK: Azure/azure-rest-api-specs, machinelearningservices,
 stable/2024-10-01/mfe.json (OnlineEndpoints, OnlineDeployments, CodeVersions).
@@ -37,6 +38,7 @@ TRIAL_SHARE = 10
 BY_NAME = 'azureml-model-deployment'
 CONFLICTS = 5
 PAUSE_SECONDS = 5
+REPORT_SECONDS = 60
 # A change of traffic is done in less.
 ROUTE_SECONDS = 600
 # What a round of the watch asks as customers do, so that the new deployment has a share, and the
@@ -97,32 +99,51 @@ class Endpoint:
 
     def settled(self, what, path):
         """The resource when nothing on it is under way any more, or None. Raises AzureError."""
-        end = self.patience()
+        end, spoken = self.patience(), time.monotonic()
         while True:
             found = self.manager.get(path, VERSION, what)
-            if not found or arm.state_of(found) in arm.ENDED:
+            state, now = arm.state_of(found), time.monotonic()
+            if not found or state in arm.ENDED:
                 return found
-            if time.monotonic() > end:
-                raise AzureError(f'could not {what}: it is still {arm.state_of(found)}; run this '
-                                 'again to wait for it')
+            if now > end:
+                raise AzureError(f'could not {what}: it is still {state} and goes on in Azure; run '
+                                 'this again to wait for it')
+            if now - spoken > REPORT_SECONDS:
+                spoken = now
+                print(f"{time.strftime('%H:%M:%S')} {what}: {state}", flush=True)
             time.sleep(PAUSE_SECONDS)
+
+    def ready(self, what, path):
+        """The resource when it is ready. Raises AzureError, with Azure's reason, if it failed."""
+        found = self.settled(what, path)
+        if found and arm.state_of(found) in arm.READY:
+            return found
+        try:
+            uri = part(found, 'properties', 'properties', 'AzureAsyncOperationUri')
+            error = part(self.manager.get(uri.partition('?')[0].replace(arm.URL, '', 1), VERSION,
+                                          'ask why it failed'), 'error')
+            code, message = part(error, 'code'), azure_ml.sentence(part(error, 'message'))
+        except AzureError:
+            code, message = arm.state_of(found), 'Azure does not say why'
+        raise AzureError('\n'.join(filter(None, [
+            f'could not {what}: {code}: {message}', arm.advice(code, message)])))
 
     def put(self, what, traffic, tags):
         """Create the endpoint, or give it this traffic and, of its tags, these. AzureError."""
-        kept = self.found or {'properties': {'authMode': 'Key'}, 'identity': {
-            'type': 'SystemAssigned'}, 'location': part(self.manager.get(
-                self.workspace, workspace.WORKSPACE_VERSION, 'look for the workspace'), 'location')}
+        kept = self.found or dict(self.manager.get(
+            self.workspace, workspace.WORKSPACE_VERSION, 'look for the workspace') or {},
+            properties={'authMode': 'Key'}, identity={'type': 'SystemAssigned'}, tags={})
         # Others may have changed what is not ours.
         names = ('authMode', 'description', 'publicNetworkAccess', 'properties')
-        properties = {name: kept['properties'][name] for name in names
-                      if kept['properties'].get(name)}
+        properties = {name: value for name, value in part(kept, 'properties').items()
+                      if name in names and value}
         tags = dict(kept.get('tags') or {}, **tags)
         self.ask(what, 'PUT', self.path, {
-            'location': kept['location'], 'identity': {'type': part(kept, 'identity', 'type')},
+            'location': part(kept, 'location'),
+            'identity': {'type': part(kept, 'identity', 'type')},
             'tags': {name: value for name, value in tags.items() if value},
             'properties': dict(properties, traffic=traffic)})
-        self.found = self.manager.wait(self.path, VERSION, what, self.patience(),
-                                       'Azure ML Studio shows more; run this again')
+        self.found = self.ready(what, self.path)
 
     def route(self, traffic, **tags):
         """Give the deployments these shares of the traffic, in per cent. Raises AzureError."""
@@ -161,10 +182,10 @@ class Endpoint:
                                  f'list the deployments of the endpoint {self.name}')
         return {part(one, 'name'): one for one in part(found, 'value')}
 
-    def delete(self, deployment):
-        """Delete a deployment and wait until it is gone. Raises AzureError."""
-        what, path = f'delete the deployment {deployment}', self.path_of(deployment)
-        print(f'endpoint {self.name}: deleting the deployment {deployment}', flush=True)
+    def delete(self, title, path):
+        """Delete a resource and wait until it is gone. Raises AzureError."""
+        what = f'delete the {title}'
+        print(f'endpoint {self.name}: deleting the {title}', flush=True)
         if self.settled(what, path):
             self.ask(what, 'DELETE', path)
         while self.manager.get(path, VERSION, what):
@@ -178,17 +199,11 @@ class Endpoint:
         key = {'Authorization': f"Bearer {part(found, 'primaryKey')}"}
         return dict(key, **{BY_NAME: deployment}) if deployment else key
 
-    def show_failure(self, deployment):
-        """Print why the making of a deployment failed, and the end of its container's log."""
+    def show_log(self, deployment):
+        """Print the end of the log of a deployment's container, where there is one."""
         path = self.path_of(deployment)
         try:
-            found = self.manager.get(path, VERSION, 'look for the deployment')
-            if arm.state_of(found) == 'failed':
-                uri = part(found, 'properties', 'properties', 'AzureAsyncOperationUri')
-                print(azure_ml.sentence(part(self.manager.get(
-                    uri.partition('?')[0].replace(arm.URL, '', 1), VERSION,
-                    'ask why the deployment failed'), 'error', 'message')), flush=True)
-            if found:
+            if self.manager.get(path, VERSION, 'look for the deployment'):
                 text = part(self.ask("fetch the container's log", 'POST', path + '/getLogs', {
                     'containerType': 'InferenceServer', 'tail': deploy.LOG_LINES}), 'content')
                 lines = azure_ml.clean(str(text)).splitlines()[-deploy.LOG_LINES:]
@@ -249,7 +264,7 @@ def create_deployment(endpoint, name, parts, environment, wanted, tags):
     what = f'create the deployment {name}'
     found = endpoint.manager.get(endpoint.path_of(name), VERSION, what)
     if found and arm.state_of(found) in ('failed', 'canceled', 'deleting'):
-        endpoint.delete(name)
+        endpoint.delete(f'deployment {name}', endpoint.path_of(name))
         found = None
     if not found:
         code = store_code(endpoint, deploy.SOURCE, parts['scoring'])
@@ -258,7 +273,7 @@ def create_deployment(endpoint, name, parts, environment, wanted, tags):
         variables = dict(atomic.read_json(deploy.SOURCE / deploy.SETTINGS)['environment'],
                          SERVED_AS=endpoint.name)
         endpoint.ask(what, 'PUT', endpoint.path_of(name), {
-            'location': endpoint.found['location'], 'tags': dict(parts, **tags),
+            'location': part(endpoint.found, 'location'), 'tags': dict(parts, **tags),
             'sku': {'name': 'Default', 'capacity': wanted['instances']},
             'properties': {
                 'endpointComputeType': 'Managed', 'instanceType': wanted['instance_type'],
@@ -272,8 +287,7 @@ def create_deployment(endpoint, name, parts, environment, wanted, tags):
                 'requestSettings': {'requestTimeout': f"PT{variables['WORKER_TIMEOUT']}S",
                                     'maxConcurrentRequestsPerInstance': REQUESTS_AT_ONCE}}})
     began = time.monotonic()
-    endpoint.manager.wait(endpoint.path_of(name), VERSION, what, endpoint.end,
-                          'the next deployment removes it')
+    endpoint.ready(what, endpoint.path_of(name))
     print(f'endpoint {endpoint.name}: the deployment {name} is there, '
           f'{time.monotonic() - began:.0f} s', flush=True)
 
@@ -308,7 +322,7 @@ def watch(endpoint, live, name, rows, expected):
             if failed > 1 + asked // 100:
                 raise AzureError(f'{failed} of {asked} requests failed while {name} had '
                                  f'{TRIAL_SHARE} % of the traffic; the last: {reason}')
-        if time.monotonic() - spoken > arm.REPORT_SECONDS:
+        if time.monotonic() - spoken > REPORT_SECONDS:
             spoken = time.monotonic()
             print(f"{time.strftime('%H:%M:%S')} watching {name}: {asked} requests, {failed} failed",
                   flush=True)
@@ -335,7 +349,7 @@ def change(endpoint, name, create, rows, expected, tags):
             if endpoint.traffic != {live: 100 - TRIAL_SHARE, name: TRIAL_SHARE}:
                 endpoint.route({live: 100 - TRIAL_SHARE, name: TRIAL_SHARE}, trial=name)
             watch(endpoint, live, name, rows, expected)
-        endpoint.route({name: 100}, trial='', previous=live, **tags)
+        endpoint.route({name: 100}, trial='', previous=live, left='', **tags)
     except (AzureError, ValueError) as error:
         serves = f'all traffic is on {live}' if live else 'it has no traffic'
         try:
@@ -345,7 +359,7 @@ def change(endpoint, name, create, rows, expected, tags):
         except AzureError as another:
             serves = (f'and whether all traffic is on {live} is not certain ({another}): '
                       '`make rollback SERVICE=endpoint` sees to it')
-        endpoint.show_failure(name)
+        endpoint.show_log(name)
         raise AzureError(f'{name} does not go into production, {serves}: '
                          + smoke_test.harmless(str(error), headers)) from None
 
@@ -358,10 +372,13 @@ def deploy_model(config, name, version):
              'scoring': deploy.fingerprint(deploy.SOURCE)}
     new, tags = deployment_name(parts), deploy.build_tags(config)
     endpoint = Endpoint(config)
-    if not endpoint.look() or arm.state_of(endpoint.found) not in arm.READY:
+    if endpoint.look() and arm.state_of(endpoint.found) == 'failed' and not endpoint.deployments():
+        # Azure takes nothing for an endpoint whose creation failed.
+        endpoint.delete('endpoint, which failed', endpoint.path)
+        endpoint.look()
+    if not endpoint.found:
         print(f'endpoint {endpoint.name}: creating it', flush=True)
-        endpoint.put(f'create the endpoint {endpoint.name}',
-                     endpoint.traffic if endpoint.found else {}, {})
+        endpoint.put(f'create the endpoint {endpoint.name}', {}, {})
     if endpoint.tags.get('trial') != new:
         endpoint.all_to_live()
     if endpoint.traffic == {new: 100}:
@@ -376,7 +393,7 @@ def deploy_model(config, name, version):
         rows, expected = smoke_test.stored_rows(Path(folder, deploy.MODEL_FILE))
     # What is older than the one that serves makes room, for machines cost and count.
     for other in sorted(set(endpoint.deployments()) - {endpoint.live, new}):
-        endpoint.delete(other)
+        endpoint.delete(f'deployment {other}', endpoint.path_of(other))
     wanted = atomic.read_json(deploy.SOURCE / deploy.SETTINGS)['endpoint']
     change(endpoint, new,
            lambda: create_deployment(endpoint, new, parts, environment, wanted, tags),
@@ -424,8 +441,11 @@ def roll_back(config):
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')
         return None
     if previous not in endpoint.deployments():
+        if endpoint.tags.get('left'):
+            print(f"endpoint {endpoint.name}: rolled back already, from {endpoint.tags['left']}")
+            return endpoint.facts(live)
         raise AzureError(f'the endpoint {endpoint.name} has nothing before {live} any more; '
                          'MODEL_VERSION=n make deploy SERVICE=endpoint deploys version n')
     # No previous any more: what was just left is not to be put back by another rollback.
-    endpoint.route({previous: 100}, trial='', previous='', **deploy.build_tags(config))
+    endpoint.route({previous: 100}, trial='', previous='', left=live, **deploy.build_tags(config))
     return endpoint.facts(previous)

@@ -114,9 +114,10 @@ def figures(run, out, build):
                      f"{escape(decision['champion_version'])}, on the same rows", said))
     drift = decision.get('drift') or {}
     if drift:
-        columns = sorted(drift['columns'].items(), key=lambda item: -item[1])
+        columns = sorted((drift.get('columns') or {}).items(), key=lambda item: -item[1])
         most = ', '.join(f'{name} {psi:.3f}' for name, psi in columns[:DRIFT_SHOWN])
-        rows.append(('Drift (PSI)', escape(f"{drift.get('sentence')} Most: {most or 'none'}")))
+        rows.append(('Drift (PSI)', escape(
+            str(drift.get('sentence')) + (f' Most: {most}' if most else ''))))
     if run.get('link'):
         rows.append(('Run in Azure ML', link(run.get('run_id'), run['link'])))
     if (out / 'report.html').exists():
@@ -150,9 +151,9 @@ def deployment(stage, out, build):
     title = f'Deployment to {where.upper() if where == "qa" else where}'
     known = atomic.read_json(out / name, 'name', 'scoring_uri', 'model', 'version')
     if known is None:
-        todo = f'the end of the log of `{target}` says it; run this stage again'
-        return page(title, 'Nothing was deployed, so what served before serves on.',
-                    [('What to do', todo)]), None
+        todo = (f'the end of the log of `{target}` says why, that of `make rollback` what serves '
+                'now; run this stage again')
+        return page(title, 'This stage deployed nothing.', [('What to do', todo)]), None
     what = f"{known['model']} version {known['version']}"
     tested = atomic.read_json(out / 'smoke_test.json') or {}
     rows = [('Service', escape(f"{known['name']}, {known['scoring_uri']}"))]

@@ -157,7 +157,8 @@ def test_a_new_version_takes_over_step_by_step_and_the_way_back_is_one_change(
     assert f'traffic {old} 100 %' in back and 'answers as safe_driver_model version 1' in back
     assert steady.count('PUT', '/deployments/') == deployments
     assert steady.endpoint()[0] == {old: 100} and steady.facts()['previous_version'] is None
-    assert 'has nothing before v1-' in steady('rollback', '--service', 'endpoint', code=1)
+    assert f'rolled back already, from {new}' in steady('rollback', '--service', 'endpoint')
+    assert steady.endpoint()[0] == {old: 100}
     text = steady('preflight', code=1)
     assert 'ok       2 of Standard_D2as_v4, twice' in text and f'{NAME}, Succeeded, Key' in text
 
@@ -183,7 +184,9 @@ FAILURES = [
     ({'fault': 'crash-loop'}, 'this container crashes on demand'),
     ({'fault': 'forbidden', 'path': 'POST .*/listKeys'}, 'fetch the key of the endpoint'),
     ({'fault': 'forbidden', 'path': ROUTE}, 'give the traffic'),
+    ({'fault': 'update-fails'}, 'to v1-'),
     ({'fault': 'live-500', 'count': None}, 'requests failed while v3-'),
+    ({'fault': 'update-fails', 'skip': 1}, 'could not give the traffic of'),
     ({'fault': 'forbidden', 'path': ROUTE, 'skip': 1}, 'to v3-')]
 
 
@@ -206,12 +209,18 @@ def test_a_failure_at_any_step_leaves_the_traffic_where_it_was(steady, scoring, 
     assert steady.facts()['previous_version'] == 1
 
 
-def test_a_name_that_is_taken_is_said(production):
+def test_an_endpoint_that_cannot_be_made_is_said_with_the_way_out(production):
+    other, unregistered = {'ENDPOINT_NAME': 'drivers-of-others'}, production.azure.unregistered
     production.azure.faults.add('name-taken')
-    text = production.deploy(1, code=1, ENDPOINT_NAME='drivers-of-others')
-    assert 'choose another ENDPOINT_NAME' in text
-    assert 'nothing serves at the endpoint' in production(
-        'rollback', '--service', 'endpoint', code=1, ENDPOINT_NAME='drivers-of-others')
+    assert 'choose another ENDPOINT_NAME' in production.deploy(1, code=1, **other)
+    assert 'nothing serves' in production('rollback', '--service', 'endpoint', code=1, **other)
+    unregistered.add('microsoft.cdn')
+    assert 'namespace Microsoft.Cdn' in production('preflight', code=1)
+    assert 'registers two more providers' in production.deploy(1, code=1, **other)
+    unregistered.clear()
+    # What failed is made again.
+    production.azure.faults.add('no-quota')
+    assert 'deleting the endpoint, which failed' in production.deploy(1, code=1, **other)
 
 
 def test_a_scoring_script_that_is_wrong_never_gets_traffic(production, scoring):
@@ -234,12 +243,12 @@ PLACES = [
     ('POST .*/score', 3), (ROUTE, 1), ('POST .*/score', 4), ('POST .*/score', 20),
     ('POST .*/score', 35), (ROUTE, 1), ('GET .*/deployments$', 1)]
 KILLED = """
-import sys, arm, deploy, endpoint, workspace, azure_ml
+import sys, arm, deploy, endpoint, {verb}
 from pathlib import Path
 endpoint.ROUNDS = 2
 arm.PAUSE_SECONDS = endpoint.PAUSE_SECONDS = endpoint.WATCH_PAUSE_SECONDS = 0.05
 deploy.SOURCE = Path({source!r})
-sys.exit(deploy.main(['--service', 'endpoint', '--out', {out!r}]))
+sys.exit({verb}.main(['--service', 'endpoint', '--out', {out!r}]))
 """
 
 
@@ -273,15 +282,19 @@ class Watch:
 def test_killed_at_each_step_and_run_again_it_comes_to_the_same_end(steady, scoring, monkeypatch):
     watch, old = Watch(steady), steady.endpoint()[0]
     monkeypatch.setattr(steady.azure, 'log', watch)
-    environ = dict(os.environ, MODEL_VERSION='3', PYTHONPATH='')
-    code = KILLED.format(source=str(scoring), out=str(steady.out))
-    for place in PLACES + [None]:
+    environ = dict(os.environ, MODEL_VERSION='3', BUILD_BUILDID='1', PYTHONPATH='')
+
+    def kill(verb, place):
         watch.asked, watch.place = 0, place
+        code = KILLED.format(verb=verb, source=str(scoring), out=str(steady.out))
         watch.process = forked.Popen([sys.executable, '-c', code], str(ROOT / 'scripts'), environ,
                                      str(steady.folder / 'killed.log'))
         ended = watch.process.wait(120)
         log = (steady.folder / 'killed.log').read_text()
-        assert ended == (-signal.SIGKILL if place else 0), (place, log)
+        assert ended == (-signal.SIGKILL if place else 0), (verb, place, log)
+
+    for place in PLACES + [None]:
+        kill('deploy', place)
     facts, (traffic, tags) = steady.facts(), steady.endpoint()
     assert watch.untested == [] and traffic == {facts['deployment']: 100}
     assert facts['version'] == 3 and {facts['previous_deployment']: 100} == old
@@ -289,6 +302,9 @@ def test_killed_at_each_step_and_run_again_it_comes_to_the_same_end(steady, scor
     assert {row['document']['name'] for row in steady.rows('deployments')} == {
         facts['deployment'], facts['previous_deployment']}
     assert all(row['state'] == 'Succeeded' for row in steady.rows('deployments'))
+    for place in (ROUTE, 1), ('GET .*/deployments$', 1), ('POST .*/score', 2), None:
+        kill('rollback', place)
+    assert steady.endpoint()[0] == old and steady.facts()['deployment'] == watch.live().pop()
 
 
 class Customers:

@@ -16,7 +16,7 @@ SUMMARY = '''### Training
 
 | | |
 |---|---|
-| Why | 5 \\| 6 &lt;b&gt; `make run` |
+| Why | 5 \\| 6 &lt;b&gt; \\` `make run_a\\b` |
 | Run | [r1](https://ml.azure.com/runs/r1?a=b&c=d) |
 
 - one
@@ -38,6 +38,8 @@ def out(tmp_path):
             + [{'title': 'Left out', 'result': 'skipped'}]))
         os.utime(str(folder / 'steps.json'), (seconds, seconds))
         (folder / 'outputs' / 'report.html').write_text(REPORT)
+        (folder / 'outputs' / 'monitor.png').write_bytes(b'PNG')
+        (folder / 'outputs' / 'run.json').write_text('{}')
 
     (tmp_path / 'rehearsal.log').write_text(
         'REHEARSAL of devops/ci.yml with FAULT=smoke on this machine. All are stand-ins.\nx\n')
@@ -47,7 +49,7 @@ def out(tmp_path):
     job('ci/2-deploy/deploy', 3, ('deploy', 'failed', {}))
     page.write(tmp_path, [
         ('workspace', 'Workspace', 'succeeded', 10.0, []),
-        ('ci', 'Train', 'succeeded', 20.0, ['result=registered', BAD]),
+        ('ci', 'Train', 'succeeded', 20.0, ['artifact run (a.json, b/c.md)', BAD]),
         ('ci', 'Deploy', 'failed', 5.0, ['failed: Deploy']), ('ci', 'After', 'skipped', 0.0, [])])
     return tmp_path
 
@@ -70,6 +72,7 @@ def words(element):
 def test_stages_are_boxes_with_result_and_seconds_the_newest_run_first(root):
     boxes = [(box.get('class'), words(box)) for box in root.iter('li') if box.get('class')]
     assert [kind for kind, _ in boxes] == ['succeeded', 'failed', 'skipped', 'succeeded']
+    assert boxes[0][1].startswith('✓Trainsucceeded, 20.0 sartifact run, 2 files<script>')
     assert boxes[1][1] == '✕Deployfailed, 5.0 sfailed: Deploy'
     heads = [words(head) for head in root.iter('h2')]
     assert heads == ['✕ci failed, 25 s', '✓workspace succeeded, 10 s']
@@ -91,21 +94,22 @@ def test_a_summary_is_shown_as_it_reads(root):
     assert words(card.find('h3')) == 'Training'
     assert words(card.find('.//b')) == 'Registered: version 3 of safe_driver_model.'
     rows = [[words(cell) for cell in row] for row in card.iter('tr')]
-    assert rows == [['Why', '5 | 6 <b> make run'], ['Run', 'r1']]
+    assert rows == [['Why', '5 | 6 <b> ` make run_a\\b'], ['Run', 'r1']]
     link, = [one.get('href') for one in card.iter('a')]
     assert link == 'https://ml.azure.com/runs/r1?a=b&c=d'
-    assert len(list(card.iter('li'))) == 2 and words(card.find('.//code')) == 'make run'
+    assert len(list(card.iter('li'))) == 2 and words(card.find('.//code')) == 'make run_a\\b'
 
 
 def test_what_others_wrote_is_text_and_nothing_is_asked_for(root, text):
-    assert not {'script', 'img', 'link', 'object', 'form'} & {one.tag for one in root.iter()}
+    assert not {'script', 'link', 'object', 'form'} & {one.tag for one in root.iter()}
     asked = [one.get(name) for one in root.iter() for name in ('src', 'href', 'data', 'action')]
     assert {one for one in asked if one and not one.startswith('#')} == {
-        'https://ml.azure.com/runs/r1?a=b&c=d'}
+        'https://ml.azure.com/runs/r1?a=b&c=d', 'data:image/png;base64,UE5H'}
     assert not re.search(r'url\(|@import| on[a-z]+=', re.sub('&.*?;', '', text).split('<body>')[0])
     assert not [one for one in root.iter() if any(name.startswith('on') for name in one.keys())]
 
 
 def test_a_report_is_there_once_a_run_in_a_frame_that_runs_nothing(root):
+    assert [one.get('alt') for one in root.iter('img')] == ['monitor.png'] * 2
     frames = list(root.iter('iframe'))
     assert [(one.get('sandbox'), one.get('srcdoc')) for one in frames] == [('', REPORT)] * 2

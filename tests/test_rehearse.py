@@ -536,6 +536,27 @@ def test_each_way_a_run_can_end_and_a_rollback_to_the_version_before(real):
     assert run('worse') == 'succeeded'
     assert results(real, 'worse') == ['succeeded', 'succeeded', 'skipped']
     assert 'result=kept' in real.rows[-2][4]
+    assert real.azure.serving() == {'safe-driver': 'version 1'}
+    # Version 2 is registered, and to production a person may take any.
+    rehearse.commit(real.origin, rehearse.PRODUCTION)
+
+    def produce(label, version, fault=None):
+        result = run(label, fault, 'deploy_version', service='endpoint', model_version=version)
+        endpoint, = set(real.azure.serving()) - {'safe-driver'}
+        return result, real.azure.serving()[endpoint]
+
+    assert produce('first', 1) == ('succeeded', 'version 1')
+    real.rejected = 'safe-driver-production'
+    assert produce('rejected', 2) == ('failed', 'version 1')
+    assert '(rehearsed) rejected version 2' in (real.out / 'rehearsal.log').read_text()
+    real.rejected = None
+    assert produce('trial', 2, 'production') == ('failed', 'version 1')
+    assert 'failure hook succeeded' in real.rows[-1][4]
+    assert produce('second', 2) == ('succeeded', 'version 2')
+    back = rehearse.Run('rollback.yml', 'rollback', parameters={'service': 'endpoint'})
+    assert real.run(back) == 'succeeded'
+    assert 'version 1' in real.azure.serving().values()
+    assert 'version 2' not in real.azure.serving().values()
     # An OIDC token and one of access for each step that signs in, and the jobs' own.
     assert len(real.secrets) > 20
 

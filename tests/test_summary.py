@@ -127,7 +127,7 @@ def test_a_version_that_serves(said, stage, name, where):
 
 
 @pytest.mark.parametrize('files, sentence, tags', [
-    ({}, 'Nothing was deployed, so what served before serves on.', []),
+    ({}, 'This stage deployed nothing.', []),
     ({'service.json': SERVICE}, 'version 3 is deployed, and the smoke test not passed.', []),
     # The test was of the version before, or of another service.
     ({'service.json': SERVICE, 'smoke_test.json': dict(TESTED, what='safe_driver_model version 2')},

@@ -413,6 +413,7 @@ def test_rollback_puts_back_what_ran_and_only_what_its_build_changed(verbs, spoi
     was, now = spoilt[2]['kvTags'], service['kvTags']
     assert now['scoring'] == was['previous_scoring'] != was['scoring']
     assert service['state'] == 'Healthy'
+    assert verbs.azure.serving() == {'verbs-service': 'version 1'}
     assert 'nothing to roll back: ' in verbs('rollback', BUILD_BUILDID='6')
     assert 'MODEL_VERSION=n make deploy creates it' in verbs(
         'rollback', code=1, ACI_DEPLOYMENT_NAME='absent')

@@ -87,7 +87,8 @@ class Cloud:
                         for key, row in self.table(space, 'deployments').items()}
             for key, row in self.table(space, 'endpoints').items():
                 found[row['document']['name']] = ', '.join(
-                    f"version {versions[f'{key}/{name}'.lower()]} to {share} %"
+                    f"version {versions[f'{key}/{name}'.lower()]}"
+                    + f' to {share} %' * (share < 100)
                     for name, share in row['live'].items() if share) or 'nothing'
         return found
 

@@ -9,15 +9,14 @@ how-to-safely-rollout-online-endpoints (traffic, deleting), reference-yaml-deplo
 (defaults), concept-endpoints-online-auth (rights); in azure-sdk-for-python, azure-ai-ml,
 _asset_utils.py (how code is uploaded) and azureml_image_context.py (AML_APP_ROOT is the script's
 folder). Words of refusals: the issues microsoft/azure-realtime-fraud-detection 2 (quota),
-Azure/mlops-project-template 29 (name), Azure/CloudShell 487 (providers); headers of answers, which
-providers are wanted, that an endpoint that failed takes no deployment: public notes of trials of
-2025 and 2026.
+Azure/mlops-project-template 29 (name), Azure/CloudShell 487 (providers); limits of tags: learn,
+tag-resources; headers of answers, which providers are wanted, that an endpoint that failed takes no
+deployment: public notes of trials of 2025 and 2026.
 
 Modelled: what a blue/green change needs of it, with keys. Not: mirrored traffic, tokens, scaling by
 itself, private networks, custom containers, more than one process for all instances. devops/README
 says what is inferred.
 """
-import contextlib
 import math
 import os
 import random
@@ -55,12 +54,14 @@ SECONDS = 0.2
 # What the first endpoint of a subscription needs besides.
 ALSO_REGISTERED = ('Microsoft.PolicyInsights', 'Microsoft.Cdn')
 STRINGS = {'type': 'object', 'additionalProperties': TEXT}
-DURATION = {'type': 'string', 'pattern': '^PT([0-9]+M)?([0-9]+S)?$'}
+TAGS = {'type': 'object', 'maxProperties': 50, 'additionalProperties': False,
+        'patternProperties': {r'^[^<>%&\\?/]{1,512}$': {'type': 'string', 'maxLength': 256}}}
+DURATION = {'type': 'string', 'pattern': '^PT(?=[0-9])([0-9]+M)?([0-9]+S)?$'}
 PROBE = closed(failureThreshold=WHOLE, successThreshold=WHOLE, timeout=DURATION, period=DURATION,
                initialDelay=DURATION)
 SKU = closed(['name', 'capacity'], name=TEXT, tier={'enum': ['Standard']}, capacity={
     'type': 'integer', 'minimum': 1, 'maximum': MOST_INSTANCES})
-AT = {'location': TEXT, 'tags': STRINGS, 'kind': TEXT,
+AT = {'location': TEXT, 'tags': TAGS, 'kind': TEXT,
       'identity': closed(['type'], type={'enum': ['SystemAssigned', 'systemAssigned']})}
 ENDPOINT_BODY = closed(['location', 'properties'], properties=closed(
     ['authMode'], authMode={'enum': ['Key', 'key']}, description=TEXT, properties=STRINGS,
@@ -76,8 +77,8 @@ DEPLOYMENT_BODY = closed(['location', 'sku', 'properties'], sku=SKU, properties=
     readinessProbe=PROBE, startupProbe=PROBE, requestSettings=closed(
         requestTimeout=DURATION, maxQueueWait=DURATION, maxConcurrentRequestsPerInstance={
             'type': 'integer', 'minimum': 1})), **AT)
-PATCHES = {'onlineEndpoints': closed(tags=STRINGS, identity=AT['identity']),
-           'deployments': closed(tags=STRINGS, sku=closed(
+PATCHES = {'onlineEndpoints': closed(tags=TAGS, identity=AT['identity']),
+           'deployments': closed(tags=TAGS, sku=closed(
                name=TEXT, tier=TEXT, capacity=SKU['properties']['capacity']))}
 UPLOAD = closed(pendingUploadId=TEXT, pendingUploadType={'enum': ['TemporaryBlobReference']})
 CODE_BODY = closed(['properties'], properties=closed(
@@ -117,7 +118,7 @@ class _Deployed(Container):
         own = f"{endpoint}/{document['name']}"
         super().__init__(cloud, workspace, f'deployment {own}', os.path.join(
             cloud.folder, 'endpoints', workspace['name'], own, uuid.uuid4().hex[:8], 'log.txt'))
-        self.document, self.error, self.busy, self.lock = document, None, 0, threading.Lock()
+        self.document, self.error, self.busy = document, None, 0
         asked = document['properties'].get('requestSettings', {})
         self.seconds = seconds_of(asked.get('requestTimeout', 'PT5S'))
         self.each = 2 * asked.get('maxConcurrentRequestsPerInstance', 1)
@@ -142,18 +143,15 @@ class _Deployed(Container):
             self.error = {'code': 'ResourceNotReady', 'message': why or 'User container has '
                           f'crashed or terminated. {HELP}resourcenotready'}
 
-    @contextlib.contextmanager
-    def place(self):
-        """A request's place in the queue. Raises Answer when there is none."""
-        with self.lock:
-            if self.busy >= self.each * self.document['sku']['capacity']:
-                raise problem(429, 'TooManyRequests', 'Too many pending requests.')
-            self.busy += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.busy -= 1
+    def enter(self):
+        """Give a request its place in the queue. Raises Answer when there is none."""
+        if self.busy >= self.each * self.document['sku']['capacity']:
+            raise problem(429, 'TooManyRequests', 'Too many pending requests.')
+        self.busy += 1
+
+    def leave(self):
+        with self.cloud.journal.lock:
+            self.busy -= 1
 
     def drain(self):
         """End when the requests that it has are answered."""
@@ -352,7 +350,7 @@ def put_endpoint(call, endpoint):
             document['properties'], authMode='Key', publicNetworkAccess='Enabled',
             scoringUri=host + '/score', swaggerUri=host + '/swagger.json'))
         names[region] = call.workspace['id']
-        row = known or {'live': {}, 'state': 'Succeeded', 'keys': {
+        row = known or {'live': {}, 'made': False, 'state': 'Succeeded', 'keys': {
             kind: secrets.token_urlsafe(24) for kind in ('primaryKey', 'secondaryKey')}}
         table[key] = dict(row, document=document)
 
@@ -363,15 +361,21 @@ def put_endpoint(call, endpoint):
                         "isn't registered with Subscription [N/A]. Please see troubleshooting "
                         'guide, available here: https://aka.ms/register-resource-provider'}
             with table.change(key) as found:
-                found['live'] = traffic
-            return None
+                if not (known and call.cloud.faults.take('update-fails', path=str(call))):
+                    found.update(live=traffic, made=True)
+                    return None
+                # The link to this operation remains.
+                found['document'] = {**known['document'], 'properties': {
+                    **known['document']['properties'],
+                    'properties': found['document']['properties']['properties']}}
+                return {'code': 'InternalServerError', 'message': 'Please try again.'}
         return _begun(call, (table, key), 'Updating' if known else 'Creating', work,
                       200 if known else 201)
 
 
 def _must_be_made(row):
     """Refuse to change an endpoint whose creation failed."""
-    if row['state'] == 'Failed':
+    if row['state'] == 'Failed' and not row['made']:
         raise invalid('BadRequest', 'This endpoint has not been created successfully or is in '
                       'deleting provisioning state. Please recreate endpoint and then try again.')
 
@@ -395,8 +399,9 @@ def list_endpoints(call):
 
 
 @route('GET', ARM, ENDPOINTS + '/{endpoint}')
-def get_endpoint(call, endpoint):
-    table, key = _find(call, endpoint)
+@route('GET', ARM, DEPLOYMENTS + '/{name}')
+def get(call, endpoint, name=None):
+    table, key = _find(call, endpoint, name)
     return _shown(table[key])
 
 
@@ -438,7 +443,8 @@ def delete_endpoint(call, endpoint):
 
 def _remove(call, row):
     path = row['document']['id'].lower()
-    container = call.cloud.endpoints.containers.pop(path, None)
+    with call.cloud.journal.lock:
+        container = call.cloud.endpoints.containers.pop(path, None)
     if container:
         container.drain()
     del call.cloud.journal.table('cores')[path]
@@ -516,7 +522,8 @@ def _start(call, endpoint, document):
     call.cloud.endpoints.starting.remove(container)
     # What failed has a log to show.
     if not container.error or not (old and old.port):
-        containers[path] = container
+        with call.cloud.journal.lock:
+            containers[path] = container
         if old:
             old.drain()
     return container.error
@@ -526,12 +533,6 @@ def _start(call, endpoint, document):
 def list_deployments(call, endpoint):
     _find(call, endpoint)
     return {'value': [_shown(row) for _, row in _deployments(call.table('deployments'), endpoint)]}
-
-
-@route('GET', ARM, DEPLOYMENTS + '/{name}')
-def get_deployment(call, endpoint, name):
-    table, key = _find(call, endpoint, name)
-    return _shown(table[key])
 
 
 @route('DELETE', ARM, DEPLOYMENTS + '/{name}')
@@ -590,29 +591,34 @@ def get_result(call, location, operation):
 @route('POST', ENDPOINT, '/{path*}', signed_in=False)
 def score(call, path):
     """Hand a request to the deployment that it names, else to one by the shares of traffic."""
-    name = call.host.split('.inference.')[0]
-    space = call.cloud.journal.table(NAMES).get(name)
+    region = call.host.split('.inference.')[0]
+    name, space = region.split('.')[0], call.cloud.journal.table(NAMES).get(region)
     if space is None:
         raise problem(404, 'NotFound', f'There is no endpoint {name}.')
     space = call.cloud.journal.table('workspaces')[space.lower()]
-    endpoint = call.cloud.table(space, 'endpoints')[name.split('.')[0]]
+    table = call.cloud.table(space, 'endpoints')
+    endpoint = table[name]
     scheme, _, given = call.headers.get('Authorization', '').partition(' ')
     if scheme.lower() != 'bearer' or not any(
             secrets.compare_digest(given.encode(), key.encode())
             for key in endpoint['keys'].values()):
         raise problem(401, 'Unauthorized', 'The key is missing or wrong.')
-    wanted = call.headers.get('azureml-model-deployment')
-    live = {one: share for one, share in endpoint['live'].items() if share}
-    chosen = wanted or (random.choices(list(live), list(live.values()))[0] if live else None)
-    key = f"{endpoint['document']['id']}/deployments/{chosen}".lower()
-    container = call.cloud.endpoints.containers.get(key)
-    if container is None:
-        raise problem(404, 'NotFound', f'The endpoint has no deployment {wanted}.' if wanted else
-                      'The endpoint has no valid deployment with positive weight.')
-    with container.place():
-        rows = _deployments(call.cloud.table(space, 'deployments'), name.split('.')[0])
+    wanted, path = call.headers.get('azureml-model-deployment'), endpoint['document']['id']
+    # Nobody takes the container away between the choice and the request's place in its queue.
+    with call.cloud.journal.lock:
+        live = {one: share for one, share in table[name]['live'].items() if share}
+        chosen = wanted or (random.choices(list(live), list(live.values()))[0] if live else None)
+        container = call.cloud.endpoints.containers.get(f'{path}/deployments/{chosen}'.lower())
+        if container is None:
+            raise problem(404, 'NotFound', f'The endpoint has no deployment {wanted}.' if wanted
+                          else 'The endpoint has no valid deployment with positive weight.')
+        container.enter()
+        rows = _deployments(call.cloud.table(space, 'deployments'), name)
         newest = len(rows) > 1 and rows[-1][1]['document']['id'] == container.document['id']
+    try:
         answer = _answer(call, container, newest and not wanted)
+    finally:
+        container.leave()
     answer.headers.update({'azureml-model-deployment': container.document['name'],
                            'azureml-model-session': container.document['name'],
                            'Server': 'azureml-frontdoor'})

@@ -29,6 +29,7 @@ NAMES = tuple(ANSWERS) + (
     'late',  # a service or a deployment is healthy `seconds` later
     'late-resource',  # a resource that is created is ready `seconds` later
     'busy',  # 409 to the request that would begin an operation on an endpoint
+    'update-fails',  # a change of an endpoint fails when it has begun
     'name-taken',  # the name of a new endpoint is taken in the region
     'no-quota',  # there are no cores for a new deployment
     'live-500',  # the newest of several deployments answers 500 to what the traffic sends it

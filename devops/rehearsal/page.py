@@ -3,6 +3,7 @@
 One file that asks for nothing else, to be read, shown or printed without what it tells of. What
 others wrote is text in it; a report is in a frame that may run nothing.
 """
+import base64
 import html
 import json
 import os
@@ -11,7 +12,7 @@ import string
 
 LINES_SHOWN = 300
 SIGNS = {'succeeded': '✓', 'failed': '✕', 'canceled': '!', 'skipped': '–'}
-REPORTS = '*.html'
+REPORTS = ('.html', '.png')
 
 PAGE = string.Template('''<!DOCTYPE html>
 <html lang="en">
@@ -37,7 +38,7 @@ p { margin: .3rem 0 .6rem }
 .canceled .sign { background: #8a5a00 }
 .stages { display: flex; flex-wrap: wrap; gap: .8rem 1.6rem; padding: 0; list-style: none;
   overflow: hidden }
-.stages > li { flex: 1 1 13rem; position: relative; border: 1px solid #c9d3db; background: #f6f8fa;
+.stages > li { flex: 1 1 10rem; position: relative; border: 1px solid #c9d3db; background: #f6f8fa;
   border-left: 4px solid #5a6672; padding: .6rem .8rem; break-inside: avoid }
 .stages .succeeded { border-left-color: #2b7d3b } .stages .failed { border-left-color: #b3261e }
 .stages .canceled { border-left-color: #8a5a00 } .stages .skipped { color: #5a6672 }
@@ -60,6 +61,7 @@ details details { margin-left: 1.2rem } details .skipped { margin-left: 2.2rem }
 pre { margin: .3rem 0 .8rem; padding: .6rem .8rem; background: #f3f6f9; overflow: auto;
   max-height: 30rem; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .8rem/1.45 Menlo, Consolas, monospace }
+img { max-width: 100% }
 iframe { width: 100%; height: 46rem; border: 1px solid #c9d3db }
 @media (max-width: 40rem) { .stages > li { flex-basis: 100% }
   .stages > li + li::before { display: none } }
@@ -97,9 +99,10 @@ def inline(text):
         kept.append(markup)
         return f'\0{len(kept) - 1}\0'
 
+    text = re.sub(r'(?<!\\)`([^`]+)`',
+                  lambda found: keep(f'<code>{escape(found.group(1))}</code>'), text)
     text = re.sub(r'\\([!-/:-@\[-`{-~])', lambda found: keep(escape(found.group(1))), text)
     text = re.sub(r'&(amp|lt|gt);', lambda found: keep(found.group()), text)
-    text = re.sub(r'`([^`]+)`', lambda found: keep(f'<code>{escape(found.group(1))}</code>'), text)
     text = re.sub(r'(?<!!)\[([^\[\]]*)\]\((https://[^\s()]+)\)', lambda found: keep(
         f'<a href="{escape(found.group(2))}">') + found.group(1) + keep('</a>'), text)
     text = re.sub(r'\*\*(.+?)\*\*', lambda found: keep('<b>') + found.group(1) + keep('</b>'), text)
@@ -163,37 +166,52 @@ def jobs_of(folder):
 def box_of(row, anchor):
     """A stage, (title, result, seconds, produced), as a box of the row of stages."""
     title, result, seconds, produced = row
-    lines = ''.join(f'<li>{escape(line)}</li>' for line in produced)
+    # Of an artifact of many files the step's log has the names.
+    short = [re.sub(r'^(artifact \S+) \((.*, .*)\)$', lambda found: f"{found.group(1)}, "
+                    f"{found.group(2).count(',') + 1} files", line) for line in produced]
+    lines = ''.join(f'<li>{escape(line)}</li>' for line in short)
+    took = '' if result == 'skipped' else f', {seconds:.1f} s'
     return (f'<li class="{result}"><a href="#{anchor}">{sign(result)}{escape(title)}</a>'
-            f'<div class="quiet">{result}, {seconds:.1f} s</div><ul>{lines}</ul></li>')
+            f'<div class="quiet">{result}{took}</div><ul>{lines}</ul></li>')
+
+
+def report_of(path):
+    """A page or picture that a job left in its outputs, as HTML."""
+    name = escape(path.name)
+    if path.suffix == '.png':
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<p><img alt="{name}" src="data:image/png;base64,{data}"/></p>'
+    text = html.escape(path.read_text(encoding='utf-8', errors='replace'))
+    return (f'<details><summary>{name}</summary><iframe title="{name}" sandbox="" '
+            f'srcdoc="{text}"></iframe></details>')
 
 
 def run_of(folder, rows):
     """A run of a pipeline, whose folder this is, by its stages."""
-    boxes, cards, steps, reports = [], [], [], {}
+    boxes, cards, reports, steps = [], [], {}, []
     for number, row in enumerate(rows, 1):
         anchor = f'{folder.name}-{number}'
         boxes.append(box_of(row, anchor))
         steps.append(f'<h3 id="{anchor}" class="{row[1]}">{sign(row[1])}{escape(row[0])}</h3>')
         for stage in folder.glob(f'{number}-*'):
             for job, done in jobs_of(stage).items():
-                steps += [f'<p class="quiet">{escape(job.name)}</p>'] * (job != stage)
+                if job != stage:
+                    steps.append(f'<p class="quiet">{escape(job.name)}</p>')
                 for step in done:
                     steps.append(step_of(step, job))
                     cards += [f'<div class="card">{markdown(text)}</div>'
                               for text in step.get('summaries', {}).values()]
-                # The next job gets it as an artifact.
-                reports.update((path.read_text(encoding='utf-8', errors='replace'), path.name)
-                               for path in sorted((job / 'outputs').glob(REPORTS)))
+                # What comes back with an artifact is the same once more, and a dict keeps one.
+                for path in sorted((job / 'outputs').glob('*.*')):
+                    if path.suffix in REPORTS:
+                        reports[report_of(path)] = path
     result, seconds = worst([row[1] for row in rows]), sum(row[2] for row in rows)
-    frames = [f'<details><summary>{escape(name)}</summary><iframe title="{escape(name)}" '
-              f'sandbox="" srcdoc="{html.escape(text)}"></iframe></details>'
-              for text, name in reports.items()]
-    return '\n'.join(
-        [f'<h2 class="{result}">{sign(result)}{escape(folder.name)} <span class="quiet">{result}, '
-         f'{seconds:.0f} s</span></h2>', '<ol class="stages">'] + boxes + [
-             '</ol>', '<div class="cards">'] + cards + ['</div>'] + frames + [
-                 '<details><summary>Steps and their logs</summary>'] + steps + ['</details>'])
+    opened = '' if result == 'succeeded' else ' open="open"'
+    return '\n'.join([
+        f'<h2 class="{result}">{sign(result)}{escape(folder.name)} <span class="quiet">{result}, '
+        f'{seconds:.0f} s</span></h2>', '<ol class="stages">', *boxes, '</ol>',
+        '<div class="cards">', *cards, '</div>', *reports,
+        f'<details{opened}><summary>Steps and their logs</summary>', *steps, '</details>'])
 
 
 def write(out, rows):

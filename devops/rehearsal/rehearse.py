@@ -86,7 +86,7 @@ AFTER_A_GOOD_RUN = ('worse', 'deploy', 'smoke', 'production', 'approval')
 OF_PRODUCTION = ('production', 'approval')
 # The watch over a new deployment takes minutes in Azure, here seconds.
 PRODUCTION = {'devops/variables.yml': lambda text: setting('PRODUCTION', 'endpoint')(
-    setting('ENDPOINT_WATCH_MINUTES', '0.1')(text))}
+    setting('ENDPOINT_WATCH_MINUTES', '0')(text))}
 STOPS = (signal.SIGINT, signal.SIGTERM)
 WITHOUT_AZURE = ('lint', 'test', 'image')
 # One run of a pipeline file. label: what its folder and the table call it; times: how many times
@@ -188,16 +188,18 @@ def condition_holds(stage, done, outputs):
         stage['condition'], output, {done[name] for name in stage['needs']})
 
 
-def is_approved(run, environment, outputs):
-    """Whether the approver of the environment lets a stage begin; says who approved what.
+def is_approved(run, job, outputs):
+    """Whether the approver of the job's environment lets it begin; says who approved what.
 
     A rejected stage is a failed one, without a job (microsoft/azure-pipelines-yaml 344).
     """
     versions = [value for found in outputs.values() for name, value in found.items()
                 if name.endswith('.version')]
+    versions += [step['env']['MODEL_VERSION'] for _, steps in job['hooks'] for step in steps
+                 if 'MODEL_VERSION' in step.get('env', ())]
     what = f' version {versions[-1]}' if versions else ''
-    word = 'rejected' if environment == run.rejected else 'approved'
-    run.screen.say(f'  The approver of {environment} (rehearsed) {word}{what}')
+    word = 'rejected' if job['environment'] == run.rejected else 'approved'
+    run.screen.say(f"  The approver of {job['environment']} (rehearsed) {word}{what}")
     return word == 'approved'
 
 
@@ -241,7 +243,7 @@ def run_stages(run, stages):
         if condition_holds(stage, done, outputs):
             folder = run.folder / f"{number}-{name or stage['job']['name']}"
             environment = stage['job']['environment']
-            if environment and not is_approved(run, environment, outputs):
+            if environment and not is_approved(run, stage['job'], outputs):
                 done[name], produced = 'failed', [f'{environment}: rejected']
             else:
                 done[name], outputs[name], produced = run_job(run, folder, stage['job'])

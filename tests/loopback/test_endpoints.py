@@ -157,7 +157,8 @@ def test_it_answers_with_its_key_and_says_which_deployment_did(endpoint):
     assert answer.headers['azureml-model-deployment'] == 'blue'
     assert endpoint.url == f'https://{NAME}.westeurope.inference.ml.azure.com/score'
     assert endpoint.score(key='other').status_code == 401
-    assert endpoint.session.post(endpoint.url, json={}).status_code == 401
+    for headers in ({}, {'Authorization': 'Basic ' + endpoint.key}):
+        assert endpoint.session.post(endpoint.url, json={}, headers=headers).status_code == 401
     assert endpoint.named('green').status_code == 404
 
 
@@ -182,6 +183,8 @@ def test_more_than_twice_the_requests_at_once_that_are_allowed_are_refused(endpo
     (lambda body: body['sku'].pop('capacity'), 400, "'capacity' is a required property"),
     (lambda body: body['sku'].update(capacity='1'), 400, 'sku.capacity'),
     (lambda body: body['sku'].update(capacity=51), 400, 'sku.capacity'),
+    (lambda body: body.update(tags={'a/b': ''}), 400, 'tags'),
+    (lambda body: body.update(tags={'a': 'b' * 257}), 400, 'tags.a'),
     (lambda body: body.update(location='eastus'), 400, 'not that of the workspace'),
     (lambda body: body['properties'].update(scoreTimeout='PT5S'), 400, 'scoreTimeout'),
     (lambda body: body['properties'].update(endpointComputeType='Kubernetes'), 400, 'Kubernetes'),
@@ -244,15 +247,19 @@ def test_rights_are_those_of_the_contract(prepared, azure):
         azure.set_role('Contributor', azure.group(GROUP))
 
 
-def test_a_name_is_unique_in_the_region(prepared, azure):
-    space = azure.journal.table('workspaces')
-    row, = space.values()
+def test_a_name_is_unique_in_the_region_until_it_is_free_again(prepared, azure):
+    spaces = azure.journal.table('workspaces')
+    row, = spaces.values()
     twin = dict(row, id=row['id'] + '2', name=row['name'] + '2', properties=dict(
         row['properties'], workspaceId='twin'))
-    space[twin['id'].lower()] = twin
-    path = f"{twin['id']}/onlineEndpoints/{NAME.upper()}"
-    assert 'unique within a region' in prepared.put(path).text
-    del space[twin['id'].lower()]
+    spaces[twin['id'].lower()] = twin
+    ours, theirs = (f'{space}/onlineEndpoints/other' for space in (prepared.space, twin['id']))
+    prepared.until_done(prepared.put(ours))
+    assert 'unique within a region' in prepared.put(theirs.upper()).text
+    prepared.until_done(prepared.arm('DELETE', ours))
+    prepared.until_done(prepared.put(theirs))
+    prepared.until_done(prepared.arm('DELETE', theirs))
+    del spaces[twin['id'].lower()]
 
 
 def test_code_comes_by_a_link_to_its_container_and_is_registered_once(prepared):
@@ -260,8 +267,10 @@ def test_code_comes_by_a_link_to_its_container_and_is_registered_once(prepared):
     known = prepared.upload_code('another', '1', {'score.py': SCRIPT})
     place = known['properties']['codeUri']
     assert prepared.arm('PUT', path, {'properties': {'codeUri': place}}).status_code == 200
+    other = prepared.upload_code('another', '2', {'score.py': SCRIPT})['properties']['codeUri']
+    answer = prepared.arm('PUT', path, {'properties': {'codeUri': other}})
+    assert answer.status_code == 400 and 'a version cannot be changed' in answer.text
     for uri in (place + '2', 'https://elsewhere.blob.core.windows.net/container/src'):
-        assert prepared.arm('PUT', path, {'properties': {'codeUri': uri}}).status_code == 400
         answer = prepared.arm('PUT', path + '1', {'properties': {'codeUri': uri}})
         assert answer.status_code == 400 and 'no folder with code' in answer.text
     reply = prepared.arm('POST', path + '/startPendingUpload', {}).json()
@@ -299,6 +308,20 @@ def test_traffic_is_routed_by_its_shares(endpoint, azure):
     endpoint.until_done(begun)
     assert endpoint.score().status_code == 404
     assert endpoint.named('blue').json() == 'old'
+
+
+def test_a_change_that_fails_leaves_all_as_it_was_and_can_be_tried_again(endpoint, azure):
+    endpoint.deploy('green', 'new')
+    azure.faults.add('update-fails')
+    ended = endpoint.until_done(endpoint.put(traffic={'blue': 0, 'green': 100}))
+    assert (ended['status'], ended['error']['code']) == ('Failed', 'InternalServerError')
+    found = endpoint.arm('GET', endpoint.path).json()['properties']
+    assert (found['provisioningState'], found['traffic']) == ('Failed', {'blue': 100})
+    why = endpoint.ask('GET', found['properties']['AzureAsyncOperationUri']).json()
+    assert why['error'] == ended['error']
+    assert {endpoint.score().json() for _ in range(10)} == {'old'}
+    endpoint.until_done(endpoint.put(traffic={'green': 100}))
+    assert {endpoint.score().json() for _ in range(10)} == {'new'}
 
 
 def test_one_operation_at_a_time_and_its_states(endpoint, azure):

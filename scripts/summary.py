@@ -19,7 +19,6 @@ import azure_ml
 import settings
 
 FAILURES_SHOWN = 10
-DRIFT_SHOWN = 5
 OF_LINK = ('BUILD_URI', 'SYSTEM_COLLECTIONURI', 'SYSTEM_TEAMPROJECT', 'BUILD_BUILDID')
 RESULTS = {
     'registered': 'Registered: version {version} of {model}.',
@@ -91,38 +90,31 @@ def code_quality(out, build):
 
 
 def with_interval(value, interval, form):
-    """A figure with its interval, as far as they are known."""
-    if not isinstance(value, (int, float)):
-        return 'not known'
-    said = format(value, form)
-    if isinstance(interval, list) and len(interval) == 2:
-        said += f' [{interval[0]:{form}}, {interval[1]:{form}}]'
-    return said
+    """A figure, with its interval where that is known."""
+    low, high = interval or (None, None)
+    return f'{value:{form}}' + (f' [{low:{form}}, {high:{form}}]' if interval else '')
 
 
 def figures(run, out, build):
     """Rows of what run.json knows about the model of a run; build: the address of the build."""
     decision = run.get('decision') or {}
-    rows = [('AUC on the hold-out rows', with_interval(
-        run.get('auc'), run.get('auc_interval'), '.4f'))] if run.get('auc') else []
+    rows = []
+    if run.get('auc') is not None:
+        rows.append(('AUC on the hold-out rows', with_interval(
+            run['auc'], run.get('auc_interval'), '.4f')))
     if decision.get('difference') is not None:
-        said = with_interval(decision.get('difference'), decision.get('difference_interval'),
-                             '+.5f')
-        said += f", better in {decision['probability_better']:.0%} of resamples" if isinstance(
-            decision.get('probability_better'), float) else ''
-        rows.append((f"{escape(decision.get('metric'))} against version "
-                     f"{escape(decision['champion_version'])}, on the same rows", said))
-    drift = decision.get('drift') or {}
-    if drift:
-        columns = sorted((drift.get('columns') or {}).items(), key=lambda item: -item[1])
-        most = ', '.join(f'{name} {psi:.3f}' for name, psi in columns[:DRIFT_SHOWN])
-        rows.append(('Drift (PSI)', escape(
-            str(drift.get('sentence')) + (f' Most: {most}' if most else ''))))
+        said = with_interval(decision['difference'], decision.get('difference_interval'), '+.5f')
+        rows.append((f"{escape(decision['metric'])} against version "
+                     f"{escape(decision['champion_version'])}, on the same rows",
+                     f"{said}, better in {decision['probability_better']:.0%} of resamples"))
+    if decision.get('drift'):
+        rows.append(('Drift (PSI)', escape(decision['drift'].get('sentence'))))
     if run.get('link'):
         rows.append(('Run in Azure ML', link(run.get('run_id'), run['link'])))
-    if (out / 'report.html').exists():
+    pages = [name for name in ('report.html', 'comparison.html') if (out / name).exists()]
+    if pages:
         artifacts = build + '&view=artifacts&type=publishedArtifacts' if 'buildId=' in build else ''
-        rows.append(('Report', link('report.html, an artifact of this run', artifacts)))
+        rows.append(('Report', link(' and '.join(pages) + ', artifacts of this run', artifacts)))
     return rows
 
 

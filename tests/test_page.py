@@ -46,7 +46,7 @@ def out(tmp_path):
     job('workspace/1-workspace', 1, ('first', 'succeeded', {}))
     job('ci/1-train', 2, ('train', 'succeeded', {'train.md': SUMMARY}))
     job('ci/2-deploy/failure', 4, ('back', 'succeeded', {}))
-    job('ci/2-deploy/deploy', 3, ('deploy', 'failed', {}))
+    job('ci/2-deploy/routeTraffic', 3, ('deploy', 'failed', {}))
     page.write(tmp_path, [
         ('workspace', 'Workspace', 'succeeded', 10.0, []),
         ('ci', 'Train', 'succeeded', 20.0, ['artifact run (a.json, b/c.md)', BAD]),

@@ -11,7 +11,7 @@ LINK = 'https://ml.azure.com/runs/r1?wsid=/subscriptions/s/resourcegroups/a(b)/w
 DECISION = {
     'metric': 'auc', 'champion': 0.62, 'champion_version': 2, 'challenger': 0.63,
     'difference': 0.01, 'difference_interval': [0.004, 0.016], 'probability_better': 0.998,
-    'drift': {'columns': {'ps_ind_01': 0.31, 'ps_car_13': 0.02}, 'sentence': 'One has drifted.'}}
+    'drift': {'columns': {'ps_ind_01': 0.31}, 'sentence': 'ps_ind_01 has drifted.'}}
 RUN = {'result': 'registered', 'reason': 'It is better.', 'model': 'safe_driver_model',
        'version': 3, 'run_id': 'r1', 'link': LINK, 'auc': 0.63, 'auc_interval': [0.61, 0.65],
        'decision': DECISION}
@@ -35,8 +35,11 @@ def said(tmp_path, monkeypatch, capsys):
             path.parent.mkdir(exist_ok=True)
             path.write_text(content if isinstance(content, str) else json.dumps(content))
         monkeypatch.setenv('TF_BUILD', 'True')
+        # A setting by which the stage failed.
+        monkeypatch.setenv('MODEL_NAME', 'a b')
         monkeypatch.setenv('BUILD_URI', 'https://dev.azure.com/o/p/_build/results?buildId=7')
-        assert summary.main(['--stage', stage, '--out', str(tmp_path)]) == 0
+        monkeypatch.chdir(tmp_path.parent)
+        assert summary.main(['--stage', stage, '--out', tmp_path.name]) == 0
         text = (tmp_path / 'summary' / (stage + '.md')).read_text()
         printed = capsys.readouterr().out
         commands = re.findall(r'##vso\[(.*?)\](.*)', printed)
@@ -64,21 +67,22 @@ def test_a_failing_test_is_named_and_a_missing_file_sends_to_its_log(said):
     assert text.count('\n- t: bad &lt;b&gt;') == 10
     assert '| Lint | no results: see the log of `make lint` |' in text
     assert '| Coverage | no figures: see the log of `make test` |' in text
+    text, _ = said('code_quality', {'test-results/unit.xml': SUITE % ''})
     assert '**Nothing is published or trained: mend what failed.**' in text
 
 
 def test_a_model_that_was_registered(said):
-    text, commands = said('train', dict(TRAINED, **{'report.html': 'x'}))
+    text, commands = said('train', dict(TRAINED, **{'report.html': 'x', 'comparison.html': 'x'}))
     assert commands == [('build.addbuildtag', 'registered-version-3')]
     assert '**Registered: version 3 of safe\\_driver\\_model.**' in text
     for row in (
             'Why | It is better.', 'AUC on the hold-out rows | 0.6300 [0.6100, 0.6500]',
             'auc against version 2, on the same rows | +0.01000 [+0.00400, +0.01600], better in '
             '100% of resamples',
-            'Drift (PSI) | One has drifted. Most: ps\\_ind\\_01 0.310, ps\\_car\\_13 0.020',
+            'Drift (PSI) | ps\\_ind\\_01 has drifted.',
             f"Run in Azure ML | [r1]({LINK.replace('(', '%28').replace(')', '%29')})",
-            'Report | [report.html, an artifact of this run](https://dev.azure.com/o/p/_build/'
-            'results?buildId=7&view=artifacts&type=publishedArtifacts)'):
+            'Report | [report.html and comparison.html, artifacts of this run](https://dev.azure.'
+            'com/o/p/_build/results?buildId=7&view=artifacts&type=publishedArtifacts)'):
         assert f'\n| {row} |\n' in text
 
 

@@ -34,7 +34,11 @@ def content():
         'training': 8000, 'early_stopping': 0, 'hold_out': 2000}, claims={
         'training': 600, 'early_stopping': 0, 'hold_out': int(label.sum())}, parameters={
         'training': {'learning_rate': 0.1}, 'rounds': 40, 'dropped_columns': ['ps_calc_*'],
-        'evaluation': {'metric': 'auc', 'least_gain': 0.001}}, lineage={
+        'evaluation': {'metric': 'auc', 'least_gain': 0.001}, 'card': {
+            'intended_use': 'To <rank>.', 'limits': ['Weak & small.'], 'training_period': '2017'}},
+        segments=[{'segment': 'ps_ind_06_bin = 1', 'rows': 400, 'claims': 20, 'mean_score': 0.04,
+                   'auc': 0.61}, {'segment': 'ps_car_01_cat missing', 'rows': 1, 'claims': 0,
+                                  'mean_score': 0.03, 'auc': None}], lineage={
         'data': '<b>table</b>.csv', 'data_sha256': 'ab' * 32, 'data_rows': 10000,
         'dataset_name': None, 'dataset_version': None, 'code_commit': None, 'build_id': '77',
         'build_uri': 'https://dev.azure.com/x', 'caller_run_id': None,
@@ -54,7 +58,9 @@ def test_report_says_all_in_words_and_tables_without_matplotlib(content, monkeyp
                   'not to be overlooked<i>copies', 'learning rate', 'ps_calc_*',
                   'evaluation least gain', 'packages python3.11.7', 'feature_56', 'feature_37',
                   f'{label.mean():.3%} had a claim', '77', 'claims training600',
-                  'rows training8000', 'rows hold out2000', f"{fourth['mean_score']:.2%}"):
+                  'To <rank>.', 'Weak & small.', '2017', '5.00%, 3.26% to 7.60%4.00%0.6100',
+                  'ps_car_01_cat missing10', 'rows training8000', 'rows hold out2000',
+                  f"{fourth['mean_score']:.2%}"):
         assert words in text, words
     assert 'feature_36' not in text
     assert not list(root.iter(SVG))

@@ -73,17 +73,13 @@ def page(decision, frame, scores, differences):
 def segments(frame, label, scores):
     """(name, rows, claims, the two AUCs, 95 % interval of their difference) of each level of the
     binary and category columns, but of those called noise."""
-    for name in table.FEATURES:
-        if not name.endswith(('_bin', '_cat')) or 'calc' in name:
-            continue
-        values = frame[name].to_numpy()
-        for value in sorted(set(values.tolist())):
-            rows = values == value
-            claims = int(label[rows].sum())
-            if min(claims, rows.sum() - claims) >= LEAST_IN_SEGMENT:
-                yield (f'{name} = {value}' if value != table.MISSING else f'{name} missing',
-                       int(rows.sum()), claims,
-                       *metrics.auc_difference(label[rows], *[one[rows] for one in scores]))
+    columns = [name for name in table.FEATURES
+               if name.endswith(('_bin', '_cat')) and 'calc' not in name]
+    for name, rows in table.segments(frame, columns):
+        claims = int(label[rows].sum())
+        if min(claims, rows.sum() - claims) >= LEAST_IN_SEGMENT:
+            yield (name, int(rows.sum()), claims,
+                   *metrics.auc_difference(label[rows], *[one[rows] for one in scores]))
 
 
 def draw_roc(axes, label, scores):

@@ -29,6 +29,9 @@ def is_number(value):
 OBJECT = 'a JSON object', lambda value: isinstance(value, dict)
 NUMBER = 'a number', is_number
 AT_LEAST_0 = 'a number of at least 0', lambda value: is_number(value) and value >= 0
+TEXT = 'a text', lambda value: isinstance(value, str)
+TEXTS = 'a list of texts', lambda value: isinstance(value, list) and all(map(TEXT[1], value))
+COLUMNS = ('a list of column names or patterns such as "ps_calc_*"', TEXTS[1])
 YES_OR_NO = 'true or false', lambda value: isinstance(value, bool)
 
 # What may be set of LightGBM: its name for it and its other names for it.
@@ -66,12 +69,14 @@ PARAMETERS = {
     'early_stopping_rounds': whole(0, 100000),
     'non_claims_kept': ('a number above 0 and at most 1',
                         lambda value: is_number(value) and 0 < value <= 1),
-    'dropped_columns': ('a list of column names or patterns such as "ps_calc_*"',
-                        lambda value: isinstance(value, list) and
-                        all(isinstance(item, str) for item in value)),
+    'dropped_columns': COLUMNS,
     'seed': whole(0, 2 ** 31 - 1),
     'evaluation': OBJECT,
+    'card': OBJECT,
 }
+NEEDED = [name for name in PARAMETERS if name != 'card']
+# For the report: whoever relies on the model reads it there.
+CARD = {'intended_use': TEXT, 'limits': TEXTS, 'training_period': TEXT, 'segments': COLUMNS}
 
 DIRECTIONS = {'auc': 'maximize', 'gini': 'maximize', 'top_decile_lift': 'maximize',
               'log_loss': 'minimize', 'brier': 'minimize'}
@@ -93,8 +98,9 @@ def load_parameters(path):
     "early_stopping_rounds": 0 for none, "non_claims_kept": share of the rows without a claim that
     are trained on, "dropped_columns": names or patterns, "seed", "evaluation": {"metric",
     "direction", "least_gain", and if wanted "largest_drift": PSI above chance that is too much,
-    "register_useless": true for a model no better than chance}}. Raises ParametersError that lists
-    every problem.
+    "register_useless": true for a model no better than chance}, and if wanted "card", which the
+    report shows: "intended_use", "limits", "training_period", "segments": columns whose levels it
+    judges one by one}. Raises ParametersError that lists every problem.
     """
     try:
         # From bytes json knows UTF-16 and byte order marks, which editors of Windows write.
@@ -104,8 +110,9 @@ def load_parameters(path):
         raise ParametersError(f'{path}: cannot be read: {error}')
     if not isinstance(parameters, dict):
         raise ParametersError(f'{path}: must be a JSON object')
-    problems = section_problems(parameters, PARAMETERS, PARAMETERS)
-    for name, known, needed in (('training', TRAINING, ()), ('evaluation', EVALUATION, COMPARISON)):
+    problems = section_problems(parameters, PARAMETERS, NEEDED)
+    for name, known, needed in (('training', TRAINING, ()), ('evaluation', EVALUATION, COMPARISON),
+                                ('card', CARD, ())):
         if isinstance(parameters.get(name), dict):
             problems += section_problems(parameters[name], known, needed, name + '.')
     problems = problems or list(contradictions(parameters))
@@ -114,10 +121,14 @@ def load_parameters(path):
     return parameters
 
 
+def matching(patterns):
+    """The features (set of names) that one of the patterns means."""
+    return {name for pattern in patterns for name in fnmatch.filter(table.FEATURES, pattern)}
+
+
 def dropped(parameters):
     """The names of the features that are not trained on."""
-    return {name for pattern in parameters['dropped_columns']
-            for name in fnmatch.filter(table.FEATURES, pattern)}
+    return matching(parameters['dropped_columns'])
 
 
 def once(pairs):
@@ -160,8 +171,9 @@ def contradictions(parameters):
     if direction != DIRECTIONS[metric]:
         yield (f'evaluation.direction is {direction}, but {metric} is better the other way: set '
                f'{DIRECTIONS[metric]}')
-    for pattern in parameters['dropped_columns']:
-        if not fnmatch.filter(table.FEATURES, pattern):
-            yield 'dropped_columns: no feature is called ' + pattern
+    for name, patterns in (('dropped_columns', parameters['dropped_columns']),
+                           ('card.segments', parameters.get('card', {}).get('segments', ()))):
+        yield from (f'{name}: no feature is called {pattern}' for pattern in patterns
+                    if not matching([pattern]))
     if dropped(parameters) == set(table.FEATURES):
         yield 'dropped_columns: no feature is left'

@@ -19,6 +19,11 @@ STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.size': 10, 'tex
 WITHOUT_PLOTS = '<p>The plots are left out: matplotlib is not installed for this Python.</p>'
 
 PAGE = string.Template(Path(__file__).with_name('report_page.html').read_text(encoding='utf-8'))
+CARD = string.Template('''<h2>What it is for, and what not</h2>
+<p><b>Intended use.</b> $use</p>
+<p><b>Training period.</b> $period</p>
+<ul>$limits</ul>
+$segments''')
 
 
 def page(result, features, label, probability, curve):
@@ -30,6 +35,7 @@ def page(result, features, label, probability, curve):
     """
     lineage, rows, claims = result['lineage'], result['rows'], result['claims']
     parameters = dict(result['parameters'])
+    card = parameters.pop('card', {})
     groups = metrics.deciles(label, probability)
     ranked = sorted(features, key=lambda item: -item[1])
     total = sum(gain for _, gain in ranked) or 1
@@ -74,6 +80,14 @@ def page(result, features, label, probability, curve):
                       [(number, f"{group['rows']:,}", f"{group['claim_rate']:.2%}",
                         f"{group['mean_score']:.2%}", f"{group['lift']:.2f}")
                        for number, group in enumerate(groups, 1)], 'numbers'),
+        card=CARD.substitute(
+            use=escape(card.get('intended_use', 'Not said.')),
+            period=escape(card.get('training_period', 'Not said.')),
+            limits=''.join(f'<li>{escape(text)}</li>' for text in card.get('limits', ())),
+            segments=table(['segment', 'policies', 'claims', 'claim rate, 95 % interval',
+                            'mean prediction', 'AUC'],
+                           map(segment_cells, result['segments']), 'numbers')
+            if result['segments'] else '') if card else '',
         used=f'Share of the total gain in training: the {len(ranked)} features with the largest.'
         if ranked else 'The model uses no feature: every row gets the same score.',
         features=figure(plots, 'features', '') or table(
@@ -81,6 +95,14 @@ def page(result, features, label, probability, curve):
         parameters=table(None, in_words(parameters.pop('training'))) + table(
             None, in_words(dict(parameters, trees_kept=result['rounds']))),
         lineage=table(None, in_words(dict(lineage, rows=rows, claims=claims))))
+
+
+def segment_cells(segment):
+    rate = segment['claims'] / segment['rows']
+    low, high = metrics.share_interval(rate, segment['rows'])
+    return (segment['segment'], f"{segment['rows']:,}", f"{segment['claims']:,}",
+            f'{rate:.2%}, {low:.2%} to {high:.2%}', f"{segment['mean_score']:.2%}",
+            '' if segment['auc'] is None else f"{segment['auc']:.4f}")
 
 
 def in_words(section, above=''):

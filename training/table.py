@@ -72,6 +72,14 @@ class Problems(dict):
             yield text if value is None else f'{text} ({value})'
 
 
+def segments(frame, names):
+    """(name, mask of its rows) of each level of these columns."""
+    for name in names:
+        values = frame[name].to_numpy()
+        for value in sorted(set(values.tolist())):
+            yield f'{name} missing' if value == MISSING else f'{name} = {value}', values == value
+
+
 def split_of(ids):
     """The part of each row, from its id alone: a row keeps its part when the table grows.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import console
 import table
 import tracking
-from parameters import LIGHTGBM, ParametersError, dropped, load_parameters
+from parameters import LIGHTGBM, ParametersError, dropped, load_parameters, matching
 
 FOLDER = Path(__file__).resolve().parent
 # Points of the learning curve that the report draws.
@@ -259,6 +259,20 @@ def write_set(folder, files):
             last.unlink()
 
 
+def judge_segments(frame, label, probability, parameters):
+    """A dict for each level of the columns that "card" names, of the hold-out rows that have it.
+
+    Its "auc" is None where all, or none, of them had a claim.
+    """
+    import metrics
+    columns = sorted(matching(parameters.get('card', {}).get('segments', ())))
+    for name, rows in table.segments(frame, columns):
+        claims, score = label[rows], probability[rows]
+        yield {'segment': name, 'rows': int(rows.sum()), 'claims': int(claims.sum()),
+               'mean_score': float(score.mean()),
+               'auc': metrics.auc(claims, score) if 0 < claims.sum() < len(claims) else None}
+
+
 def run(args):
     """Fetch, train, judge, write; raises ParametersError, TableError, TrackingError and OSError."""
     start, warnings = time.monotonic(), []
@@ -282,7 +296,9 @@ def run(args):
     import pandas
     import report
     known, profile = known_rows(model, frame), drift.make_profile(frame, probability)
-    del frame
+    held_out = frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
+    segments = list(judge_segments(held_out, label, probability, parameters))
+    del frame, held_out
     lineage.update(
         code_commit=args.code_commit or code_commit(), build_id=args.build_id,
         build_uri=args.build_uri, caller_run_id=args.caller_run_id,
@@ -298,8 +314,8 @@ def run(args):
         console.log.warning(
             'the AUC is above %s, more than this data can give: a column tells the target, or rows '
             'that were held out are copies of those trained on', HIGHEST_AUC)
-    result = dict(figures, auc_interval=interval, **rest, warnings=warnings,
-                  parameters=parameters, lineage=lineage)
+    result = dict(figures, auc_interval=interval, **rest, segments=segments,
+                  warnings=warnings, parameters=parameters, lineage=lineage)
     features = list(zip(table.FEATURES, model.feature_importance(
         'gain', iteration=result['rounds']).tolist()))
     seconds['total'] = time.monotonic() - start

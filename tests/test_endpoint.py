@@ -184,7 +184,9 @@ FAILURES = [
     ({'fault': 'crash-loop'}, 'this container crashes on demand'),
     ({'fault': 'forbidden', 'path': 'POST .*/listKeys'}, 'fetch the key of the endpoint'),
     ({'fault': 'forbidden', 'path': ROUTE}, 'give the traffic'),
+    ({'fault': 'update-fails'}, 'to v1-'),
     ({'fault': 'live-500', 'count': None}, 'requests failed while v3-'),
+    ({'fault': 'update-fails', 'skip': 1}, 'could not give the traffic of'),
     ({'fault': 'forbidden', 'path': ROUTE, 'skip': 1}, 'to v3-')]
 
 

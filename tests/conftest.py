@@ -35,7 +35,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 def write_table(path, rows, seed=1):
     """A sample table whose few rows make a model above chance: a column tells half the claims."""
     frame = next(sample.generate(rows, seed))
-    frame.loc[(frame['target'] == 1) & (frame['id'] % 2 == 0), 'ps_car_13'] = 2
+    frame.loc[(frame['target'] == 1) & (frame['id'] % 2 == 0), 'ps_ind_15'] = 0
     frame.to_csv(str(path), index=False)
 
 

@@ -24,15 +24,18 @@ def scores_of(frame):
     return frame['ps_car_13'].to_numpy()[held_out] / 100
 
 
-def compared(first, second, factor=1):
-    before = drift.make_profile(first, scores_of(first))
+@pytest.fixture(scope='module')
+def before(halves):
+    return drift.make_profile(halves[0], scores_of(halves[0]))
+
+
+def compared(before, second, factor=1):
     return drift.compare(before, drift.make_profile(second, scores_of(second) * factor, before))
 
 
-def test_a_profile_counts_each_row_once_and_holds_none(halves):
-    frame = halves[0]
+def test_a_profile_counts_each_row_once_and_holds_none(halves, before):
+    frame, profile = halves[0], before
     scores = scores_of(frame)
-    profile = drift.make_profile(frame, scores)
     assert profile['rows'] == 5000 and profile['claims'] == frame['target'].sum()
     columns = profile['columns']
     assert list(columns) == table.FEATURES
@@ -98,16 +101,16 @@ def some(frame, share):
     ('ps_reg_03', lambda column: column.where(~some(column, 0.1), -1), 'missing in 26'),
     ('ps_ind_03', lambda column: column.where(~some(column, 0.008), -1), 'before 0.0%'),
     ('target', lambda column: column.where(~some(column, 0.03), 1), 'claim rate (6.')])
-def test_a_planted_drift_is_named_alone(halves, name, change, words):
-    first, second = halves
-    found = compared(first, second.assign(**{name: change(second[name])}))
+def test_a_planted_drift_is_named_alone(halves, before, name, change, words):
+    second = halves[1]
+    found = compared(before, second.assign(**{name: change(second[name])}))
     named = {'target': ['claim rate'], 'ps_car_13': ['ps_car_13', 'scores']}
     assert found['drifted'] == named.get(name, [name]) and words in found['sentence']
     assert set(found['columns']) == set(table.FEATURES)
 
 
-def test_scores_that_moved_are_named(halves):
-    found = compared(*halves, factor=1.3)
+def test_scores_that_moved_are_named(halves, before):
+    found = compared(before, halves[1], factor=1.3)
     assert found['drifted'] == ['scores']
     assert found['above_chance'] == pytest.approx(
         found['scores'] - found['chance']['scores'], abs=1e-6)
@@ -119,5 +122,6 @@ def test_twenty_clean_resamples_are_without_a_warning(halves, rows):
     frame = pandas.concat(halves, ignore_index=True)
     for seed in range(20):
         order = np.random.RandomState(seed).permutation(len(frame))
-        found = compared(frame.iloc[order[:rows]], frame.iloc[order[rows:2 * rows]])
+        first, second = frame.iloc[order[:rows]], frame.iloc[order[rows:2 * rows]]
+        found = compared(drift.make_profile(first, scores_of(first)), second)
         assert not found['drifted'] and found['above_chance'] < 0, found['sentence']

@@ -67,7 +67,7 @@ def read_json(path):
         raise TrackingError(f'{path} cannot be read: {error}')
 
 
-def _flush(path):
+def flush(path):
     """Have a file or folder on the disk: a registered version outlives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -84,7 +84,7 @@ def replacing(path):
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
@@ -190,12 +190,12 @@ class Folder:
             version = max(taken, default=0) + 1
             (new / MODEL).mkdir(parents=True)
             for file in model_files(model_folder):
-                _flush(shutil.copy(file, new / MODEL / file.name))
+                flush(shutil.copy(file, new / MODEL / file.name))
             write_json(new / TAGS, tags)
-            _flush(new / MODEL)
-            _flush(new)
+            flush(new / MODEL)
+            flush(new)
             new.rename(home / str(version))
-            _flush(home)
+            flush(home)
         return version, None
 
     def _home(self, name):

@@ -63,7 +63,7 @@ def read_json(path):
         if not isinstance(content, dict):
             raise ValueError('it is not a JSON object')
         return content
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrackingError(f'{path} cannot be read: {error}')
 
 

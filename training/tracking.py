@@ -188,13 +188,16 @@ class Folder:
                 return found
             taken = [int(path.name) for path in home.iterdir() if VERSION.fullmatch(path.name)]
             version = max(taken, default=0) + 1
-            (new / MODEL).mkdir(parents=True)
-            for file in model_files(model_folder):
-                flush(shutil.copy(file, new / MODEL / file.name))
-            write_json(new / TAGS, tags)
-            flush(new / MODEL)
-            flush(new)
-            new.rename(home / str(version))
+            try:
+                (new / MODEL).mkdir(parents=True)
+                for file in model_files(model_folder):
+                    flush(shutil.copy(file, new / MODEL / file.name))
+                write_json(new / TAGS, tags)
+                flush(new / MODEL)
+                flush(new)
+                new.rename(home / str(version))
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
             flush(home)
         return version, None
 

@@ -1,4 +1,5 @@
 """Files that are whole at any moment, however the script that writes them ends."""
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -11,8 +12,13 @@ def write_bytes(path, content):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f'.{path.name}.{os.getpid()}')
-    new.write_bytes(content)
-    os.replace(str(new), str(path))
+    try:
+        new.write_bytes(content)
+        os.replace(str(new), str(path))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
 
 
 def write_json(path, value):

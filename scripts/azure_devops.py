@@ -52,6 +52,7 @@ def is_organisation(address):
     local = url.hostname in ('127.0.0.1', 'localhost')
     names = [name for name in url.path.split('/') if name]
     return (bool(url.hostname) and '@' not in url.netloc and '_git' not in names
+            and not url.query and not url.fragment
             and (url.scheme == 'https' or url.scheme == 'http' and local)
             and (url.hostname != 'dev.azure.com' or len(names) == 1))
 

@@ -1,4 +1,5 @@
 """What both benchmarks share. Their rounds are [{subject: {figure: number}}, ...]."""
+import io
 import statistics
 
 import atomic
@@ -81,7 +82,7 @@ def write(path, title, rounds, figures, limits, bars):
     text = '\n\n'.join([title, table([['median [least, most]'] + subjects] + rows),
                         table([('median [least, most]', 'must be', 'is', 'met')] + checks)])
     print('\n' + text)
-    path.with_suffix('.md').write_text(text + '\n')
+    atomic.write_bytes(path.with_suffix('.md'), (text + '\n').encode())
     atomic.write_json(path.with_suffix('.json'), rounds)
     try:
         from matplotlib.figure import Figure
@@ -95,4 +96,6 @@ def write(path, title, rounds, figures, limits, bars):
     panels[-1].axis('off')
     panels[-1].text(0, 1, '\n'.join(f'{label}: {found}\n         ({bound})'
                                     for label, bound, found, _ in checks), fontsize=9, va='top')
-    figure.savefig(str(path.with_suffix('.png')), dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=110)
+    atomic.write_bytes(path.with_suffix('.png'), picture.getvalue())

@@ -35,7 +35,7 @@ def newest_version(registry, name):
     if not versions:
         raise ValueError(f'no version of the model {name} in {registry}; `make retrain` registers '
                          'one')
-    newest = max(versions, key=lambda folder: int(folder.name)).resolve()
+    newest = max(versions, key=lambda folder: int(folder.name)).absolute()
     check_model(newest / 'model' / 'model.txt', atomic.read_json(newest / 'tags.json'),
                 f'{name} version {newest.name}',
                 f'put the file back, or remove {newest} to go on with the version before it')

@@ -53,7 +53,14 @@ def stored_rows(path):
     """Rows and their scores as training stored them beside a model.txt, else as this gives them."""
     known = (atomic.read_json(path.with_name('metrics.json')) or {}).get('known_rows')
     if known:
-        return [list(map(float, row.split())) for row in known['rows']], known['scores']
+        try:
+            rows, scores = [list(map(float, row.split())) for row in known['rows']], known['scores']
+            if len(rows) == len(list(map(float, scores))) > 1:
+                return rows, scores
+        except (AttributeError, LookupError, TypeError, ValueError):
+            pass
+        raise AzureError('the known_rows in metrics.json beside the model are damaged: put the '
+                         'file back')
     import lightgbm
     rows = random_rows(random.Random(2017), ROWS)
     return rows, lightgbm.Booster(model_file=str(path)).predict(rows).tolist()

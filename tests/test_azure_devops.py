@@ -67,7 +67,8 @@ def test_settings_say_everything_that_is_missing_at_once():
 @pytest.mark.parametrize('name, value, hidden', [
     ('AZURE_DEVOPS_ORG_URL', address, 'pat123') for address in (
         'contoso', 'http://dev.azure.com/contoso', 'https://pat123@dev.azure.com/contoso',
-        'https://dev.azure.com', 'https://dev.azure.com/contoso/Safe%20Driver',
+        'https://dev.azure.com', 'https://dev.azure.com/contoso/?view=all',
+        'https://dev.azure.com/contoso/Safe%20Driver',
         'https://server/tfs/Default/P/_git/R')] + [('AZURE_DEVOPS_EXT_PAT', 'abc\ndef', 'abc')])
 def test_what_cannot_be_used_is_refused_and_not_repeated(service, name, value, hidden):
     with pytest.raises(SettingsError, match=name) as caught:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -132,6 +133,14 @@ def test_an_answer_that_a_library_stumbles_over_is_one_sentence():
     with pytest.raises(KeyError):
         with azure_ml.asking('look', 10):
             {}['a mistake of ours']
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / 'run.json').write_text('{}')
+    monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        atomic.write_json(tmp_path / 'run.json', {'id': 1})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['{}']
 
 
 @pytest.mark.parametrize('content', [

@@ -1,6 +1,7 @@
 """The training benchmark: what both benchmarks say of their rounds, and a small run of it."""
 import json
 import math
+import os
 
 import pytest
 
@@ -54,6 +55,20 @@ def test_each_round_begins_with_another_subject():
 def test_a_command_that_fails_ends_the_benchmark_with_its_words():
     with pytest.raises(RuntimeError, match='no such thing'):
         bench_training.run_python('-c', 'raise SystemExit("no such thing")')
+
+
+def test_a_failure_leaves_the_results_of_the_benchmark_before(tmp_path, monkeypatch):
+    def write(title):
+        rounds = [one_round()]
+        bench_report.write(tmp_path / 'training', title, rounds, bench_training.FIGURES,
+                           bench_training.limits(rounds), ['test AUC'])
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    before = write('before')
+    monkeypatch.setattr(os, 'replace', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write('after')
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.end_to_end

@@ -46,6 +46,7 @@ def test_a_signal_takes_along_what_is_unfinished_and_says_one_line(tmp_path, mon
 @pytest.mark.parametrize('order, shown', [
     ('##vso[task.setvariable variable=x]y', '## vso[task.setvariable variable=x]y'),
     ('##VSO[task.complete]', '## VSO[task.complete]'), ('##\u200bvso[x]', r'##\u200bvso[x]'),
+    ('#\ufe0f#v\ufe0fso[x]', '#\ufe0f# v\ufe0fso[x]'),
     ('\x1b[2Jred\r', r'\x1b[2Jred\r'), ('\udc80', r'\udc80'), ('zwölf ## [', 'zwölf ## [')])
 def test_what_others_wrote_gives_no_order(tmp_path, capsys, order, shown):
     """As a file's name, and as a column's."""

@@ -159,12 +159,15 @@ def test_a_table_that_changed_since_training_is_refused(judge, champion, models,
     assert 'other.csv' in error and 'train again' in error
 
 
-@pytest.mark.parametrize('tagged, reason', [(True, 'changed after'), (False, 'is damaged')])
+@pytest.mark.parametrize('known, reason', [
+    ('tags', 'changed after'), ('report', 'changed after'), ('nowhere', 'is damaged')])
 @pytest.mark.parametrize('damage', [lambda text: text.replace('left_child=1', 'left_child=0'),
                                     lambda text: text.replace('\n', '\r\n')])
-def test_a_champion_that_was_changed_or_damaged_is_named(judge, champion, capsys, tagged, reason,
+def test_a_champion_that_was_changed_or_damaged_is_named(judge, champion, capsys, known, reason,
                                                          damage):
-    model = champion('weak', tagged) / 'model.txt'
+    model = champion('weak', known == 'tags') / 'model.txt'
+    if known != 'report':
+        model.with_name('metrics.json').unlink()
     model.write_bytes(damage(model.read_text()).encode())
     assert judge('strong')[0] == 1
     error = capsys.readouterr().err

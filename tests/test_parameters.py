@@ -39,6 +39,7 @@ def test_all_problems_are_listed_at_once(parameters):
     ({'training': {'min_data': 5}}, 'training.min_data_in_leaf and training.min_data are the same'),
     ({'training': {'subsample': 0.5}}, 'subsample does nothing without training.bagging_freq'),
     ({'training': {'bagging_fraction': 0.5, 'bagging_freq': 0}}, 'set that to 1 or more'),
+    ({'training': {'bagging_fraction': 0.5, 'bagging_freq': -1}}, 'set that to 1 or more'),
     ({'training': {'extra_trees': 1}}, 'it must be true or false'),
     ({'training': {'learning_rate': True}}, 'learning_rate is true'),
     ({'training': {'min_child_samples': 0}}, 'it must be a whole number from 1'),
@@ -65,8 +66,9 @@ def test_bad_values_are_refused(parameters, changes, message):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('{', 'cannot be read'), ('[]', 'must be a JSON object'),
-    ('{"seed": 1, "seed": 2}', 'seed is there twice'), ('{}', 'training is missing')])
+    ('{', 'cannot be read'), ('[' * 100000, 'cannot be read'), ('[]', 'must be a JSON object'),
+    ('{"seed": 1, "seed": 2}', 'seed is there twice'), ('{}', 'training is missing')],
+    ids=range(5))
 def test_bad_files_are_refused(tmp_path, text, message):
     (tmp_path / 'p.json').write_text(text)
     with pytest.raises(ParametersError, match=message):

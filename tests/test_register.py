@@ -1,5 +1,6 @@
 """Registering in a folder: versions that are whole, distinct and never doubled."""
 import concurrent.futures
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -86,6 +87,20 @@ def test_without_a_build_the_newest_with_the_same_bytes_is_the_same_version(tmp_
     assert [registered(model)['version'] for model in models] == [1, 1, 2, 2, 3, 4]
     version, folder, _ = tracking.Folder(str(tmp_path / 'registry')).champion(NAME)
     assert version == 4 and files(folder) == files(first)
+
+
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
+def test_a_registration_that_fails_leaves_nothing(tmp_path, monkeypatch, error):
+    model, home = make_model(tmp_path / 'model'), tmp_path / 'registry' / NAME
+    registered(model, '1')
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(tracking, 'flush', fail)
+    with contextlib.suppress(KeyboardInterrupt):
+        assert register.main(command(model, build='2')) == 1
+    assert sorted(path.name for path in home.iterdir()) == ['.lock', '1']
 
 
 @pytest.mark.parametrize('file, text, words', [

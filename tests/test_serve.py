@@ -162,7 +162,8 @@ def test_what_cannot_be_served_is_said(registry, model, tmp_path, monkeypatch, c
 
 
 def test_what_is_served_is_the_champion_whatever_else_lies_there(tmp_path):
-    register(tmp_path, 10)
+    register(tmp_path, 8)
+    (tmp_path / NAME / '10').symlink_to('8')
     (tmp_path / NAME / '11').mkdir()
     (tmp_path / NAME / '12' / 'tags.json').mkdir(parents=True)
     for name in ('9', '0', '014', '²', '٣٣', '１4', '+14', '1_4', '.new-14', '14.old'):

@@ -84,6 +84,16 @@ def test_the_scores_that_training_stored_are_expected_not_those_of_the_file(tmp_
     assert asked[0] == rows
 
 
+@pytest.mark.parametrize('known', [
+    'x', 5, {'rows': []}, {'rows': [], 'scores': []}, {'rows': ['1', '2'], 'scores': [1, None]}])
+def test_stored_scores_that_are_damaged_are_said_to_be(tmp_path, serve, known, capsys):
+    asked = serve(good(register(tmp_path / 'registry', 1)))
+    report = tmp_path / 'registry' / NAME / '1' / 'model' / 'metrics.json'
+    report.write_text(json.dumps({'known_rows': known}))
+    assert run((tmp_path, None)) == 1 and not asked
+    assert 'known_rows in metrics.json beside the model are damaged' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('change, reason', [
     (lambda found: found[1:], '7 scores for 8 rows'),
     (lambda found: found + [0.5], '9 scores for 8 rows'),

@@ -120,6 +120,9 @@ DAMAGES = [
      ['3 rows with all 57 features of an earlier row', 'line 1,002 (the same as line 5)']),
     ('a copy with another target', both(add_copies([5]), set_cells('target', b'1', [1002])),
      ['1 row with all 57 features']),
+    ('a copy with -0.0', both(set_cells('ps_reg_02', b'0', [5]), add_copies([5]),
+                              set_cells('ps_reg_02', b'-0.0', [1002])),
+     ['1 row with all 57 features']),
     ('copies without values in ps_calc_*', both(blank_calc, add_copies(range(3, 30))),
      ['27 rows with all 57 features']),
     ('just too large', set_cells('ps_ind_01', b'9223372036854775808', [46]),
@@ -288,6 +291,9 @@ def test_large_whole_numbers_are_kept(good, write, caplog, monkeypatch):
     (add_copies(range(3, 30), [name for name in table.COLUMNS if table.KNOWN[name]['type'] ==
                                'float32']), ['in all of the columns of whole numbers, first']),
     (both(blank_calc, add_copies([3])), []),
+    (both(add_copies([3]), set_cells('ps_car_15', b'1.5', [1002])), []),
+    (both(set_cells('ps_calc_20_bin', b'0', [3]), add_copies([3]),
+          set_cells('ps_calc_20_bin', b'1', [1002])), []),
     (set_cells('target', b'1', range(100, 200)), ['of the rows are claims, in the published']),
     (set_cells('target', b'1', range(100, 110)), [])])
 def test_what_the_published_table_does_not_have_is_a_warning(good, write, caplog, damage, warnings):

@@ -128,7 +128,8 @@ def test_a_version_is_a_plain_number_with_tags(tmp_path, name):
     assert tracking.whole_versions(tmp_path / 'missing') == []
 
 
-@pytest.mark.parametrize('text', ['', '{"register": tr', '[1]', 'null'])
+@pytest.mark.parametrize('text', ['', '{"register": tr', '[1]', 'null', '[' * 100000],
+                         ids=range(5))
 def test_json_that_is_not_whole_is_refused_by_name(tmp_path, text):
     (tmp_path / 'decision.json').write_text(text)
     with pytest.raises(tracking.TrackingError, match='decision.json cannot be read'):

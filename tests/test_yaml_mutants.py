@@ -75,9 +75,10 @@ SEMANTIC = [
      '- script: exec python3 devops/container.py --prepare\n'
      '  displayName: The container, with git and make\n', '', 'the first script is not exec'),
     # jobs and machines
-    ('pr.yml', 'pool:\n  vmImage: ', '# ', 'not None'),
-    ('pr.yml', 'vmImage: ', 'vmImage: ubuntu-18.04 # ', "'ubuntu-18.04'"),
-    ('pr.yml', 'vmImage: ', 'vmImage: ubunut-24.04 # ', "'ubunut-24.04'"),
+    ('pr.yml', 'pool:\n  ', '# ', 'not {}'),
+    ('pr.yml', 'pool:\n  ', 'pool:\n  vmImage: ubuntu-18.04 # ', "'ubuntu-18.04'"),
+    ('pr.yml', 'pool:\n  ', 'pool:\n  vmImage: ubunut-24.04 # ', "'ubunut-24.04'"),
+    ('pr.yml', 'pool:\n  ', 'pool:\n  names: mine # ', "{'names': 'mine'}"),
     ('code_quality.yml', 'timeoutInMinutes: ', 'timeoutInMinutes: x', ' is no number'),
     ('deploy.yml', '    environment: ', '    # ', 'environment is missing'),
     ('deploy.yml', '          - download: none\n', '', 'downloads every artifact'),
@@ -109,7 +110,7 @@ SEMANTIC = [
     ('pr.yml', 'trigger: none\n', '', 'every push to every branch'),
     ('pr.yml', 'pr: none', 'pr: [master]', 'Azure Repos ignores it'),
     # YAML
-    ('pr.yml', 'pool:\n  vmImage', 'pool:\n\tvmImage', 'is not YAML'),
+    ('pr.yml', 'pool:\n  ', 'pool:\n\t', 'is not YAML'),
     ('pr.yml', 'pr: none', 'pr: none\npr: none', 'duplicate key pr'),
     ('pr.yml', 'pool:\n', 'pool: &pool\n', 'no anchors'),
     ('workspace.yml', 'jobs:\n- job: ', 'jobs:\n  job: ', 'jobs is a list'),

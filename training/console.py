@@ -6,6 +6,10 @@ import sys
 
 log = logging.getLogger('training')
 
+# The agent compares by culture, for which characters of no width between these do not count.
+UNSEEN = '[^ -~\\n]*'
+COMMAND = re.compile(f"#{UNSEEN}#(?={UNSEEN}{UNSEEN.join('vso')}{UNSEEN}\\[)", re.I)
+
 
 class Harmless:
     """A stream for others' text: the agent obeys ##vso[ in it, a terminal control characters."""
@@ -16,7 +20,7 @@ class Harmless:
     def write(self, text):
         shown = ''.join(char if char.isprintable() or char in '\n\t' else ascii(char)[1:-1]
                         for char in text)
-        return self.stream.write(re.sub(r'##(?=vso\[)', '## ', shown, flags=re.I))
+        return self.stream.write(COMMAND.sub(r'\g<0> ', shown))
 
     def __getattr__(self, name):
         return getattr(self.stream, name)

@@ -66,10 +66,11 @@ def load_champion(tracker, name, columns):
     path = Path(folder, 'model.txt')
     if not path.is_file():
         raise tracking.TrackingError(f'{what} has no file model/model.txt')
-    digest = tracking.sha256(path)
-    if tags.get('model_sha256', digest) != digest:
-        raise tracking.TrackingError(f'{what} was changed after it was registered: its model.txt '
-                                     f'is not the one its tags name')
+    digest, report = tracking.sha256(path), path.with_name('metrics.json')
+    told = tracking.read_json(report) if report.is_file() else {}
+    if not {None, digest} >= {tags.get('model_sha256'), told.get('model_sha256')}:
+        raise tracking.TrackingError(f'{what} was changed after it was registered: its model.txt is'
+                                     ' not the one its tags or metrics.json name')
     if subprocess.call([sys.executable, '-c', TRIAL, lightgbm.basic._LIB._name, str(path)],
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         raise tracking.TrackingError(f'{what} is damaged: LightGBM cannot read it')

@@ -106,7 +106,7 @@ def load_parameters(path):
         # From bytes json knows UTF-16 and byte order marks, which editors of Windows write.
         with open(path, 'rb') as file:
             parameters = json.load(file, object_pairs_hook=once)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ParametersError(f'{path}: cannot be read: {error}')
     if not isinstance(parameters, dict):
         raise ParametersError(f'{path}: must be a JSON object')
@@ -164,7 +164,7 @@ def contradictions(parameters):
     if 'objective' not in given:
         yield 'training.objective is missing; it must be binary'
     fraction, frequency = given.get('bagging_fraction'), given.get('bagging_freq')
-    if training.get(fraction, 1) != 1 and not training.get(frequency):
+    if training.get(fraction, 1) != 1 and training.get(frequency, 0) < 1:
         yield (f'training.{fraction} does nothing without training.bagging_freq: set that to 1 or '
                'more')
     metric, direction = evaluation['metric'], evaluation['direction']

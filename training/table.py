@@ -214,9 +214,10 @@ def _hashes(columns, names):
     import numpy
     mixed = numpy.zeros(len(columns[LINE]), dtype=numpy.int64)
     for name in names:
-        mixed *= 0x1E3779B97F4A7C15
         values = columns[name].astype(KNOWN[name]['type'] if _is_fraction(name) else 'int64')
-        mixed += values.view('int32') if _is_fraction(name) else values
+        # By its bits -0.0 would be another number than 0.0.
+        mixed += (values + 0).view('int32') if _is_fraction(name) else values
+        mixed *= 0x1E3779B97F4A7C15
     return (mixed >> 32).astype(numpy.uint32)
 
 

@@ -64,11 +64,11 @@ def read_json(path):
         if not isinstance(content, dict):
             raise ValueError('it is not a JSON object')
         return content
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrackingError(f'{path} cannot be read: {error}')
 
 
-def _flush(path):
+def flush(path):
     """Have a file or folder on the disk: a registered version outlives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -85,7 +85,7 @@ def replacing(path):
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
@@ -192,14 +192,17 @@ class Folder:
                 return found
             taken = [int(path.name) for path in home.iterdir() if VERSION.fullmatch(path.name)]
             version = max(taken, default=0) + 1
-            (new / MODEL).mkdir(parents=True)
-            for file in model_files(model_folder):
-                _flush(shutil.copy(file, new / MODEL / file.name))
-            write_json(new / TAGS, tags)
-            _flush(new / MODEL)
-            _flush(new)
-            new.rename(home / str(version))
-            _flush(home)
+            try:
+                (new / MODEL).mkdir(parents=True)
+                for file in model_files(model_folder):
+                    flush(shutil.copy(file, new / MODEL / file.name))
+                write_json(new / TAGS, tags)
+                flush(new / MODEL)
+                flush(new)
+                new.rename(home / str(version))
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+            flush(home)
         return version, None
 
     def _home(self, name):

@@ -242,9 +242,9 @@ def code_commit():
 def write_set(folder, files):
     """Write {name: text} into the folder, metrics.json last.
 
-    All files are there under temporary names before the first of an earlier set is replaced, and
-    metrics.json is never there beside a model that is not its own. No folder is made or renamed:
-    in storage that is mounted as one, an empty folder may vanish and no renaming is atomic.
+    All files are on the disk under temporary names before the first of an earlier set is replaced.
+    Beside a model that is not its own metrics.json is refused by its SHA-256. No folder is made or
+    renamed: in mounted storage an empty folder may vanish and no renaming is atomic.
     """
     for left in Path(folder).glob('.*.new'):
         with contextlib.suppress(OSError):
@@ -255,8 +255,7 @@ def write_set(folder, files):
         for name in sorted(files, key=last.name.__ne__):
             temporary = stack.enter_context(tracking.replacing(Path(folder, name)))
             temporary.write_bytes(files[name].encode())
-        if last.exists():
-            last.unlink()
+            tracking.flush(temporary)
 
 
 def judge_segments(frame, label, probability, parameters):

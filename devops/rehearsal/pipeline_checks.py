@@ -101,14 +101,15 @@ class Checks:
         self.known, self.problems = {name.lower() for name in names}, []
         # {artifact: its stage} and {stage: all stages that it depends on, directly or not}.
         self.published, self.needed = {}, {}
-        pool = pipeline.get('pool')
+        pool = pipeline.get('pool') or {}
         self.report(
             pipeline.location,
             ('trigger' not in pipeline, 'without trigger every push to every branch starts it'),
             (pipeline.get('pr') != 'none',
              'pr: Azure Repos ignores it; say none, a branch policy starts it'),
-            (pool not in [{'vmImage': image} for image in HOSTED],
-             f"pool: vmImage and one of {', '.join(HOSTED)}, not {pool}"))
+            (not {'name', 'vmImage'} & set(pool) or pool.get('vmImage', HOSTED[0]) not in HOSTED,
+             f"pool: name and one of your own, or vmImage and one of {', '.join(HOSTED)}, not "
+             f'{pool}'))
         for schedule in pipeline_yaml.schedules(pipeline):
             self.check_schedule(schedule)
         # A file with jobs only has one stage, without a name.

@@ -179,12 +179,13 @@ def compare(out, build):
              f"training {side['seconds']:.1f} s, {side['megabytes']:.0f} MB")
             for name, side in sides.items() if side]
     decision = found.get('decision') or {}
-    said = with_interval(decision.get('difference'), decision.get('difference_interval'), '+.5f')
-    sentence = f"{decision.get('metric')} changes by {said} on the same hold-out rows."
     if found.get('problem'):
         sentence = f"{found['base']} could not be compared with."
     elif decision.get('difference') is None:
         sentence = f"Nothing was compared: {decision.get('reason')}"
+    else:
+        said = with_interval(decision['difference'], decision['difference_interval'], '+.5f')
+        sentence = f"{decision['metric']} changes by {said} on the same hold-out rows."
     notes = (found.get('problem') or '').splitlines()[-FAILURES_SHOWN:]
     return page(title, sentence, rows, notes), None
 

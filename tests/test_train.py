@@ -108,9 +108,9 @@ def test_model_takes_the_57_numbers_and_gives_the_reported_figures(model, data):
     known = [list(map(float, row.split())) for row in result['known_rows']['rows']]
     assert result['known_rows']['scores'] == booster.predict(known).tolist()
     assert 1 < len(set(result['known_rows']['scores'])) <= len(known) == 8
-    found = [segment for segment in result['segments'] if segment['segment'] == 'ps_ind_06_bin = 1']
-    level = rows['ps_ind_06_bin'].to_numpy() == 1
-    assert found == [{'segment': 'ps_ind_06_bin = 1', 'rows': level.sum(),
+    found = [segment for segment in result['segments'] if segment['segment'] == 'ps_ind_06_bin = 0']
+    level = rows['ps_ind_06_bin'].to_numpy() == 0
+    assert found == [{'segment': 'ps_ind_06_bin = 0', 'rows': level.sum(),
                      'claims': rows['target'][level].sum(),
                       'mean_score': pytest.approx(probability[level].mean()),
                       'auc': pytest.approx(metrics.auc(rows['target'][level], probability[level]))}]

@@ -11,8 +11,6 @@ PAGE = string.Template(
     report.PAGE.template.partition('<body>')[0] +
     Path(__file__).with_name('comparison_page.html').read_text(encoding='utf-8'))
 NAMES, COLORS = ('champion', 'new model'), (report.WARM, report.ACCENT)
-# A segment with fewer claims, or other rows, than this says nothing.
-LEAST_IN_SEGMENT = 20
 SEGMENTS_SHOWN, DRIFT_SHOWN, BARS = 10, 10, 40
 
 
@@ -55,8 +53,8 @@ def page(decision, frame, scores, differences):
                                        'policies, with the 95 % interval of its claim rate.'),
         rate=f'{label.mean():.3%}', before=f'{scores[0].mean():.3%}',
         after=f'{scores[1].mean():.3%}',
-        lost=f'Of {len(found)} segments with {LEAST_IN_SEGMENT} claims or more, the AUC of the new '
-        f'model is surely lower in {surely}; chance alone makes it so in one of 40.',
+        lost=f'Of {len(found)} segments with {metrics.LEAST_IN_SEGMENT} claims or more, the AUC of '
+        f'the new model is surely lower in {surely}; chance alone makes it so in one of 40.',
         segments=report.table(
             ['segment', 'policies', 'claims', 'champion', 'new model', '95 % of the difference'],
             [(name, f'{rows:,}', f'{claims:,}', f'{before:.4f}', f'{after:.4f}',
@@ -77,7 +75,7 @@ def segments(frame, label, scores):
                if name.endswith(('_bin', '_cat')) and 'calc' not in name]
     for name, rows in table.segments(frame, columns):
         claims = int(label[rows].sum())
-        if min(claims, rows.sum() - claims) >= LEAST_IN_SEGMENT:
+        if min(claims, rows.sum() - claims) >= metrics.LEAST_IN_SEGMENT:
             yield (name, int(rows.sum()), claims,
                    *metrics.auc_difference(label[rows], *[one[rows] for one in scores]))
 

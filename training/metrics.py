@@ -2,6 +2,8 @@
 import numpy as np
 
 BLOCKS = 1024
+# The AUC of fewer claims, or of fewer other rows, says nothing about a segment.
+LEAST_IN_SEGMENT = 20
 
 
 def checked(label, score):
@@ -157,4 +159,4 @@ def share_interval(rate, rows, z=1.96):
     middle = (rate + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * np.sqrt(
         rate * (1 - rate) / rows + z * z / (4 * rows * rows))
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -261,15 +261,16 @@ def write_set(folder, files):
 def judge_segments(frame, label, probability, parameters):
     """A dict for each level of the columns that "card" names, of the hold-out rows that have it.
 
-    Its "auc" is None where all, or none, of them had a claim.
+    Its "auc" is None where too few of them had a claim, or none, to say anything.
     """
     import metrics
     columns = sorted(matching(parameters.get('card', {}).get('segments', ())))
     for name, rows in table.segments(frame, columns):
         claims, score = label[rows], probability[rows]
+        few = min(claims.sum(), len(claims) - claims.sum()) < metrics.LEAST_IN_SEGMENT
         yield {'segment': name, 'rows': int(rows.sum()), 'claims': int(claims.sum()),
                'mean_score': float(score.mean()),
-               'auc': metrics.auc(claims, score) if 0 < claims.sum() < len(claims) else None}
+               'auc': None if few else metrics.auc(claims, score)}
 
 
 def run(args):

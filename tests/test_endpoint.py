@@ -223,6 +223,45 @@ def test_an_endpoint_that_cannot_be_made_is_said_with_the_way_out(production):
     assert 'deleting the endpoint, which failed' in production.deploy(1, code=1, **other)
 
 
+def test_what_others_did_meanwhile_is_not_undone(steady, monkeypatch):
+    before, watch = steady.endpoint()[0], endpoint.watch
+
+    def watched(one, *rest):
+        watch(one, *rest)
+        # As `make rollback` in another window.
+        assert steady('rollback', '--service', 'endpoint')
+    monkeypatch.setattr('endpoint.watch', watched)
+    text = steady.deploy(3, code=1)
+    live, = before
+    assert 'somebody else has changed' in text and f'all traffic is on {live}' in text
+    assert steady.endpoint()[0] == before
+
+
+def test_an_endpoint_of_others_is_left_alone(steady):
+    before, table = steady.endpoint()[0], steady.azure.table(steady.workspace, 'deployments')
+    live, = before
+    with table.change(f'{NAME}/{live}') as row:
+        tags, row['document']['tags'] = row['document']['tags'], {'team': 'another'}
+    changed = len(steady.routes())
+    text = steady.deploy(3, code=1)
+    with table.change(f'{NAME}/{live}') as row:
+        row['document']['tags'] = tags
+    assert f'did not make, {live}: choose another ENDPOINT_NAME' in text
+    assert steady.endpoint()[0] == before and len(steady.routes()) == changed
+
+
+def test_shares_that_azure_shows_late_are_waited_for(steady, monkeypatch):
+    one = endpoint.Endpoint(settings.read(os.environ))
+    assert one.look()
+    before, live = one.found, one.live
+    other, = set(one.deployments()) - {live}
+    settled, late = one.settled, [before, before]
+    monkeypatch.setattr(one, 'settled', lambda *args: late.pop() if late else settled(*args))
+    one.route({live: 90, other: 10}, trial=other)
+    assert one.traffic == {live: 90, other: 10} and one.tags['trial'] == other
+    one.all_to_live()
+
+
 def test_a_scoring_script_that_is_wrong_never_gets_traffic(production, scoring):
     steady, before = production, production.endpoint()[0]
     script = (scoring / 'score.py').read_text()

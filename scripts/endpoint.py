@@ -60,6 +60,16 @@ def part(found, *names):
     return found
 
 
+def check_form(one):
+    """Raise AzureError unless tags and traffic of an endpoint or a deployment can be read."""
+    for name, found, kind in (('tags', one.get('tags'), str),
+                              ('traffic', part(one, 'properties').get('traffic'), int)):
+        found = found or {}
+        if not isinstance(found, dict) or not set(map(type, found.values())) <= {kind}:
+            raise AzureError(f"could not read Azure's answer about the endpoint: odd {name}\n"
+                             f'{azure_ml.ODD}')
+
+
 class Endpoint:
     """The endpoint that the settings name, as Azure last told it, and what can be done with it."""
 
@@ -102,6 +112,8 @@ class Endpoint:
         end, spoken = self.patience(), time.monotonic()
         while True:
             found = self.manager.get(path, VERSION, what)
+            if found:
+                check_form(found)
             state, now = arm.state_of(found), time.monotonic()
             if not found or state in arm.ENDED:
                 return found
@@ -202,7 +214,14 @@ class Endpoint:
     def deployments(self):
         found = self.manager.get(f'{self.path}/deployments', VERSION,
                                  f'list the deployments of the endpoint {self.name}')
-        return {part(one, 'name'): one for one in part(found, 'value')}
+        try:
+            known = {str(part(one, 'name')): one for one in part(found, 'value')}
+            for one in known.values():
+                check_form(one)
+            return known
+        except TypeError:
+            raise AzureError("could not read Azure's answer about the endpoint: no list\n"
+                             f'{azure_ml.ODD}') from None
 
     def delete(self, title, path):
         """Delete a resource and wait until it is gone. Raises AzureError."""

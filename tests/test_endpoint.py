@@ -237,6 +237,27 @@ def test_what_others_did_meanwhile_is_not_undone(steady, monkeypatch):
     assert steady.endpoint()[0] == before
 
 
+def test_an_odd_answer_is_a_sentence(steady, monkeypatch):
+    before, routed, get = steady.endpoint()[0], len(steady.routes()), endpoint.arm.Manager.get
+
+    def answer(of, **changes):
+        def act(self, path, *rest, **query):
+            found = get(self, path, *rest, **query)
+            return dict(found, **changes) if path.endswith(of) else found
+        monkeypatch.setattr('arm.Manager.get', act)
+    for of, changes in ((NAME, {'tags': [3]}), (NAME, {'tags': {'previous': [3]}}),
+                        (NAME, {'properties': {'traffic': {'v1': '100'}}}),
+                        ('/deployments', {'value': 3}), ('/deployments', {'value': [3]}),
+                        ('/deployments', {'value': [{'name': 'v1', 'tags': 3}]})):
+        answer(of, **changes)
+        for said in (steady.deploy(3, code=1), steady(
+                'rollback', '--service', 'endpoint', code=1)):
+            assert "could not read Azure's answer about the endpoint" in said, changes
+            assert 'Traceback' not in said, changes
+    monkeypatch.setattr('arm.Manager.get', get)
+    assert steady.endpoint()[0] == before and len(steady.routes()) == routed
+
+
 def test_an_endpoint_of_others_is_left_alone(steady):
     before, table = steady.endpoint()[0], steady.azure.table(steady.workspace, 'deployments')
     live, = before

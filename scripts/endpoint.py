@@ -199,7 +199,11 @@ class Endpoint:
                              'it is still wanted')
 
     def check_ours(self):
-        """Raise AzureError if others have made deployments of it, which are not ours to delete."""
+        """Raise AzureError if others made it or deployments of it, which are not ours to delete."""
+        mode = part(self.found, 'properties', 'authMode')
+        if str(mode).lower() != 'key':
+            raise AzureError(f'the endpoint {self.name} asks for {mode}, not for a key, so this '
+                             'project did not make it: choose another ENDPOINT_NAME')
         others = [name for name, one in sorted(self.deployments().items())
                   if not set(deploy.PARTS) <= set(one.get('tags') or {})]
         if others:

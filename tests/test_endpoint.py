@@ -258,16 +258,26 @@ def test_an_odd_answer_is_a_sentence(steady, monkeypatch):
     assert steady.endpoint()[0] == before and len(steady.routes()) == routed
 
 
-def test_an_endpoint_of_others_is_left_alone(steady):
+def test_an_endpoint_of_others_is_left_alone(steady, monkeypatch):
     before, table = steady.endpoint()[0], steady.azure.table(steady.workspace, 'deployments')
     live, = before
     with table.change(f'{NAME}/{live}') as row:
         tags, row['document']['tags'] = row['document']['tags'], {'team': 'another'}
     changed = len(steady.routes())
-    text = steady.deploy(3, code=1)
+    text, checked = steady.deploy(3, code=1), steady('preflight', code=1)
     with table.change(f'{NAME}/{live}') as row:
         row['document']['tags'] = tags
-    assert f'did not make, {live}: choose another ENDPOINT_NAME' in text
+    for said in text, checked:
+        assert f'did not make, {live}: choose another ENDPOINT_NAME' in ' '.join(said.split())
+    get = endpoint.arm.Manager.get
+
+    def with_tokens(self, path, *rest, **query):
+        found = get(self, path, *rest, **query)
+        return dict(found, properties=dict(found['properties'], authMode='AADToken')) if (
+            path.endswith('/' + NAME)) else found
+    monkeypatch.setattr('arm.Manager.get', with_tokens)
+    assert 'asks for AADToken, not for a key' in steady.deploy(3, code=1)
+    monkeypatch.setattr('arm.Manager.get', get)
     assert steady.endpoint()[0] == before and len(steady.routes()) == changed
 
 

@@ -233,10 +233,15 @@ class Endpoint:
         print(f'endpoint {self.name}: deleting the {title}', flush=True)
         if self.settled(what, path):
             self.ask(what, 'DELETE', path)
-        while self.manager.get(path, VERSION, what):
+        found, states = self.manager.get(path, VERSION, what), set()
+        while found:
+            states.add(arm.state_of(found))
+            if 'deleting' in states and arm.state_of(found) in arm.ENDED:
+                raise AzureError(f'could not {what}: Azure began and gave it up; run this again')
             if time.monotonic() > self.end:
                 raise AzureError(f'could not {what} in time: run this again')
             time.sleep(PAUSE_SECONDS)
+            found = self.manager.get(path, VERSION, what)
 
     def headers(self, deployment=None):
         """Those of a request to the endpoint, or to a deployment of it; fetches the key."""

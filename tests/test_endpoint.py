@@ -237,6 +237,16 @@ def test_what_others_did_meanwhile_is_not_undone(steady, monkeypatch):
     assert steady.endpoint()[0] == before
 
 
+def test_what_azure_does_not_delete_is_not_waited_for(steady, monkeypatch):
+    one = endpoint.Endpoint(settings.read(os.environ))
+    states = ['Failed', 'Failed', 'Deleting', 'Failed']
+    monkeypatch.setattr(one.manager, 'get', lambda *_: {
+        'properties': {'provisioningState': states.pop(0)}})
+    monkeypatch.setattr(one.manager, 'ask', lambda *_: {})
+    with pytest.raises(endpoint.AzureError, match='gave it up; run this again'):
+        one.delete('deployment x', one.path_of('x'))
+
+
 def test_an_odd_answer_is_a_sentence(steady, monkeypatch):
     before, routed, get = steady.endpoint()[0], len(steady.routes()), endpoint.arm.Manager.get
 

@@ -60,6 +60,16 @@ def part(found, *names):
     return found
 
 
+def check_form(one):
+    """Raise AzureError unless tags and traffic of an endpoint or a deployment can be read."""
+    for name, found, kind in (('tags', one.get('tags'), str),
+                              ('traffic', part(one, 'properties').get('traffic'), int)):
+        found = found or {}
+        if not isinstance(found, dict) or not set(map(type, found.values())) <= {kind}:
+            raise AzureError(f"could not read Azure's answer about the endpoint: odd {name}\n"
+                             f'{azure_ml.ODD}')
+
+
 class Endpoint:
     """The endpoint that the settings name, as Azure last told it, and what can be done with it."""
 
@@ -102,6 +112,8 @@ class Endpoint:
         end, spoken = self.patience(), time.monotonic()
         while True:
             found = self.manager.get(path, VERSION, what)
+            if found:
+                check_form(found)
             state, now = arm.state_of(found), time.monotonic()
             if not found or state in arm.ENDED:
                 return found
@@ -143,7 +155,14 @@ class Endpoint:
             'identity': {'type': part(kept, 'identity', 'type')},
             'tags': {name: value for name, value in tags.items() if value},
             'properties': dict(properties, traffic=traffic)})
-        self.found = self.ready(what, self.path)
+        self.found, end = self.ready(what, self.path), time.monotonic() + ROUTE_SECONDS
+        # For a while it may still show the shares of before (Azure/azure-dev 3881).
+        while self.traffic != {name: share for name, share in traffic.items() if share}:
+            if time.monotonic() > end:
+                raise AzureError(f'could not {what}: Azure goes on saying {self.traffic}; run '
+                                 'this again')
+            time.sleep(PAUSE_SECONDS)
+            self.found = self.ready(what, self.path)
 
     def route(self, traffic, **tags):
         """Give the deployments these shares of the traffic, in per cent. Raises AzureError."""
@@ -172,6 +191,25 @@ class Endpoint:
                   if name != self.tags.get('trial')} or self.traffic
         return max(shares, key=shares.get, default=None)
 
+    def check_unchanged(self, live, trial=None):
+        """Raise AzureError if others, a rollback say, have changed the traffic meanwhile."""
+        self.look()
+        if self.live != live or trial and self.tags.get('trial') != trial:
+            raise AzureError('somebody else has changed the traffic meanwhile; run this again if '
+                             'it is still wanted')
+
+    def check_ours(self):
+        """Raise AzureError if others made it or deployments of it, which are not ours to delete."""
+        mode = part(self.found, 'properties', 'authMode')
+        if str(mode).lower() != 'key':
+            raise AzureError(f'the endpoint {self.name} asks for {mode}, not for a key, so this '
+                             'project did not make it: choose another ENDPOINT_NAME')
+        others = [name for name, one in sorted(self.deployments().items())
+                  if not set(deploy.PARTS) <= set(one.get('tags') or {})]
+        if others:
+            raise AzureError(f'the endpoint {self.name} has deployments that this project did not '
+                             f"make, {', '.join(others)}: choose another ENDPOINT_NAME")
+
     def all_to_live(self):
         """Take the traffic away from what is on trial, or whatever else has a part of it."""
         if self.live and self.traffic != {self.live: 100}:
@@ -180,7 +218,14 @@ class Endpoint:
     def deployments(self):
         found = self.manager.get(f'{self.path}/deployments', VERSION,
                                  f'list the deployments of the endpoint {self.name}')
-        return {part(one, 'name'): one for one in part(found, 'value')}
+        try:
+            known = {str(part(one, 'name')): one for one in part(found, 'value')}
+            for one in known.values():
+                check_form(one)
+            return known
+        except TypeError:
+            raise AzureError("could not read Azure's answer about the endpoint: no list\n"
+                             f'{azure_ml.ODD}') from None
 
     def delete(self, title, path):
         """Delete a resource and wait until it is gone. Raises AzureError."""
@@ -188,10 +233,15 @@ class Endpoint:
         print(f'endpoint {self.name}: deleting the {title}', flush=True)
         if self.settled(what, path):
             self.ask(what, 'DELETE', path)
-        while self.manager.get(path, VERSION, what):
+        found, states = self.manager.get(path, VERSION, what), set()
+        while found:
+            states.add(arm.state_of(found))
+            if 'deleting' in states and arm.state_of(found) in arm.ENDED:
+                raise AzureError(f'could not {what}: Azure began and gave it up; run this again')
             if time.monotonic() > self.end:
                 raise AzureError(f'could not {what} in time: run this again')
             time.sleep(PAUSE_SECONDS)
+            found = self.manager.get(path, VERSION, what)
 
     def headers(self, deployment=None):
         """Those of a request to the endpoint, or to a deployment of it; fetches the key."""
@@ -345,17 +395,21 @@ def change(endpoint, name, create, rows, expected, tags):
             requests.Session(), endpoint.uri, headers, rows, expected,
             time.monotonic() + smoke_test.DEADLINE_SECONDS['endpoint'])
         print(f'endpoint {endpoint.name}: {name} answers as it should', flush=True)
+        endpoint.check_unchanged(live)
         if live:
             if endpoint.traffic != {live: 100 - TRIAL_SHARE, name: TRIAL_SHARE}:
                 endpoint.route({live: 100 - TRIAL_SHARE, name: TRIAL_SHARE}, trial=name)
             watch(endpoint, live, name, rows, expected)
+            endpoint.check_unchanged(live, name)
         endpoint.route({name: 100}, trial='', previous=live, left='', **tags)
     except (AzureError, ValueError) as error:
-        serves = f'all traffic is on {live}' if live else 'it has no traffic'
         try:
             endpoint.look()
-            if live and endpoint.traffic != {live: 100}:
+            # What others have given traffic to meanwhile keeps it.
+            if live and name in endpoint.traffic:
                 endpoint.route({live: 100}, trial='', previous='')
+            serving = ' and '.join(endpoint.traffic)
+            serves = f'all traffic is on {serving}' if serving else 'it has no traffic'
         except AzureError as another:
             serves = (f'and whether all traffic is on {live} is not certain ({another}): '
                       '`make rollback SERVICE=endpoint` sees to it')
@@ -372,7 +426,9 @@ def deploy_model(config, name, version):
              'scoring': deploy.fingerprint(deploy.SOURCE)}
     new, tags = deployment_name(parts), deploy.build_tags(config)
     endpoint = Endpoint(config)
-    if endpoint.look() and arm.state_of(endpoint.found) == 'failed' and not endpoint.deployments():
+    if endpoint.look():
+        endpoint.check_ours()
+    if endpoint.found and arm.state_of(endpoint.found) == 'failed' and not endpoint.deployments():
         # Azure takes nothing for an endpoint whose creation failed.
         endpoint.delete('endpoint, which failed', endpoint.path)
         endpoint.look()

@@ -154,9 +154,10 @@ def azure_counts(manager, component, service, window):
                         number(row['steps']), int(row['requests']), number(row['rows']) or 0,
                         row['newest'])
                   for row in ask(manager, component, REQUESTS % words, window)]
+        # Of a line without bins, that of a request that was refused, mv-expand makes one of null.
         scores = collections.Counter({
             (row['version'], int(row['bin'])): int(row['rows'])
-            for row in ask(manager, component, SCORES % words, window)})
+            for row in ask(manager, component, SCORES % words, window) if row['bin'] is not None})
     except (LookupError, TypeError, ValueError):
         raise AzureError('could not query Application Insights: the answer lacks what was asked '
                          f'for\n{azure_ml.ODD}') from None

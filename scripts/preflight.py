@@ -231,7 +231,9 @@ def check_endpoint(azure):
     if found is None:
         return (f'{name}: `make deploy SERVICE=endpoint` creates it, if nobody else in the region '
                 'has the name')
-    state = found['properties']['provisioningState']
+    state, one = found['properties']['provisioningState'], endpoint.Endpoint(azure.config)
+    one.found = found
+    one.check_ours()
     if state == 'Failed':
         raise AzureError(f'{name} has failed: see it in Azure ML Studio; `make deploy '
                          'SERVICE=endpoint` tries to mend it')

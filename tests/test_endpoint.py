@@ -223,6 +223,86 @@ def test_an_endpoint_that_cannot_be_made_is_said_with_the_way_out(production):
     assert 'deleting the endpoint, which failed' in production.deploy(1, code=1, **other)
 
 
+def test_what_others_did_meanwhile_is_not_undone(steady, monkeypatch):
+    before, watch = steady.endpoint()[0], endpoint.watch
+
+    def watched(one, *rest):
+        watch(one, *rest)
+        # As `make rollback` in another window.
+        assert steady('rollback', '--service', 'endpoint')
+    monkeypatch.setattr('endpoint.watch', watched)
+    text = steady.deploy(3, code=1)
+    live, = before
+    assert 'somebody else has changed' in text and f'all traffic is on {live}' in text
+    assert steady.endpoint()[0] == before
+
+
+def test_what_azure_does_not_delete_is_not_waited_for(steady, monkeypatch):
+    one = endpoint.Endpoint(settings.read(os.environ))
+    states = ['Failed', 'Failed', 'Deleting', 'Failed']
+    monkeypatch.setattr(one.manager, 'get', lambda *_: {
+        'properties': {'provisioningState': states.pop(0)}})
+    monkeypatch.setattr(one.manager, 'ask', lambda *_: {})
+    with pytest.raises(endpoint.AzureError, match='gave it up; run this again'):
+        one.delete('deployment x', one.path_of('x'))
+
+
+def test_an_odd_answer_is_a_sentence(steady, monkeypatch):
+    before, routed, get = steady.endpoint()[0], len(steady.routes()), endpoint.arm.Manager.get
+
+    def answer(of, **changes):
+        def act(self, path, *rest, **query):
+            found = get(self, path, *rest, **query)
+            return dict(found, **changes) if path.endswith(of) else found
+        monkeypatch.setattr('arm.Manager.get', act)
+    for of, changes in ((NAME, {'tags': [3]}), (NAME, {'tags': {'previous': [3]}}),
+                        (NAME, {'properties': {'traffic': {'v1': '100'}}}),
+                        ('/deployments', {'value': 3}), ('/deployments', {'value': [3]}),
+                        ('/deployments', {'value': [{'name': 'v1', 'tags': 3}]})):
+        answer(of, **changes)
+        for said in (steady.deploy(3, code=1), steady(
+                'rollback', '--service', 'endpoint', code=1)):
+            assert "could not read Azure's answer about the endpoint" in said, changes
+            assert 'Traceback' not in said, changes
+    monkeypatch.setattr('arm.Manager.get', get)
+    assert steady.endpoint()[0] == before and len(steady.routes()) == routed
+
+
+def test_an_endpoint_of_others_is_left_alone(steady, monkeypatch):
+    before, table = steady.endpoint()[0], steady.azure.table(steady.workspace, 'deployments')
+    live, = before
+    with table.change(f'{NAME}/{live}') as row:
+        tags, row['document']['tags'] = row['document']['tags'], {'team': 'another'}
+    changed = len(steady.routes())
+    text, checked = steady.deploy(3, code=1), steady('preflight', code=1)
+    with table.change(f'{NAME}/{live}') as row:
+        row['document']['tags'] = tags
+    for said in text, checked:
+        assert f'did not make, {live}: choose another ENDPOINT_NAME' in ' '.join(said.split())
+    get = endpoint.arm.Manager.get
+
+    def with_tokens(self, path, *rest, **query):
+        found = get(self, path, *rest, **query)
+        return dict(found, properties=dict(found['properties'], authMode='AADToken')) if (
+            path.endswith('/' + NAME)) else found
+    monkeypatch.setattr('arm.Manager.get', with_tokens)
+    assert 'asks for AADToken, not for a key' in steady.deploy(3, code=1)
+    monkeypatch.setattr('arm.Manager.get', get)
+    assert steady.endpoint()[0] == before and len(steady.routes()) == changed
+
+
+def test_shares_that_azure_shows_late_are_waited_for(steady, monkeypatch):
+    one = endpoint.Endpoint(settings.read(os.environ))
+    assert one.look()
+    before, live = one.found, one.live
+    other, = set(one.deployments()) - {live}
+    settled, late = one.settled, [before, before]
+    monkeypatch.setattr(one, 'settled', lambda *args: late.pop() if late else settled(*args))
+    one.route({live: 90, other: 10}, trial=other)
+    assert one.traffic == {live: 90, other: 10} and one.tags['trial'] == other
+    one.all_to_live()
+
+
 def test_a_scoring_script_that_is_wrong_never_gets_traffic(production, scoring):
     steady, before = production, production.endpoint()[0]
     script = (scoring / 'score.py').read_text()

@@ -168,7 +168,7 @@ def test_numbers_of_azure_may_be_texts_and_nothing_may_be_no_answer():
     window = monitor.Window(24, time.time())
     groups, scores = monitor.azure_counts(Answers(
         answer([ROW, ['3', '', None, None, 2, None, '2026-11-27T17:00:00Z']], REQUESTS),
-        answer([['3', '7', '240']], SCORES)), '', 'x', window)
+        answer([['3', '7', '240'], ['3', None, None]], SCORES)), '', 'x', window)
     found = monitor.figures(groups, scores, PROFILE)
     assert (found['requests'], found['rows'], found['cut_lines']) == (120, 240, 2)
     assert found['scores']['counts'] == [0] * 7 + [240] + [0] * 12
@@ -184,7 +184,7 @@ def test_numbers_of_azure_may_be_texts_and_nothing_may_be_no_answer():
     ([{'tables': 3}], 'holds no table'), ([{'tables': [3]}], 'holds no table'),
     ([answer([['x'] * 7], REQUESTS)], 'lacks what was asked'),
     ([answer([ROW[1:]], REQUESTS[1:])], 'lacks what was asked'),
-    ([answer([ROW], REQUESTS), answer([['3', None, 1]], SCORES)], 'lacks what was asked')])
+    ([answer([ROW], REQUESTS), answer([['3', 'x', 1]], SCORES)], 'lacks what was asked')])
 def test_an_answer_that_is_not_whole_is_not_judged(answers, words):
     with pytest.raises(monitor.AzureError) as raised:
         monitor.azure_counts(Answers(*answers), '', 'x', monitor.Window(24, time.time()))

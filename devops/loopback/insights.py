@@ -144,6 +144,7 @@ def count_scores(lines, match):
     rows = collections.Counter()
     for _, _, message in lines:
         line = parsed(message)
-        for place, count in line.get('bins', {}).items():
-            rows[line['version'], int(place)] += count
+        # bag_keys of null is null, and mv-expand of null one record of it (learn: kusto/query).
+        for place, count in line.get('bins', {None: 0}).items():
+            rows[line.get('version', ''), place and int(place)] += count
     return [[*key, count] for key, count in rows.items()]

@@ -30,6 +30,8 @@ for name in [row[0] for row in settings.SETTINGS] + MAKE + list(container.PASSED
 os.environ.update(rehearse.NO_GIT_SETTINGS)
 # Tests run beside each other, and LightGBM's threads wait for each other by spinning.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+# No test's file has to outlast a power cut. This, too, refuses what is no open file.
+os.fsync = os.fstat
 
 
 def write_table(path, rows, seed=1):

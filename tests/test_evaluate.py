@@ -1,8 +1,11 @@
 """Champion and challenger, real LightGBM models, on the same hold-out rows."""
+import functools
 import json
 import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightgbm
@@ -45,7 +48,7 @@ def models(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp('evaluate')
     data = folder / 'table.csv'
-    next(sample.generate(4000, 1)).to_csv(str(data), index=False)
+    next(sample.generate(3000, 1)).to_csv(str(data), index=False)
     frame = table.read_table(str(data))
     target = frame['target'].to_numpy()
     strong = make_model(folder / 'strong', frame, target, data)
@@ -58,10 +61,31 @@ def models(tmp_path_factory):
                            weak=weak)
 
 
+@pytest.fixture(scope='module')
+def tried():
+    """subprocess.call for evaluate.py's trial of a model, which tries each content but once."""
+    codes = {}
+
+    def call(command, **how):
+        content = Path(command[-1]).read_bytes()
+        if content not in codes:
+            codes[content] = subprocess.run(command, **how).returncode
+        return codes[content]
+    return call
+
+
+@pytest.fixture(scope='module')
+def read_once():
+    """table.read_table, which reads the table of all tests but once; nobody changes it."""
+    return functools.lru_cache(maxsize=None)(table.read_table)
+
+
 @pytest.fixture
-def judge(models, parameters, tmp_path, monkeypatch):
+def judge(models, parameters, tried, read_once, tmp_path, monkeypatch):
     """A function that evaluates a model against the registry; returns exit code and decision."""
     monkeypatch.setattr(evaluate, 'DRAWS', 100)
+    monkeypatch.setattr(evaluate.subprocess, 'call', tried)
+    monkeypatch.setattr(table, 'read_table', read_once)
     # For speed; test_comparison.py looks at the plots.
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
 
@@ -110,8 +134,6 @@ MINIMIZE = {'metric': 'log_loss', 'direction': 'minimize'}
     ('strong', 'weak', ['--allow-run-cancel', 'false'], {}, True, 0, 'ALLOW_RUN_CANCEL=false'),
     ('weak', 'strong', [], {}, True, 1, 'better'),
     ('weak', 'strong', [], MINIMIZE, True, 1, 'better'),
-    ('weak', 'strong', [], dict(MINIMIZE, metric='brier'), True, 1, 'better'),
-    ('strong', 'weak', [], MINIMIZE, False, 0, 'not better'),
     ('strong', 'weak', [], dict(MINIMIZE, metric='brier'), False, 0, 'not better')])
 def test_what_is_better_is_registered(judge, register_model, champion, capsys, before, after, flags,
                                       criteria, registered, likely, words):
@@ -142,9 +164,9 @@ def test_champion_and_challenger_score_the_same_rows(judge, champion, models):
     assert gini['difference_interval'] == pytest.approx([2 * low, 2 * high])
 
 
-def test_a_gain_must_reach_the_least_gain(judge, champion):
+def test_a_gain_must_reach_the_least_gain(judge, champion, models):
     champion('weak')
-    gain = judge('strong')[1]['difference']
+    gain = metrics.auc(models.label, models.strong) - metrics.auc(models.label, models.weak)
     assert judge('strong', least_gain=gain - 1e-6)[1]['register'] is True
     assert judge('strong', least_gain=gain + 1e-6)[1]['register'] is False
 
@@ -153,7 +175,7 @@ def test_a_table_that_changed_since_training_is_refused(judge, champion, models,
     champion('weak')
     (tmp_path / 'decision.json').write_text('{}')
     other = tmp_path / 'other.csv'
-    models.frame.head(3000).to_csv(str(other), index=False)
+    models.frame.head(2000).to_csv(str(other), index=False)
     assert judge('strong', '--data', str(other)) == (1, {})
     error = capsys.readouterr().err
     assert 'other.csv' in error and 'train again' in error
@@ -243,7 +265,7 @@ def test_drift_since_the_champion_is_told_and_stops_only_what_the_parameters_say
     code, decision = judge('strong', '--run-evaluation', switch)
     found = decision['drift']
     assert code == 0 and decision['register'] and found['drifted'] == ['ps_ind_01']
-    assert found['sentence'].startswith('Drift since version 1 (4,000 rows): ps_ind_01 (PSI ')
+    assert found['sentence'].startswith('Drift since version 1 (3,000 rows): ps_ind_01 (PSI ')
     assert caplog.messages == [found['sentence']]
     assert found['columns']['ps_ind_01'] > 0.5 > max(
         value for name, value in found['columns'].items() if name != 'ps_ind_01')
@@ -265,7 +287,7 @@ def test_a_damaged_profile_is_said(models, tmp_path):
     path = tmp_path / 'profile.json'
     whole = (models.folder / 'weak' / 'profile.json').read_text()
     for text in (whole[:-9], '[]', '{"rows": "4", "columns": {"ps_ind_01": 3}}',
-                 whole.replace('"edges"', '"edge"'), whole.replace('"rows": 4000', '"rows": 0'),
+                 whole.replace('"edges"', '"edge"'), whole.replace('"rows": 3000', '"rows": 0'),
                  whole.replace('"counts": [', '"counts": ["a", '), whole.replace('{"0":', '{"0":-'),
                  whole.replace('0.', '-0.').replace('"edges": [', '"edges": [null, ')):
         path.write_text(text)

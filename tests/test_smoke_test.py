@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 import socket
@@ -5,16 +6,35 @@ import threading
 
 import pytest
 import requests
+from _pytest.monkeypatch import MonkeyPatch
 
 from served import COLUMNS, NAME, free_port, register, scores
 
+import serve as serve_script
 import smoke_test
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tried_once():
+    """A model is tried in a process of its own once, not once a test: no test changes it."""
+    with MonkeyPatch().context() as patch:
+        patch.setattr(serve_script, 'newest_version',
+                      functools.lru_cache(maxsize=None)(serve_script.newest_version))
+        yield
 
 
 @pytest.fixture(scope='module')
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp('out')
     return folder, register(folder / 'registry', 1)
+
+
+@pytest.fixture(scope='module')
+def stored(tmp_path_factory):
+    """Like out, for a metrics.json that the tests write: (folder, model), path of metrics.json."""
+    folder = tmp_path_factory.mktemp('stored')
+    model = register(folder / 'registry', 1)
+    return (folder, model), folder / 'registry' / NAME / '1' / 'model' / 'metrics.json'
 
 
 @pytest.fixture
@@ -72,25 +92,23 @@ def test_rows_are_the_same_each_time_differ_and_go_as_lists_and_objects(out, ser
     assert len(set(map(tuple, asked[0]))) == len(asked[0])
 
 
-def test_the_scores_that_training_stored_are_expected_not_those_of_the_file(tmp_path, serve):
-    model = register(tmp_path / 'registry', 1)
-    report = tmp_path / 'registry' / NAME / '1' / 'model' / 'metrics.json'
+def test_the_scores_that_training_stored_are_expected_not_those_of_the_file(stored, serve):
+    (_, model), report = stored
     rows = [[number] * len(COLUMNS) for number in range(3)]
     asked = serve(good(model))
-    for stored, code in ((scores(model, rows), 0), ([0.1, 0.2, 0.3], 1)):
+    for known, code in ((scores(model, rows), 0), ([0.1, 0.2, 0.3], 1)):
         report.write_text(json.dumps({'known_rows': {
-            'rows': [' '.join(map(str, row)) for row in rows], 'scores': stored}}))
-        assert run((tmp_path, model)) == code
+            'rows': [' '.join(map(str, row)) for row in rows], 'scores': known}}))
+        assert run(stored[0]) == code
     assert asked[0] == rows
 
 
 @pytest.mark.parametrize('known', [
     'x', 5, {'rows': []}, {'rows': [], 'scores': []}, {'rows': ['1', '2'], 'scores': [1, None]}])
-def test_stored_scores_that_are_damaged_are_said_to_be(tmp_path, serve, known, capsys):
-    asked = serve(good(register(tmp_path / 'registry', 1)))
-    report = tmp_path / 'registry' / NAME / '1' / 'model' / 'metrics.json'
-    report.write_text(json.dumps({'known_rows': known}))
-    assert run((tmp_path, None)) == 1 and not asked
+def test_stored_scores_that_are_damaged_are_said_to_be(stored, serve, known, capsys):
+    asked = serve(good(stored[0][1]))
+    stored[1].write_text(json.dumps({'known_rows': known}))
+    assert run(stored[0]) == 1 and not asked
     assert 'known_rows in metrics.json beside the model are damaged' in capsys.readouterr().err
 
 

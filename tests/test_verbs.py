@@ -29,7 +29,7 @@ pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or o
 pytest.importorskip('azureml_inference_server_http')
 pytest.importorskip('trustme')
 
-ROWS = 2000
+ROWS = 1500
 DEADLINE = azure_ml.deadline
 # A value for every setting that is not its default; see test_every_setting_arrives.
 GIVEN = {
@@ -146,8 +146,8 @@ def verbs(tmp_path_factory):
         # The real Azure is slower.
         for name, seconds in (('arm.PAUSE_SECONDS', 0.1), ('workspace.PAUSE_SECONDS', 0.1),
                               ('azure_ml.FIRST_PAUSE_SECONDS', 0.1),
-                              ('deploy.PAUSE_SECONDS', 0.3), ('run.FIRST_PAUSE_SECONDS', 0.3),
-                              ('run.LONGEST_PAUSE_SECONDS', 0.3)):
+                              ('deploy.PAUSE_SECONDS', 0.1), ('run.FIRST_PAUSE_SECONDS', 0.1),
+                              ('run.LONGEST_PAUSE_SECONDS', 0.1)):
             patch.setattr(name, seconds)
         forked.hasten(patch)
         # What a subscription's owner gives to a team.

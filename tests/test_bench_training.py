@@ -57,6 +57,7 @@ def test_a_command_that_fails_ends_the_benchmark_with_its_words():
         bench_training.run_python('-c', 'raise SystemExit("no such thing")')
 
 
+@pytest.mark.end_to_end
 def test_a_failure_leaves_the_results_of_the_benchmark_before(tmp_path, monkeypatch):
     def write(title):
         rounds = [one_round()]

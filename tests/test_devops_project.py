@@ -174,6 +174,7 @@ def test_what_others_put_in_the_group_stays(done):
     assert group(done) == wanted
 
 
+@pytest.mark.end_to_end
 def test_what_failed_half_way_is_finished_by_the_next_run(ready):
     for point, needed in (
             ('POST .*variablegroups', "the role 'Administrator' on the variable group"),

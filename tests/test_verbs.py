@@ -235,6 +235,25 @@ def rolled_back(verbs, spoilt):
 
 
 @pytest.fixture(scope='module')
+def produced(verbs, spoilt, rolled_back):
+    """What the verbs say of production: a first version, another one, and the way back."""
+    how = given('PRODUCTION', 'ENDPOINT_NAME', 'MODEL_VERSION')
+    with MonkeyPatch().context() as patch:
+        for name in ('PAUSE_SECONDS', 'WATCH_PAUSE_SECONDS'):
+            patch.setattr('endpoint.' + name, 0.05)
+        patch.setattr('endpoint.ROUNDS', 1)
+        patch.setenv('ENDPOINT_WATCH_MINUTES', '0')
+        first = verbs('deploy', '--service', 'endpoint', **how)
+        # The folder of the build before.
+        patch.setattr(deploy, 'SOURCE', verbs.folder / 'scoring')
+        second = verbs('deploy', '--service', 'endpoint', **how)
+        tested = verbs('smoke_test', '--service', 'endpoint', **how)
+        facts = verbs.read('endpoint.json')
+        back = verbs('rollback', '--service', 'endpoint', **how)
+    return first, second, tested, back, facts
+
+
+@pytest.fixture(scope='module')
 def busy(verbs, rolled_back):
     """A deployment while another one is under way."""
     services = verbs.azure.table(verbs.workspace, 'services')
@@ -424,6 +443,17 @@ def test_a_deployment_waits_for_the_one_before(busy):
     assert 'is still busy with an earlier deployment after 0 minutes' in busy
 
 
+def test_production_changes_by_traffic_and_so_does_the_way_back(verbs, produced):
+    first, second, tested, back, facts = produced
+    old, new = facts['previous_deployment'], facts['deployment']
+    assert f'traffic {old} 100 %' in first and '90 %' not in first
+    order = [f'{new} answers as it should', f'traffic {old} 90 %, {new} 10 %', '16 requests with',
+             f'traffic {new} 100 %', 'runs version 1 of verbs-model']
+    assert [second.index(one) for one in order] == sorted(second.index(one) for one in order)
+    assert 'answers as verbs-model version 1' in tested and f'traffic {old} 100 %' in back
+    assert verbs.read('endpoint.json')['deployment'] == old
+
+
 def test_every_setting_arrives(
         verbs, empty, all_there, trained, unchanged, deployed, late, rolled_back, busy):
     any_build = verbs('rollback', code=1, BUILD_BUILDID='6', **given('ROLLBACK_ANY_BUILD'))
@@ -491,8 +521,9 @@ def test_requests_and_answers_fit_the_models_of_the_sdk(verbs, rolled_back, late
     assert not unused, '\n'.join(map(str, unused))
 
 
-def test_no_secret_is_said(verbs, rolled_back):
-    service, = verbs.rows('services')
-    secrets = [verbs.azure.env['servicePrincipalKey']] + list(service['keys'].values())
+def test_no_secret_is_said(verbs, produced):
+    (service,), (endpoint,) = verbs.rows('services'), verbs.rows('endpoints')
+    secrets = [verbs.azure.env['servicePrincipalKey'], *service['keys'].values(),
+               *endpoint['keys'].values()]
     assert not [text for text in verbs.texts for secret in secrets if secret in text]
     assert not re.search('eyJ[A-Za-z0-9_-]{20,}', ''.join(verbs.texts))

@@ -1,10 +1,30 @@
-"""What both benchmarks share. Their rounds are [{subject: {figure: number}}, ...]."""
+"""What the benchmarks and compare.py share. Rounds are [{subject: {figure: number}}, ...]."""
 import io
+import os
 import statistics
+import subprocess
+import sys
+import time
 
 import atomic
 
 COLOURS = ('#14568c', '#c98b2b', '#b5513f', '#9a9a9a')
+
+
+def run_measured(command, **options):
+    """(exit code, output, {figure: number}) of a command and all that it waited for.
+
+    options: of subprocess.Popen.
+    """
+    start = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          universal_newlines=True, **options) as process:
+        said = process.stdout.read()
+        _, process.returncode, usage = os.wait4(process.pid, 0)
+    scale = 1 if sys.platform == 'darwin' else 1024
+    return process.returncode, said, {
+        'wall, s': time.monotonic() - start, 'CPU, s': usage.ru_utime + usage.ru_stime,
+        'peak memory, MB': usage.ru_maxrss * scale / 1e6}
 
 
 def run_round(number, subjects, measure, *arguments):

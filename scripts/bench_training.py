@@ -13,10 +13,8 @@ import math
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import bench_report
@@ -48,18 +46,12 @@ def run_python(*words):
     environ = {name: value for name, value in os.environ.items()
                if name not in ('PYTHONDONTWRITEBYTECODE', 'OMP_NUM_THREADS')}
     environ['PYTHONPATH'] = str(TRAINING)
-    command, start = [sys.executable] + [str(word) for word in words], time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ,
-                          universal_newlines=True) as process:
-        lines = process.stdout.read().splitlines()
-        _, process.returncode, usage = os.wait4(process.pid, 0)
-    wall = time.monotonic() - start
-    if process.returncode:
+    command = [sys.executable] + [str(word) for word in words]
+    code, said, figures = bench_report.run_measured(command, env=environ)
+    lines = said.splitlines()
+    if code:
         raise RuntimeError('\n'.join([f"{' '.join(command[:2])} failed:"] + lines))
-    scale = 1 if sys.platform == 'darwin' else 1024
-    return lines[-1] if lines else '', {
-        'wall, s': wall, 'CPU, s': usage.ru_utime + usage.ru_stime,
-        'peak memory, MB': usage.ru_maxrss * scale / 1e6}
+    return lines[-1] if lines else '', figures
 
 
 def train_subject(subject, data, test_data, folder):

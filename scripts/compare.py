@@ -12,11 +12,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import atomic
 import azure_ml
+import bench_report
 import summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,16 +27,12 @@ def make(folder, *words):
     # Not what the make that started this one was told.
     environ = {name: value for name, value in os.environ.items()
                if name not in ('MAKEFLAGS', 'MAKEOVERRIDES', 'OUT', 'VENV')}
-    start = time.monotonic()
-    with subprocess.Popen(('make',) + words, cwd=str(folder), stdout=subprocess.PIPE, env=environ,
-                          stderr=subprocess.STDOUT, universal_newlines=True) as process:
-        said = process.stdout.read()
-        # Of make and of all that it waited for.
-        _, process.returncode, usage = os.wait4(process.pid, 0)
-    if process.returncode:
-        raise azure_ml.AzureError(f"make {' '.join(words[:1])} failed in {folder}:\n{said}")
-    scale = 1 if sys.platform == 'darwin' else 1024
-    return {'seconds': time.monotonic() - start, 'megabytes': usage.ru_maxrss * scale / 1e6}
+    code, said, used = bench_report.run_measured(
+        ('make', *words, f'PYTHON={sys.executable}', 'MODEL_NAME=compared'), cwd=str(folder),
+        env=environ)
+    if code:
+        raise azure_ml.AzureError(f'make {words[0]} failed in {folder}:\n{said}')
+    return {'seconds': used['wall, s'], 'megabytes': used['peak memory, MB']}
 
 
 def git(*words):
@@ -64,8 +60,7 @@ def unpack(base, folder):
 
 def train(folder, out, data):
     """Train in a project's folder: metrics.json, with "seconds" and "megabytes" of training."""
-    words = f'OUT={out}', f'DATA={data}', f'PYTHON={sys.executable}', 'MODEL_NAME=compared'
-    used = make(folder, 'train', *words)
+    used = make(folder, 'train', f'OUT={out}', f'DATA={data}')
     report = atomic.read_json(Path(folder, out, 'model', 'metrics.json'), 'auc', 'auc_interval')
     return dict(used, **{name: report[name] for name in ('auc', 'auc_interval')})
 
@@ -78,14 +73,13 @@ def compare(base, data, out):
     before, here = out / 'before', os.path.relpath(str(out / 'here'), str(ROOT))
     for folder in (before, out / 'here'):
         shutil.rmtree(str(folder), ignore_errors=True)
-    words = f'DATA={data}', f'PYTHON={sys.executable}', 'MODEL_NAME=compared'
     found = {'base': base, 'commit': unpack(base, before), 'table': data.name,
              'here': train(ROOT, here, data)}
     try:
         found['before'] = train(before, 'outputs', data)
-        make(before, 'register', 'OUT=outputs', 'RUN_EVALUATION=false', *words)
+        make(before, 'register', 'OUT=outputs', f'DATA={data}', 'RUN_EVALUATION=false')
         shutil.copytree(str(before / 'outputs' / 'registry'), str(ROOT / here / 'registry'))
-        make(ROOT, 'evaluate', f'OUT={here}', 'RUN_EVALUATION=true', *words)
+        make(ROOT, 'evaluate', f'OUT={here}', f'DATA={data}', 'RUN_EVALUATION=true')
         found['decision'] = atomic.read_json(ROOT / here / 'decision.json', 'metric', 'reason',
                                              'difference', 'difference_interval')
     except (azure_ml.AzureError, ValueError) as error:

@@ -197,10 +197,15 @@ def build_tags(config):
             'Attempt': str(config.system_stageattempt), 'CodeCommit': publish.code_commit(config)}
 
 
-def attempt_of(service, config):
-    """Which attempt of this build deployed what the service runs; None: none of them."""
-    tags = service.tags or {}
+def attempt_of(tags, config):
+    """Which attempt of this build deployed what has these build_tags; None: none of them."""
     return tags.get('Attempt') if tags.get('BuildId') == config.build_buildid else None
+
+
+def may_roll_back(tags, config):
+    """Whether what has these build_tags is this attempt's own, or a person asks for it."""
+    return not config.build_buildid or config.rollback_any_build or attempt_of(
+        tags, config) == str(config.system_stageattempt)
 
 
 def wait_until_idle(service, config):
@@ -243,7 +248,8 @@ def deploy_model(config, name, version):
         wait_until_idle(service, config)
         replace = must_replace(service, wanted, config)
         # A stage that is run again deploys again, so that its failure hook may roll back.
-        again = attempt_of(service, config) not in (None, str(config.system_stageattempt))
+        again = attempt_of(service.tags or {}, config) not in (
+            None, str(config.system_stageattempt))
         if runs_parts(service, parts) and not replace and not again:
             print(f'the service {service.name} runs version {version} already')
             return service_facts(service)

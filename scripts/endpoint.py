@@ -24,7 +24,6 @@ import arm
 import atomic
 import azure_ml
 import deploy
-import settings
 import sign_in
 import smoke_test
 import workspace
@@ -488,10 +487,7 @@ def roll_back(config):
     if endpoint.tags.get('trial') in endpoint.traffic:
         endpoint.all_to_live()
         return endpoint.facts(live)
-    own = not config.build_buildid or config.rollback_any_build or (
-        endpoint.tags.get('BuildId') == config.build_buildid
-        and endpoint.tags.get('Attempt') == str(config.system_stageattempt))
-    if not own:
+    if not deploy.may_roll_back(endpoint.tags, config):
         print(f'nothing to roll back: {live} serves at the endpoint {endpoint.name}, by build '
               f"{endpoint.tags.get('BuildId')}, attempt {endpoint.tags.get('Attempt')}; build "
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')

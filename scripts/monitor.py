@@ -24,7 +24,6 @@ from pathlib import Path
 import atomic
 import azure_ml
 import bench_report
-import serve
 import settings
 from azure_ml import AzureError
 

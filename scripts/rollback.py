@@ -33,9 +33,7 @@ def roll_back(config):
                                   'MODEL_VERSION=n make deploy creates it')
     tags = service.tags or {}
     version = tags.get('version', 'unknown')
-    own = not config.build_buildid or config.rollback_any_build or deploy.attempt_of(
-        service, config) == str(config.system_stageattempt)
-    if not own:
+    if not deploy.may_roll_back(tags, config):
         print(f'nothing to roll back: the service {service.name} runs version {version}, deployed '
               f"by build {tags.get('BuildId')}, attempt {tags.get('Attempt')}; build "
               f'{config.build_buildid}, attempt {config.system_stageattempt} did not touch it')

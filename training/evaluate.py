@@ -194,7 +194,7 @@ def against_champion(args, tracker, wanted, report, decision):
             raise
         decision['drift'] = unmeasured(error)
         return
-    rows = frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
+    rows = table.held_out(frame)
     scores = model.predict(rows[model.feature_name()])
     if profile.is_file():
         decision['drift'] = measure_drift(profile, version, frame, scores)

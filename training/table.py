@@ -72,6 +72,11 @@ class Problems(dict):
             yield text if value is None else f'{text} ({value})'
 
 
+def held_out(frame):
+    """The rows of the hold-out, in their order."""
+    return frame[split_of(frame['id'].to_numpy()) == HOLD_OUT]
+
+
 def segments(frame, names):
     """(name, mask of its rows) of each level of these columns."""
     for name in names:

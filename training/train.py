@@ -296,9 +296,8 @@ def run(args):
     import pandas
     import report
     known, profile = known_rows(model, frame), drift.make_profile(frame, probability)
-    held_out = frame[table.split_of(frame['id'].to_numpy()) == table.HOLD_OUT]
-    segments = list(judge_segments(held_out, label, probability, parameters))
-    del frame, held_out
+    segments = list(judge_segments(table.held_out(frame), label, probability, parameters))
+    del frame
     lineage.update(
         code_commit=args.code_commit or code_commit(), build_id=args.build_id,
         build_uri=args.build_uri, caller_run_id=args.caller_run_id,

@@ -23,21 +23,29 @@ Z = 4.0
 VALUES_NAMED = 5
 
 
-def make_profile(frame, scores, like=None):
+def make_profile(frame, scores, like=None, gather=np.asarray):
     """What profile.json holds of a checked table, and the scores of its hold-out rows: no row.
+
+    gather: the whole column of a part of it, or None where another node has it all, and so there is
+    no profile.
 
     {"rows", "claims", "columns": {name: {"counts": {value: rows}, "missing"}, of fractions
     {"edges", "counts": [rows, ...], "missing"}}, "scores": {"rows", "edges": 19, "shares": 20}}.
     Edges are quantiles, or those of the profile `like`; each belongs to the bin below it.
     """
     columns, known = {}, like['columns'] if like else {}
+    target = gather(frame['target'].to_numpy())
     for name in table.FEATURES:
-        values = frame[name].to_numpy()
+        values = gather(frame[name].to_numpy())
+        if values is None:
+            continue
         missing = values == table.MISSING
         columns[name] = dict(counted(values[~missing], known.get(name)), missing=int(missing.sum()))
+    if target is None:
+        return None
     edges = like['scores']['edges'] if like else np.quantile(scores, inner(BINS)).tolist()
     shares = [count / len(scores) for count in in_bins(scores, edges)]
-    return {'rows': len(frame), 'claims': int(frame['target'].sum()), 'columns': columns,
+    return {'rows': len(target), 'claims': int(target.sum()), 'columns': columns,
             'scores': {'rows': len(scores), 'edges': edges, 'shares': shares}}
 
 

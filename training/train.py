@@ -1,6 +1,9 @@
 """Train the model on a table; write model.txt, metrics.json, report.html and profile.json.
 
 python training/train.py --data outputs/data/safe_driver.csv --out outputs/model
+
+With --nodes 3, or as several nodes of Azure ML, so many processes share the rows and train one
+model by LightGBM's data-parallel learner; node 0 alone prints and writes.
 """
 import argparse
 import contextlib
@@ -17,6 +20,7 @@ import time
 from pathlib import Path
 
 import console
+import nodes
 import table
 import tracking
 from parameters import LIGHTGBM, ParametersError, dropped, load_parameters, matching
@@ -29,6 +33,10 @@ BOOTSTRAP_DRAWS = 1000
 # Models that are published for this data stay below this AUC.
 HIGHEST_AUC = 0.65
 KNOWN_CANDIDATES, KNOWN_ROWS = 500, 8
+# Streams of table.mixed() from here on are for subsamples.
+SAMPLING = 2
+# How LightGBM's text of a model says how many rows came to the root of the first tree.
+FIRST_ROOT = re.compile(r'\ninternal_count=(\d+)')
 # How LightGBM refuses a number: Check failed: (num_leaves) > (1) at .../config_auto.cpp, line 344 .
 FAILED_CHECK = re.compile(r'Check failed: \((.*)\) (\S+) \((.*)\) at .*')
 
@@ -96,18 +104,21 @@ def progress(rounds):
     return say
 
 
-def score_in_steps(model, rows, label, step):
-    """(raw scores of the rows, [[trees, AUC], ...] as `step` trees at a time are added).
+def score_in_steps(model, rows, label, step, gather):
+    """(raw scores, [[trees, AUC], ...] as `step` trees at a time are added), of all nodes' rows.
 
-    As the trees' scores are summed, that is little more work than to score the rows once.
+    As the trees' scores are summed, that is little more work than to score the rows once. `label`
+    is gathered, None and ([], ...) stand for it all where another node has it.
     """
     import metrics
-    raw, curve, trees = 0, [], model.current_iteration()
+    raw, every, curve, trees = 0, None, [], model.current_iteration()
     for start in range(0, trees, step):
         raw = raw + model.predict(rows, raw_score=True, start_iteration=start, num_iteration=step,
                                   verbosity=-1)
-        curve.append([min(start + step, trees), metrics.auc(label, raw)])
-    return raw, curve
+        every = gather(raw)
+        if every is not None:
+            curve.append([min(start + step, trees), metrics.auc(label, every)])
+    return every, curve
 
 
 def matrix(frame, rows, without):
@@ -124,21 +135,28 @@ def matrix(frame, rows, without):
     return values
 
 
-def subsample(label, rows, share, seed):
+def subsample(label, ids, rows, share, seed, node):
     """(row numbers, weights): all claims of `rows`, and a random share of the others.
 
-    Those that are kept stand for all: their weights sum to the number of rows without a claim, so
-    probabilities stay calibrated. Weights are None where the share is 1.
+    An id's hash decides, so on any number of nodes the same rows are chosen. Those that are kept
+    stand for all: their weights sum to the number of rows without a claim, so probabilities stay
+    calibrated. Weights are None where the share is 1.
     """
     import numpy as np
     if share == 1:
         return rows, None
-    # RandomState: its stream is the same in every version of NumPy.
-    kept = (label[rows] == 1) | (np.random.RandomState(seed).random_sample(len(rows)) < share)
-    weight = np.ones(len(rows), dtype=np.float32)
+    chance = (table.mixed(ids[rows], SAMPLING + seed) >> np.uint64(11)) * 2. ** -53
     others = label[rows] == 0
-    weight[others] = others.sum() / max(1, (others & kept).sum())
+    kept = ~others | (chance < share)
+    every, some = total(node.share([int(others.sum()), int((others & kept).sum())]))
+    weight = np.ones(len(rows), dtype=np.float32)
+    weight[others] = every / max(1, some)
     return rows[kept], weight[kept]
+
+
+def total(shared):
+    """The sums over the nodes of numbers that they have shared."""
+    return [sum(numbers) for numbers in zip(*shared)]
 
 
 def lowered(own, rows, claims):
@@ -158,59 +176,81 @@ def lowered(own, rows, claims):
     return result
 
 
-def fit(frame, parameters):
+def fit(frame, parameters, node=nodes.ALONE):
     """Train on a checked table: (Booster, hold-out labels, hold-out probabilities, the rest).
 
     With early stopping, that part of the rows decides when to stop and nothing else. Without, it is
     trained on as well. The rest: {"rows", "claims", "rounds", "training": the parameters as they
     were used, "curve": (name of a metric, [[round, its value], ...]), "boosting": seconds}.
+    `frame` has this node's rows; labels, probabilities and curve are of all nodes' at node 0,
+    and nothing elsewhere.
     """
     import lightgbm
     import numpy as np
-    label = frame['target'].to_numpy()
-    part = table.split_of(frame['id'].to_numpy())
+    label, ids = frame['target'].to_numpy(), frame['id'].to_numpy()
+    part = table.split_of(ids)
     stopping = parameters['early_stopping_rounds']
     if not stopping:
         part = np.where(part == table.EARLY_STOPPING, table.TRAINING, part)
-    train_rows, stop_rows, out_rows = [np.flatnonzero(part == number) for number in (
+    parts = [np.flatnonzero(part == number) for number in (
         table.TRAINING, table.EARLY_STOPPING, table.HOLD_OUT)]
+    train_rows, stop_rows, out_rows = parts
     without = dropped(parameters)
-    rows, weight = subsample(label, train_rows, parameters['non_claims_kept'], parameters['seed'])
-    used = lowered(parameters['training'], len(rows), int(label[rows].sum()))
+    rows, weight = subsample(label, ids, train_rows, parameters['non_claims_kept'],
+                             parameters['seed'], node)
+    trained, claims = total(node.share([len(rows), int(label[rows].sum())]))
+    used = lowered(parameters['training'], trained, claims)
     own = dict(used, seed=parameters['seed'], deterministic=True, force_col_wise=True)
-    recorded = {}
+    recorded, callbacks = {}, [] if node.rank else [progress(parameters['rounds'])]
     try:
-        # One matrix at a time: LightGBM lets go of it when its own table is made.
-        train_data = lightgbm.Dataset(
-            matrix(frame, rows, without), label[rows], weight=weight, params=own,
-            feature_name=table.FEATURES).construct()
-        stop_data = lightgbm.Dataset(
-            matrix(frame, stop_rows, without), label[stop_rows], reference=train_data,
-            params=own).construct() if stopping else None
-        start = time.monotonic()
-        model = train_model(
-            (train_data, stop_data), own, parameters['rounds'], stopping,
-            [progress(parameters['rounds']), lightgbm.record_evaluation(recorded)])
-        boosting = time.monotonic() - start
+        with node.network() as connected:
+            own.update(connected)
+            # One matrix at a time: LightGBM lets go of it when its own table is made.
+            train_data = lightgbm.Dataset(
+                matrix(frame, rows, without), label[rows], weight=weight, params=own,
+                feature_name=table.FEATURES).construct()
+            stop_data = lightgbm.Dataset(
+                matrix(frame, stop_rows, without), label[stop_rows], reference=train_data,
+                params=own).construct() if stopping else None
+            start = time.monotonic()
+            model = train_model((train_data, stop_data), own, parameters['rounds'], stopping,
+                                callbacks + [lightgbm.record_evaluation(recorded)])
+            boosting = time.monotonic() - start
         if sys.stderr.isatty():
             print('\r\033[K', end='', file=sys.__stderr__, flush=True)
     except lightgbm.basic.LightGBMError as error:
         reason = FAILED_CHECK.sub(r'\1 must be \2 \3', str(error).strip())
         raise TrainingError(f'LightGBM refuses: {reason}')
-    out, truth = matrix(frame, out_rows, without), label[out_rows]
+    if node.size > 1:
+        check_agreement(model, node, trained, used)
+    out, truth = matrix(frame, out_rows, without), node.gather(label[out_rows])
     if stopping:
         probability = model.predict(out)
         (name, values), = recorded['valid_0'].items()
         curve = 'AUC' if name == 'auc' else 'log loss', [list(p) for p in enumerate(values, 1)]
     else:
-        raw, points = score_in_steps(model, out, truth, parameters['rounds'] // CURVE_POINTS or 1)
-        probability, curve = 1 / (1 + np.exp(-raw)), ('AUC', points)
-    counts = {'training': train_rows, 'early_stopping': stop_rows, 'hold_out': out_rows}
+        raw, points = score_in_steps(
+            model, out, truth, parameters['rounds'] // CURVE_POINTS or 1, node.gather)
+        probability, curve = None if node.rank else 1 / (1 + np.exp(-raw)), ('AUC', points)
+    names = 'training', 'early_stopping', 'hold_out'
     return model, truth, probability, {
-        'rows': {name: len(rows) for name, rows in counts.items()},
-        'claims': {name: int(label[rows].sum()) for name, rows in counts.items()},
+        'rows': dict(zip(names, total(node.share(list(map(len, parts)))))),
+        'claims': dict(zip(names, total(node.share([int(label[one].sum()) for one in parts])))),
         'rounds': model.best_iteration or model.current_iteration(), 'training': used,
         'curve': curve, 'boosting': boosting}
+
+
+def check_agreement(model, node, rows, used):
+    """TrainingError unless all nodes have the same model, whose first tree saw all their rows."""
+    digests = node.share(hashlib.sha256(model.model_to_string().encode()).hexdigest())
+    if len(set(digests)) > 1:
+        raise TrainingError('the nodes have trained different models, so nothing is written: '
+                            + ', '.join(digest[:12] for digest in digests))
+    root = FIRST_ROOT.search(model.model_to_string(num_iteration=1))
+    bagging = any(used.get(name) for name in ['bagging_freq'] + LIGHTGBM['bagging_freq'])
+    if root and not bagging and int(root.group(1)) != rows:
+        raise TrainingError(f'the model was trained on {int(root.group(1)):,} of {rows:,} rows, so '
+                            'nothing is written: a node\'s rows were lost')
 
 
 def known_rows(model, frame):
@@ -261,11 +301,11 @@ def write_set(folder, files):
 def judge_segments(frame, label, probability, parameters):
     """A dict for each level of the columns that "card" names, of the hold-out rows that have it.
 
-    Its "auc" is None where too few of them had a claim, or none, to say anything.
+    frame: those columns of these rows. The "auc" is None where too few of them had a claim, or
+    none, to say anything.
     """
     import metrics
-    columns = sorted(matching(parameters.get('card', {}).get('segments', ())))
-    for name, rows in table.segments(frame, columns):
+    for name, rows in table.segments(frame, list(frame)):
         claims, score = label[rows], probability[rows]
         few = min(claims.sum(), len(claims) - claims.sum()) < metrics.LEAST_IN_SEGMENT
         yield {'segment': name, 'rows': int(rows.sum()), 'claims': int(claims.sum()),
@@ -273,39 +313,54 @@ def judge_segments(frame, label, probability, parameters):
                'auc': None if few else metrics.auc(claims, score)}
 
 
-def run(args):
+def run(args, node):
     """Fetch, train, judge, write; raises ParametersError, TableError, TrackingError and OSError."""
     start, warnings = time.monotonic(), []
     # What is warned of from here on is in metrics.json and in the report as well.
-    console.log.filters = [lambda record: warnings.append(record.getMessage()) is None]
+    console.log.filters = [
+        lambda record: warnings.append(record.getMessage()) is None and not node.rank]
     parameters = load_parameters(args.parameters)
+    stopping = parameters['early_stopping_rounds']
+    if node.size > 1 and stopping:
+        # https://github.com/microsoft/LightGBM/issues/6956: each would stop by its own rows.
+        raise ParametersError(f'{args.parameters}: early_stopping_rounds is {stopping}; with '
+                              f'{node.size} nodes it must be 0')
     tracker = tracking.connect()
-    os.makedirs(args.out, exist_ok=True)
     path, source = tracker.fetch_table(
         args.data, args.dataset_name, args.dataset_version, args.data_file_path,
         args.datastore_name)
-    frame = table.read_table(path)
-    lineage = dict(source, data_sha256=tracking.sha256(path), data_rows=len(frame))
+    frame = table.read_table(path, node)
+    lineage = dict(source, data_sha256=tracking.sha256(path))
     seconds = {'reading': time.monotonic() - start}
-    print(f"{path}: {len(frame):,} rows, {frame['target'].sum():,} claims", flush=True)
-    model, label, probability, rest = fit(frame, parameters)
+    rows, claims = total(node.share([len(frame), int(frame['target'].sum())]))
+    if not node.rank:
+        print(f'{path}: {rows:,} rows, {claims:,} claims', flush=True)
+    model, label, probability, rest = fit(frame, parameters, node)
     import drift
     import lightgbm
     import metrics
     import numpy
     import pandas
     import report
-    known, profile = known_rows(model, frame), drift.make_profile(frame, probability)
-    segments = list(judge_segments(table.held_out(frame), label, probability, parameters))
+    known = known_rows(model, frame)
+    profile = drift.make_profile(frame, probability, gather=node.gather)
+    held = table.held_out(frame)
+    held = {name: node.gather(held[name].to_numpy()) for name in sorted(
+        matching(parameters.get('card', {}).get('segments', ())))}
+    own = {'rows': len(frame), 'peak_memory_mb': round(peak_memory() / 1e6)}
     del frame
     lineage.update(
-        code_commit=args.code_commit or code_commit(), build_id=args.build_id,
+        data_rows=rows, code_commit=args.code_commit or code_commit(), build_id=args.build_id,
         build_uri=args.build_uri, caller_run_id=args.caller_run_id,
         packages={'python': platform.python_version(), 'lightgbm': lightgbm.__version__,
                   'numpy': numpy.__version__, 'pandas': pandas.__version__},
         created=datetime.datetime.utcnow().strftime('%Y-%m-%dT%H:%M:%SZ'))
     parameters['training'] = rest.pop('training')
     curve, seconds['boosting'] = rest.pop('curve'), rest.pop('boosting')
+    every = node.share(own)
+    if node.rank:
+        node.part()
+        return
     figures = metrics.summary(label, probability)
     interval = metrics.bootstrap_auc_interval(
         label, probability, parameters['seed'], BOOTSTRAP_DRAWS)
@@ -313,8 +368,9 @@ def run(args):
         console.log.warning(
             'the AUC is above %s, more than this data can give: a column tells the target, or rows '
             'that were held out are copies of those trained on', HIGHEST_AUC)
+    segments = list(judge_segments(pandas.DataFrame(held), label, probability, parameters))
     result = dict(figures, auc_interval=interval, **rest, segments=segments,
-                  warnings=warnings, parameters=parameters, lineage=lineage)
+                  warnings=warnings, parameters=parameters, lineage=lineage, nodes=every)
     features = list(zip(table.FEATURES, model.feature_importance(
         'gain', iteration=result['rounds']).tolist()))
     seconds['total'] = time.monotonic() - start
@@ -323,6 +379,8 @@ def run(args):
     result['seconds'] = {name: round(value, 2) for name, value in seconds.items()}
     text = model.model_to_string(num_iteration=result['rounds'])
     result.update(model_sha256=hashlib.sha256(text.encode()).hexdigest(), known_rows=known)
+    node.part()
+    os.makedirs(args.out, exist_ok=True)
     write_set(args.out, {'model.txt': text, 'report.html': page,
                          'profile.json': json.dumps(profile) + '\n',
                          'metrics.json': json.dumps(result, indent=2) + '\n'})
@@ -330,6 +388,15 @@ def run(args):
     low, high = result['auc_interval']
     print(f"{result['rounds']:,} trees, AUC {result['auc']:.4f} [{low:.4f}, {high:.4f}] on "
           f"{result['rows']['hold_out']:,} rows held out; {args.out}")
+    for number, one in enumerate(every if node.size > 1 else ()):
+        print(f"node {number}: {one['rows']:,} rows, peak memory {one['peak_memory_mb']:,} MB")
+
+
+def peak_memory():
+    """The largest memory of this process so far, in bytes."""
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def main(argv=None):
@@ -347,13 +414,17 @@ def main(argv=None):
     parser.add_argument('--parameters', default=str(FOLDER / 'parameters.json'),
                         help='default: that beside this script')
     parser.add_argument('--out', required=True, help='folder for the model and what goes with it')
+    parser.add_argument('--nodes', type=int, default=1, choices=range(1, 17), metavar='1..16',
+                        help='processes that share the rows; in Azure ML the nodes of the step')
     args = parser.parse_args(argv)
     if not (args.data or os.environ.get('AZUREML_RUN_ID')):
         parser.error('--data is needed outside of Azure ML')
+    again = [sys.executable, os.path.abspath(__file__)] + (sys.argv[1:] if argv is None else argv)
     try:
-        run(args)
+        with nodes.together(args.nodes, again, os.environ) as node:
+            run(args, node)
     except (ParametersError, TrainingError, table.TableError, tracking.TrackingError,
-            OSError) as error:
+            nodes.NodesError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     return 0

@@ -1,0 +1,339 @@
+"""The nodes that train one model together: who they are, and what they tell each other.
+
+Azure ML's MPI launcher starts a process on each node; train.py --nodes starts them on this machine,
+with the same variables. OMPI_COMM_WORLD_RANK and _SIZE are Open MPI's; AZ_BATCH_MASTER_NODE is node
+0's address with a port that is not ours, MASTER_PORT the one to use, else 6105
+(https://learn.microsoft.com/azure/batch/batch-compute-node-environment-variables). There node 0
+listens. The connections stay open, so that each node hears at once of another's failure.
+"""
+import contextlib
+import io
+import json
+import os
+import queue
+import secrets
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+RANK, SIZE, MASTER = 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'AZ_BATCH_MASTER_NODE'
+PORT, DEFAULT_PORT = 'MASTER_PORT', 6105
+# What the nodes of one run have in common and nobody else who may call at that port.
+RUN, AZURE_RUN = 'TRAINING_NODES_RUN', 'AZUREML_RUN_ID'
+SECONDS_TO_COME = 120
+SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = 2, 30
+# Neighbours of a lost node fail too: so long node 0 waits for better reasons.
+SECONDS_TO_EXPLAIN = 2
+SECONDS_TO_END = 10
+HEAD, VALUE, BEAT, FAILED, DONE = struct.Struct('>cQ'), b'v', b'.', b'!', b'd'
+CHUNK = 1 << 20
+# The lower, the nearer to the cause.
+LOST, OWN, OTHERS, SYMPTOM = range(4)
+
+
+class NodesError(RuntimeError):
+    """Which node failed, and why; the text is for the user."""
+
+
+class Node:
+    """One of `size` nodes. links: {rank: socket}, at node 0 to all others, elsewhere to node 0."""
+
+    def __init__(self, rank=0, size=1, links=None, children=()):
+        self.rank, self.size, self.links, self.children = rank, size, links or {}, children
+        self.inbox = {other: queue.Queue() for other in self.links}
+        self.sending = {other: threading.Lock() for other in self.links}
+        self.reasons, self.networked = [], False
+        self.failed, self.stopped, self.parted = [threading.Event() for _ in range(3)]
+        self.threads = [threading.Thread(target=self._listen, args=(other,), daemon=True)
+                        for other in self.links]
+        if self.links:
+            self.threads.append(threading.Thread(target=self._beat, daemon=True))
+        for thread in self.threads:
+            thread.start()
+
+    def share(self, value):
+        """[the value (JSON) of node 0, of node 1, ...], at every node."""
+        if self.rank:
+            self._send(0, VALUE, json.dumps(value).encode())
+            return json.loads(self.inbox[0].get().decode())
+        values = [value] + [json.loads(self.inbox[other].get().decode())
+                            for other in sorted(self.links)]
+        for other in self.links:
+            self._send(other, VALUE, json.dumps(values).encode())
+        return values
+
+    def gather(self, array):
+        """At node 0 the arrays of all nodes, one after the other; None elsewhere."""
+        if self.size == 1:
+            return array
+        import numpy
+        if self.rank:
+            buffer = io.BytesIO()
+            numpy.save(buffer, array, allow_pickle=False)
+            return self._send(0, VALUE, buffer.getbuffer())
+        return numpy.concatenate([array] + [
+            numpy.load(io.BytesIO(self.inbox[other].get()), allow_pickle=False)
+            for other in sorted(self.links)])
+
+    @contextlib.contextmanager
+    def network(self):
+        """The nodes' LightGBMs connected with each other; yields the parameters that this takes.
+
+        A Dataset that is made before has bins of this node's rows alone: the model would be wrong.
+        LightGBM finds its place in the list by its own address, which must be numbers
+        (src/network/linkers_socket.cpp). The list is no parameter: it would be in the model's text.
+        """
+        if self.size == 1:
+            yield {}
+            return
+        import lightgbm
+        library = lightgbm.basic._LIB
+        address = next(iter(self.links.values())).getsockname()[0]
+        with socket.socket() as free:
+            free.bind((address, 0))
+            port = free.getsockname()[1]
+        machines = ','.join(self.share(f'{address}:{port}'))
+        self.networked = True
+        if library.LGBM_NetworkInit(machines.encode(), port, SECONDS_TO_COME // 60, self.size):
+            raise NodesError(f'LightGBM cannot connect {machines}')
+        yield {'tree_learner': 'data', 'num_machines': self.size, 'pre_partition': True}
+        library.LGBM_NetworkFree()
+        self.networked = False
+
+    def part(self):
+        """All have done what they do together; node 0 goes on when the others have ended well."""
+        self.share(None)
+        self.parted.set()
+        if self.rank:
+            self._send(0, DONE, b'')
+        for thread in self.threads:
+            thread.join(SECONDS_OF_SILENCE)
+        for rank, child in enumerate(self.children, 1):
+            if child.wait(SECONDS_OF_SILENCE):
+                raise NodesError(f'node {rank} of {self.size} ended with {child.returncode}')
+
+    def blame(self, error):
+        """The exception that tells the cause: `error`, of this node, or another node's failure.
+
+        The others are told, and those that were started here are ended.
+        """
+        stopped = isinstance(error, KeyboardInterrupt)
+        text = 'it was stopped' if stopped else str(error) or type(error).__name__
+        weight = SYMPTOM if self.networked or isinstance(error, NodesError) else OWN
+        self.reasons.append((weight, text))
+        if self.rank:
+            self._send(0, FAILED, json.dumps([
+                max(weight, OTHERS), f'node {self.rank} of {self.size}: {text}']).encode())
+            self.failed.wait(0 if stopped else 2 * SECONDS_TO_EXPLAIN)
+        else:
+            time.sleep(0 if stopped else SECONDS_TO_EXPLAIN)
+        self._stop()
+        return error if self._why() == text else NodesError(self._why())
+
+    def _why(self):
+        return min(self.reasons)[1]
+
+    def _stop(self):
+        self.stopped.set()
+        self.parted.set()
+        for other in self.links:
+            self._send(other, FAILED, json.dumps([LOST, self._why()]).encode())
+            self.links[other].close()
+        for child in self.children:
+            child.kill()
+            child.wait()
+
+    def _send(self, other, kind, body):
+        with self.sending[other]:
+            try:
+                send(self.links[other], kind, body)
+            except OSError:
+                # The thread that listens knows more, and stops this one.
+                if kind == VALUE:
+                    time.sleep(SECONDS_OF_SILENCE)
+                    raise NodesError(f'node {other} of {self.size} does not take what it is sent')
+
+    def _beat(self):
+        while not self.parted.wait(SECONDS_BETWEEN_BEATS):
+            for other in self.links:
+                self._send(other, BEAT, b'')
+
+    def _listen(self, other):
+        try:
+            kind = None
+            while kind != DONE:
+                kind, body = receive(self.links[other])
+                if kind == FAILED:
+                    return self._hear(*json.loads(body.decode()))
+                if kind == VALUE:
+                    self.inbox[other].put(body)
+            return None
+        except socket.timeout:
+            reason = f'has not been heard of for {SECONDS_OF_SILENCE} s'
+        except OSError:
+            reason = 'is gone: it was killed, or its machine or network failed'
+        # A node that has parted waits for node 0 to close.
+        if not (self.rank and self.parted.is_set()) and not self.stopped.is_set():
+            self._hear(LOST, f'node {other} of {self.size} {reason}')
+
+    def _hear(self, weight, reason):
+        """Another node failed: have the main thread stop, at the latest with the whole process."""
+        self.reasons.append((weight, reason))
+        if self.failed.is_set():
+            return
+        self.failed.set()
+        time.sleep(0 if self.rank else SECONDS_TO_EXPLAIN)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        if not self.stopped.wait(SECONDS_TO_END):
+            print(f'error: {self._why()}', file=sys.__stderr__, flush=True)
+            self._stop()
+            os._exit(1)
+
+
+ALONE = Node()
+
+
+def send(link, kind, body):
+    link.sendall(HEAD.pack(kind, len(body)))
+    # A timeout is for the whole of a sendall.
+    for start in range(0, len(body), CHUNK):
+        link.sendall(memoryview(body)[start:start + CHUNK])
+
+
+def receive(link):
+    """(kind, body) of the next message. Raises socket.timeout, and OSError where there is none."""
+    def read(count):
+        data, done = bytearray(count), 0
+        while done < count:
+            got = link.recv_into(memoryview(data)[done:], min(CHUNK, count - done))
+            if not got:
+                raise ConnectionResetError
+            done += got
+        return data
+
+    kind, length = HEAD.unpack(read(HEAD.size))
+    return kind, read(length)
+
+
+@contextlib.contextmanager
+def together(size, command, environ):
+    """The Node that this process is: by `environ`, else node 0 of `size` that are started here.
+
+    command: words that start this program again. Raises NodesError, in the midst of the block as
+    well, when another node fails.
+    """
+    if int(environ.get(SIZE, size)) == 1:
+        yield ALONE
+        return
+    node = join(environ) if int(environ.get(RANK, 0)) else meet(size, command, environ)
+
+    def stop(*_):
+        raise NodesError(node._why())
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        yield node
+    except BaseException as error:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        raise node.blame(error)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        for link in node.links.values():
+            link.close()
+
+
+def meet(size, command, environ):
+    """Node 0, when all others have come; those that no launcher started are started here."""
+    here = SIZE not in environ
+    size, run = int(environ.get(SIZE, size)), secrets.token_hex() if here else run_of(environ)
+    port, children, links = 0 if here else port_of(environ), [], {}
+    until = time.monotonic() + SECONDS_TO_COME
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.settimeout(0.2)
+        try:
+            listener.bind(('127.0.0.1' if here else '', port))
+        except OSError as error:
+            raise NodesError(f'node 0 of {size} cannot listen on port {port}: {error.strerror}')
+        listener.listen(size)
+        try:
+            if here:
+                # All share the cores of this machine.
+                environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // size)))
+                known = dict(environ, **{SIZE: str(size), MASTER: '127.0.0.1:0', RUN: run,
+                                         PORT: str(listener.getsockname()[1])})
+                children = [subprocess.Popen(
+                    command, env=dict(known, **{RANK: str(rank)}), stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                    for rank in range(1, size)]
+            while len(links) < size - 1:
+                rank, link = welcome(listener, size, run)
+                links.setdefault(rank, link)
+                links.pop(None, None)
+                missing = sorted(set(range(1, size)) - set(links))
+                dead = [rank for rank, child in enumerate(children, 1) if child.poll() is not None]
+                if missing and (dead or time.monotonic() > until):
+                    who = ', '.join(f'node {rank}' for rank in dead or missing)
+                    raise NodesError(f'{who} of {size} ' + (
+                        f'ended with {children[dead[0] - 1].returncode} before it came' if dead else
+                        f'did not come within {SECONDS_TO_COME} s'))
+        except BaseException as error:
+            Node(0, size, links, children).blame(error)
+            raise
+    for link in links.values():
+        send(link, VALUE, b'')
+    return Node(0, size, links, children)
+
+
+def welcome(listener, size, run):
+    """(rank, socket) of a node of this run that has come, or (None, None)."""
+    with contextlib.ExitStack() as undo:
+        try:
+            link = undo.enter_context(listener.accept()[0])
+            link.settimeout(SECONDS_OF_SILENCE / 6)
+            rank, its_size, its_run = json.loads(receive(link)[1].decode())
+        except (OSError, ValueError, TypeError):
+            return None, None
+        if (its_size, its_run) != (size, run):
+            return None, None
+        undo.pop_all()
+    link.settimeout(SECONDS_OF_SILENCE)
+    return rank, link
+
+
+def join(environ):
+    """Another node, when node 0 has all of them together."""
+    rank, size = int(environ[RANK]), int(environ[SIZE])
+    master, port = environ.get(MASTER, '').rpartition(':')[0], port_of(environ)
+    if not master:
+        raise NodesError(f'node {rank} of {size} cannot find node 0: {MASTER} is not set')
+    until = time.monotonic() + SECONDS_TO_COME + SECONDS_TO_END
+    while True:
+        try:
+            # LightGBM knows IPv4 only.
+            address = socket.getaddrinfo(master, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
+            link = socket.create_connection(address, max(1, until - time.monotonic()))
+            send(link, VALUE, json.dumps([rank, size, run_of(environ)]).encode())
+            kind, body = receive(link)
+            break
+        except OSError as error:
+            if time.monotonic() > until - SECONDS_TO_END:
+                raise NodesError(f'node {rank} of {size} cannot reach node 0 at {master}, port '
+                                 f'{port}: {error}')
+            time.sleep(0.2)
+    if kind == FAILED:
+        raise NodesError(json.loads(body.decode())[1])
+    link.settimeout(SECONDS_OF_SILENCE)
+    return Node(rank, size, {0: link})
+
+
+def port_of(environ):
+    return int(environ.get(PORT) or DEFAULT_PORT)
+
+
+def run_of(environ):
+    return environ.get(RUN) or environ.get(AZURE_RUN) or ''

@@ -1,6 +1,7 @@
 """The table: what is read, what is refused and how it is said, what is only warned of."""
 import gzip
 import hashlib
+import itertools
 import logging
 from pathlib import Path
 
@@ -211,7 +212,8 @@ def test_whole_message(good, write):
 
 @pytest.mark.parametrize('make, words', [
     (lambda folder: folder / 'nowhere.csv', 'there is no such file'),
-    (lambda folder: folder, 'is a folder'),
+    (lambda folder: folder, 'is a folder without a file; name'),
+    (lambda folder: folder.parent, 'is a folder among the parts of a table; name'),
     (lambda folder: folder / ('x' * 300), 'cannot be read')])
 def test_what_is_not_a_file_is_refused(tmp_path, capsys, make, words):
     assert table.main(['--data', str(make(tmp_path))]) == 1
@@ -237,6 +239,64 @@ def read(path, caplog):
         frame = table.read_table(path)
     assert caplog.messages == []
     return frame
+
+
+@pytest.fixture
+def parts(good, tmp_path):
+    """A folder of the good table in four parts, each written in another way."""
+    header, *rows = cells_of(good)
+    folder = tmp_path / 'parts'
+    folder.mkdir()
+    for name, content in (
+            ('part-3.csv', b'\r\n'.join(map(b','.join, [header] + rows[700:]))),
+            ('part-1.csv', joined(row[::-1] for row in [header] + rows[:300])),
+            ('part-2.csv.gz', gzip.compress(joined([header] + rows[300:700]))),
+            ('part-0.csv', b','.join(header)),
+            ('_SUCCESS', b''), ('.part-1.csv.crc', b'crc')):
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_table_in_parts_is_that_of_one_file(good, write, parts, caplog, monkeypatch):
+    expected = read(write(good), caplog)
+    files = [str(parts / f'part-{name}') for name in ('0.csv', '1.csv', '2.csv.gz', '3.csv')]
+    assert table.part_files(parts) == table.part_files([files[0], *files[1:]]) == files
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 30000)
+    pandas.testing.assert_frame_equal(read(str(parts), caplog), expected)
+    pandas.testing.assert_frame_equal(read(files[1:], caplog), expected)
+    with pytest.raises(table.TableError, match='no file of the table is named'):
+        table.read_table([])
+
+
+def test_what_is_wrong_with_parts_is_said_with_their_names(good, parts, monkeypatch):
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 30000)
+    first = cells_of(good)[1]
+    for name, damage in (
+            ('part-3.csv', both(drop_column('ps_calc_20_bin'), set_cells('ps_ind_01', b'x', [9]),
+                                set_cells('id', first[0], [5]))),
+            ('part-4.csv', both(drop_column('ps_calc_20_bin'), lambda content: content[:-40]))):
+        (parts / name).write_bytes(damage((parts / 'part-3.csv').read_bytes()))
+    with pytest.raises(table.TableError) as caught:
+        table.read_table(str(parts))
+    assert str(caught.value).splitlines() == [
+        f'{parts} cannot be used:',
+        '- 1 missing column: ps_calc_20_bin, first in line 1 of part-3.csv',
+        "- ps_ind_01: 2 cells with text instead of a number, first in line 9 of part-3.csv ('x')",
+        '- the last line, 301 of part-4.csv, has 41 of 58 cells and no end: the file is cut off',
+        f'- id: 300 rows with the id of an earlier row, first in line 5 of part-3.csv (id '
+        f'{first[0].decode()}, as in line 2 of part-1.csv)']
+    (parts / 'part-2.csv.gz').write_bytes(b'\x1f\x8b not gzip')
+    with pytest.raises(table.TableError, match='part-2.csv.gz: the gzip file is truncated'):
+        table.read_table(str(parts))
+
+
+def test_copies_between_parts_are_said_with_both_places(good, write, parts, caplog):
+    more = joined([cells_of(good)[0], [b'10000000'] + cells_of(good)[3][1:]])
+    copies = write(more, 'more.csv')
+    with pytest.raises(table.TableError, match=r'first in line 2 of more.csv \(the same as line 4 '
+                                               r'of parts/part-1.csv\)') as caught:
+        table.read_table([str(parts), copies])
+    assert str(caught.value).startswith(f'{parts}/part-0.csv and 4 more cannot be used')
 
 
 def test_types_order_and_values(good, write, caplog):
@@ -343,6 +403,18 @@ def test_a_row_keeps_its_part_for_ever():
         few = many[600:500:-1].astype(kind)
         assert (table.split_of(few) == table.split_of(many)[600:500:-1]).all()
     assert table.split_of(pandas.Series([7, 9])).dtype == numpy.uint8
+
+
+@pytest.mark.parametrize('ids', [numpy.arange(65536), numpy.arange(65536) << 33])
+def test_streams_are_independent(ids):
+    """No cell of the table of two streams' values is off by more than 5 of its own deviations."""
+    streams = [table.mixed(ids, stream) for stream in (0, 1, 2, 7, 2 ** 31)]
+    for shift in (0, 30, 60):
+        found = [(stream >> numpy.uint64(shift)).astype(int) % 16 for stream in streams]
+        for first, second in itertools.combinations(found, 2):
+            counts = numpy.bincount(first * 16 + second, minlength=256)
+            assert abs(counts - 256).max() < 5 * 16
+            assert ((counts - 256) ** 2 / 256).sum() < 255 + 5 * (2 * 255) ** .5
 
 
 def test_parts_have_their_shares_whatever_the_ids_and_their_order():

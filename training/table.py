@@ -3,6 +3,7 @@
     python training/table.py --data outputs/data/safe_driver.csv
 """
 import argparse
+import bisect
 import collections
 import concurrent.futures
 import csv
@@ -63,12 +64,12 @@ class Problems(dict):
         for kind, details in other.items():
             self.add(kind, *details)
 
-    def sentences(self):
+    def sentences(self, place):
         for kind, (count, line, value) in self.items():
-            text = kind.replace('{count}', format(count, ','))
+            text = kind if line is None or '{line}' in kind else kind + ', first in line {line}'
+            text = text.replace('{count}', format(count, ','))
             text = text.replace('{s}', '' if count == 1 else 's')
-            if line is not None:
-                text += f', first in line {line:,}'
+            text = text if line is None else text.replace('{line}', place(line))
             yield text if value is None else f'{text} ({value})'
 
 
@@ -89,23 +90,60 @@ def split_of(ids):
     """The part of each row, from its id alone: a row keeps its part when the table grows.
 
     ids: whole numbers, shape (rows,). Returns uint8, shape (rows,): TRAINING for 64 % of all ids,
-    EARLY_STOPPING for 16 %, HOLD_OUT for 20 %. The hash is the output function of SplitMix64
-    (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195), the same on every machine.
+    EARLY_STOPPING for 16 %, HOLD_OUT for 20 %.
+    """
+    import numpy
+    percent = (mixed(ids) >> numpy.uint64(32)) * numpy.uint64(100) >> numpy.uint64(32)
+    return sum((percent >= numpy.uint64(end)).view(numpy.uint8) for end in PART_ENDS)
+
+
+def mixed(ids, stream=0):
+    """A hash of each of these whole numbers, uint64, shape (rows,); each stream has its own.
+
+    That is the output number `stream` of SplitMix64 with the id as its seed (Steele, Lea, Flood
+    2014, doi 10.1145/2660193.2660195), the same on every machine.
     """
     import numpy
     mixed = numpy.array(ids, dtype=numpy.int64).view(numpy.uint64)
-    mixed += numpy.uint64(0x9E3779B97F4A7C15)
+    mixed += numpy.uint64(0x9E3779B97F4A7C15 * (stream + 1) % 2 ** 64)
     mixed ^= mixed >> numpy.uint64(30)
     mixed *= numpy.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> numpy.uint64(27)
     mixed *= numpy.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> numpy.uint64(31)
-    percent = (mixed >> numpy.uint64(32)) * numpy.uint64(100) >> numpy.uint64(32)
-    return sum((percent >= numpy.uint64(end)).view(numpy.uint8) for end in PART_ENDS)
+    return mixed
+
+
+def part_files(path):
+    """The files of the table `path`: that file, the files of that folder, or of a list of such.
+
+    A folder's files come in the order of their names, without those that begin with "." or "_",
+    which are no rows where a cluster writes a table. Raises TableError for a folder that has no
+    file, or has a folder in it.
+    """
+    if isinstance(path, (list, tuple)):
+        return [file for one in path for file in part_files(one)]
+    if not os.path.isdir(path):
+        return [str(path)]
+    try:
+        files = [os.path.join(str(path), name) for name in sorted(os.listdir(path))
+                 if name[0] not in '._']
+    except OSError as error:
+        raise TableError(f'{path}: {_reason(error)}')
+    if not files:
+        raise TableError(f'{path} is a folder without a file; name the CSV file, or the folder of '
+                         'its parts')
+    for file in filter(os.path.isdir, files):
+        raise TableError(f'{file} is a folder among the parts of a table; name the folder whose '
+                         'files are the parts')
+    return files
 
 
 def read_table(path):
-    """The checked table in the file `path`, a CSV or a CSV in gzip, its columns in any order.
+    """The checked table `path`, a CSV or a CSV in gzip, its columns in any order.
+
+    A table may be in parts: a folder of files, or a list of files and folders, see part_files. Each
+    part has a first line with its column names.
 
     Returns a pandas.DataFrame in the order of COLUMNS: id int32, the other whole numbers int8, the
     ten columns of fractions float32; a column with larger whole numbers than the published ones is
@@ -117,25 +155,38 @@ def read_table(path):
     """
     import numpy
     import pandas
+    files, starts = part_files(path), []
+    if not files:
+        raise TableError('no file of the table is named')
+    name = path if not isinstance(path, (list, tuple)) else files[0] + (
+        f' and {len(files) - 1} more' if len(files) > 1 else '')
+
+    def place(line):
+        part = bisect.bisect(starts, line) - 1
+        text = f'{line - starts[part] + 1:,}'
+        return text if len(files) == 1 else f'{text} of {_short(files)[part]}'
+
     problems, pieces = Problems(), []
-    try:
-        with _open(path) as stream:
-            header = _read_header(path, stream, problems)
-            for columns, found in _in_parallel(lambda block: _parse(header, *block),
-                                               _blocks(stream)):
-                problems.merge(found)
-                pieces.append(columns)
-    except (OSError, EOFError, zlib.error) as error:
-        raise TableError(f'{path}: {_reason(error)}')
+    for columns, found in _in_parallel(lambda block: _parse(*block),
+                                       _blocks(files, starts, problems)):
+        problems.merge(found)
+        pieces.append(columns)
     columns = {name: numpy.concatenate([piece.pop(name) for piece in pieces])
-               for name in list(pieces[0])} if pieces else {}
+               for name in set.intersection(*map(set, pieces))} if pieces else {}
     with numpy.errstate(invalid='ignore'):
-        _check_rows(columns, problems)
+        _check_rows(columns, problems, place)
     if problems:
-        raise TableError('\n- '.join([f'{path} cannot be used:'] + list(problems.sentences())))
-    for sentence in _unusual(columns):
-        console.log.warning('%s: %s', Path(path).name, sentence)
+        raise TableError('\n- '.join([f'{name} cannot be used:'] + list(problems.sentences(place))))
+    for sentence in _unusual(columns, place):
+        console.log.warning('%s: %s', Path(name).name, sentence)
     return pandas.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)
+
+
+def _short(files):
+    """The paths without the folder that all of them are in."""
+    paths = list(map(os.path.abspath, files))
+    return [os.path.relpath(path, os.path.commonpath(map(os.path.dirname, paths)))
+            for path in paths]
 
 
 def _open(path):
@@ -147,15 +198,16 @@ def _open(path):
 def _reason(error):
     if isinstance(error, FileNotFoundError):
         return 'there is no such file'
-    if isinstance(error, IsADirectoryError):
-        return 'is a folder; name the CSV file in it'
     if getattr(error, 'strerror', None):
         return f'cannot be read: {error.strerror}'
     return f'the gzip file is truncated or damaged ({error})'
 
 
-def _read_header(path, stream, problems):
-    """The names in the first line; TableError where there is nothing in it to go on with."""
+def _read_header(path, stream, problems, number):
+    """The names in the first line; TableError where there is nothing in it to go on with.
+
+    number: that of this line in the whole table, or None where the table is one file.
+    """
     line = stream.readline(LONGEST_HEADER_BYTES)
     if line.startswith(b'PK\x03\x04'):
         raise TableError(f'{path} is a zip archive; unpack it first')
@@ -178,17 +230,30 @@ def _read_header(path, stream, problems):
             ('repeated', [n for n, times in collections.Counter(names).items() if times > 1])):
         if found:
             columns = 'column' if len(found) == 1 else 'columns'
-            problems.add(f"{len(found)} {kind} {columns}: {', '.join(found)}")
+            problems.add(f"{len(found)} {kind} {columns}: {', '.join(found)}", line=number)
     return names
 
 
-def _blocks(stream):
-    """What follows the header in blocks of whole lines: (number of its first line, bytes)."""
-    line = 2
-    for data in iter(lambda: stream.read(BLOCK_BYTES) + stream.readline(), b''):
-        # Some programs of Windows end a file with Ctrl-Z.
-        yield line, data.rstrip(b'\x1a')
-        line += data.count(b'\n')
+def _blocks(files, starts, problems):
+    """What follows the headers in blocks of whole lines: (header, number of first line, bytes).
+
+    Lines are numbered on from part to part; `starts` gains the number of each part's first.
+    """
+    line = 1
+    for file in files:
+        starts.append(line)
+        try:
+            with _open(file) as stream:
+                header = _read_header(file, stream, problems, line if len(files) > 1 else None)
+                line += 1
+                for data in iter(lambda: stream.read(BLOCK_BYTES) + stream.readline(), b''):
+                    # Some programs of Windows end a file with Ctrl-Z.
+                    yield header, line, data.rstrip(b'\x1a')
+                    line += data.count(b'\n')
+        except (OSError, EOFError, zlib.error) as error:
+            raise TableError(f'{file}: {_reason(error)}')
+        # The last line may have no end.
+        line += 1
 
 
 def _in_parallel(function, items):
@@ -289,8 +354,8 @@ def _parse_with_care(header, line, data):
             rows.append(cells)
             lines.append(line)
         elif line == last:
-            problems.add(f'the last line, {line:,}, has {len(cells)} of {len(header)} cells and no '
-                         'end: the file is cut off')
+            problems.add(f'the last line, {{line}}, has {len(cells)} of {len(header)} cells and no '
+                         'end: the file is cut off', line=line)
         else:
             few_or_many = 'few' if len(cells) < len(header) else 'many'
             problems.add('{count} line{s} with too ' + few_or_many + ' cells', line=line,
@@ -329,7 +394,7 @@ def _check_cells(name, cells, values, lines, problems):
     return _compact(name, floats if _is_fraction(name) else values.astype(numpy.int64))
 
 
-def _check_rows(columns, problems):
+def _check_rows(columns, problems, place):
     """What shows only in the whole table: targets, repeated ids, copies, the parts' sizes."""
     import numpy
     import pandas
@@ -352,8 +417,10 @@ def _check_rows(columns, problems):
         again = pandas.Series(ids).duplicated().to_numpy() & (ids == ids)
         if again.any():
             first = again.argmax()
+            earlier = place(lines[(ids == ids[first]).argmax()])
             problems.add('id: {count} row{s} with the id of an earlier row', again.sum(),
-                         lines[first], f'id {ids[first]:.0f}')
+                         lines[first], f'id {ids[first]:.0f}' + (
+                             f', as in line {earlier}' if ' of ' in earlier else ''))
     own, calc = [columns.get(group) for group in list(GROUPS)[:2]]
     if own is not None:
         count, first, line = _copies(own.astype(numpy.uint64) << numpy.uint64(32) | calc, lines)
@@ -361,7 +428,7 @@ def _check_rows(columns, problems):
         if count > (0 if calc.min() < calc.max() else COPIED_SHARE * len(lines)):
             problems.add(f'{{count}} row{{s}} with all {len(FEATURES)} features of an earlier row; '
                          'remove these copies: a model is not to be judged by what it learned',
-                         count, first, f'the same as line {line:,}')
+                         count, first, f'the same as line {place(line)}')
     if not problems:
         counts = numpy.bincount(split_of(ids) * 2 + target, minlength=6).reshape(3, 2)
         if counts.min() < LEAST_PER_PART:
@@ -380,7 +447,7 @@ def _copies(hashes, lines):
     return again.sum(), lines[first], lines[(hashes == hashes[first]).argmax()]
 
 
-def _unusual(columns):
+def _unusual(columns, place):
     """A sentence on all that the published table does not have: values, near copies, claims."""
     import numpy
     rows, published = len(columns['target']), KNOWN['target']['counts']['1'] / PUBLISHED['rows']
@@ -391,8 +458,9 @@ def _unusual(columns):
     for group in GROUPS:
         count, first, line = _copies(columns[group], columns[LINE])
         if COPIED_SHARE * rows < count < rows - 1:
-            yield (f'{count:,} rows equal an earlier one in all of {group}, first line {first:,} '
-                   f'as line {line:,}: if they are copies, every figure of the model is too good')
+            yield (f'{count:,} rows equal an earlier one in all of {group}, first line '
+                   f'{place(first)} as line {place(line)}: if they are copies, every figure of the '
+                   'model is too good')
     for name in FEATURES:
         values, known = columns[name], KNOWN[name]
         if _is_fraction(name):
@@ -410,7 +478,8 @@ def _unusual(columns):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--data', required=True, help='the table: a CSV file, may be in gzip')
+    parser.add_argument('--data', required=True,
+                        help='the table: a CSV file, may be in gzip, or a folder of such')
     path = parser.parse_args(argv).data
     try:
         table = read_table(path)

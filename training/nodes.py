@@ -9,6 +9,7 @@ listens. The connections stay open, so that each node hears at once of another's
 import contextlib
 import io
 import json
+import logging
 import os
 import queue
 import secrets
@@ -66,18 +67,19 @@ class Node:
             self._send(other, VALUE, json.dumps(values).encode())
         return values
 
-    def gather(self, array):
-        """At node 0 the arrays of all nodes, one after the other; None elsewhere."""
+    def gather(self, array, to_all=False):
+        """The arrays of all nodes, one after the other, at node 0; None elsewhere, unless to_all."""
         if self.size == 1:
             return array
         import numpy
         if self.rank:
-            buffer = io.BytesIO()
-            numpy.save(buffer, array, allow_pickle=False)
-            return self._send(0, VALUE, buffer.getbuffer())
-        return numpy.concatenate([array] + [
-            numpy.load(io.BytesIO(self.inbox[other].get()), allow_pickle=False)
-            for other in sorted(self.links)])
+            self._send(0, VALUE, packed(array))
+            return unpacked(self.inbox[0].get()) if to_all else None
+        whole = numpy.concatenate([array] + [
+            unpacked(self.inbox[other].get()) for other in sorted(self.links)])
+        for other in self.links if to_all else ():
+            self._send(other, VALUE, packed(whole))
+        return whole
 
     @contextlib.contextmanager
     def network(self):
@@ -98,6 +100,10 @@ class Node:
             port = free.getsockname()[1]
         machines = ','.join(self.share(f'{address}:{port}'))
         self.networked = True
+        # Else it tells of each attempt to connect.
+        quiet = logging.getLogger('lightgbm')
+        quiet.setLevel(logging.ERROR)
+        lightgbm.register_logger(quiet)
         if library.LGBM_NetworkInit(machines.encode(), port, SECONDS_TO_COME // 60, self.size):
             raise NodesError(f'LightGBM cannot connect {machines}')
         yield {'tree_learner': 'data', 'num_machines': self.size, 'pre_partition': True}
@@ -111,10 +117,15 @@ class Node:
         if self.rank:
             self._send(0, DONE, b'')
         for thread in self.threads:
-            thread.join(SECONDS_OF_SILENCE)
+            thread.join()
+        self.close()
         for rank, child in enumerate(self.children, 1):
-            if child.wait(SECONDS_OF_SILENCE):
+            if child.wait():
                 raise NodesError(f'node {rank} of {self.size} ended with {child.returncode}')
+
+    def close(self):
+        for link in self.links.values():
+            link.close()
 
     def blame(self, error):
         """The exception that tells the cause: `error`, of this node, or another node's failure.
@@ -142,7 +153,7 @@ class Node:
         self.parted.set()
         for other in self.links:
             self._send(other, FAILED, json.dumps([LOST, self._why()]).encode())
-            self.links[other].close()
+        self.close()
         for child in self.children:
             child.kill()
             child.wait()
@@ -197,6 +208,18 @@ class Node:
 ALONE = Node()
 
 
+def packed(array):
+    import numpy
+    buffer = io.BytesIO()
+    numpy.save(buffer, array, allow_pickle=False)
+    return buffer.getbuffer()
+
+
+def unpacked(body):
+    import numpy
+    return numpy.load(io.BytesIO(body), allow_pickle=False)
+
+
 def send(link, kind, body):
     link.sendall(HEAD.pack(kind, len(body)))
     # A timeout is for the whole of a sendall.
@@ -242,8 +265,7 @@ def together(size, command, environ):
         raise node.blame(error)
     finally:
         signal.signal(signal.SIGUSR1, before)
-        for link in node.links.values():
-            link.close()
+        node.close()
 
 
 def meet(size, command, environ):

@@ -139,7 +139,7 @@ def part_files(path):
     return files
 
 
-def read_table(path):
+def read_table(path, node=None):
     """The checked table `path`, a CSV or a CSV in gzip, its columns in any order.
 
     A table may be in parts: a folder of files, or a list of files and folders, see part_files. Each
@@ -179,7 +179,10 @@ def read_table(path):
         raise TableError('\n- '.join([f'{name} cannot be used:'] + list(problems.sentences(place))))
     for sentence in _unusual(columns, place):
         console.log.warning('%s: %s', Path(name).name, sentence)
-    return pandas.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)
+    frame = pandas.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)
+    if node and node.size > 1:
+        frame = frame[mixed(frame['id'].to_numpy(), 1) % numpy.uint64(node.size) == node.rank].reset_index(drop=True)
+    return frame
 
 
 def _short(files):

@@ -23,7 +23,7 @@ import console
 import nodes
 import table
 import tracking
-from parameters import LIGHTGBM, ParametersError, dropped, load_parameters, matching
+from parameters import LIGHTGBM, NAMES, ParametersError, dropped, load_parameters, matching
 
 FOLDER = Path(__file__).resolve().parent
 # Points of the learning curve that the report draws.
@@ -33,8 +33,8 @@ BOOTSTRAP_DRAWS = 1000
 # Models that are published for this data stay below this AUC.
 HIGHEST_AUC = 0.65
 KNOWN_CANDIDATES, KNOWN_ROWS = 500, 8
-# Streams of table.mixed() from here on are for subsamples.
-SAMPLING = 2
+# Streams of table.mixed(): for the rows that bins are found from; from here on for subsamples.
+BINNING, SAMPLING = 2, 3
 # How LightGBM's text of a model says how many rows came to the root of the first tree.
 FIRST_ROOT = re.compile(r'\ninternal_count=(\d+)')
 # How LightGBM refuses a number: Check failed: (num_leaves) > (1) at .../config_auto.cpp, line 344 .
@@ -208,7 +208,8 @@ def fit(frame, parameters, node=nodes.ALONE):
             # One matrix at a time: LightGBM lets go of it when its own table is made.
             train_data = lightgbm.Dataset(
                 matrix(frame, rows, without), label[rows], weight=weight, params=own,
-                feature_name=table.FEATURES).construct()
+                feature_name=table.FEATURES, reference=common_bins(
+                    frame, rows, trained, without, own, node)).construct()
             stop_data = lightgbm.Dataset(
                 matrix(frame, stop_rows, without), label[stop_rows], reference=train_data,
                 params=own).construct() if stopping else None
@@ -240,6 +241,34 @@ def fit(frame, parameters, node=nodes.ALONE):
         'curve': curve, 'boosting': boosting}
 
 
+def common_bins(frame, rows, trained, without, own, node):
+    """A Dataset whose bins all nodes are to use, the same as one node would find; None for one.
+
+    Left to itself each node finds the bins of some columns in its own rows (LightGBM's
+    src/io/dataset_loader.cpp), so that the model depends on who has which row.
+    """
+    if node.size == 1:
+        return None
+    import lightgbm
+    import numpy as np
+    limit = setting(own, 'bin_construct_sample_cnt', 200000)
+    if trained > limit:
+        chance = table.mixed(frame['id'].to_numpy()[rows], BINNING) >> np.uint64(11)
+        rows = rows[chance * 2. ** -53 < limit / trained]
+    sample = node.gather(matrix(frame, rows, without), to_all=True)
+    # As for one node's sample, a column counts that can be split in all rows.
+    least = setting(own, 'min_data_in_leaf', 20) * len(sample) // trained
+    given = [name for name in own if NAMES.get(name) != 'min_data_in_leaf']
+    return lightgbm.Dataset(sample, feature_name=table.FEATURES, params=dict(
+        {name: own[name] for name in given}, min_data_in_leaf=max(1, least))).construct()
+
+
+def setting(parameters, name, default):
+    """One of LightGBM's parameters, by whichever of its names it is given."""
+    given = [parameters[known] for known in [name] + LIGHTGBM[name] if known in parameters]
+    return given[0] if given else default
+
+
 def check_agreement(model, node, rows, used):
     """TrainingError unless all nodes have the same model, whose first tree saw all their rows."""
     digests = node.share(hashlib.sha256(model.model_to_string().encode()).hexdigest())
@@ -247,8 +276,7 @@ def check_agreement(model, node, rows, used):
         raise TrainingError('the nodes have trained different models, so nothing is written: '
                             + ', '.join(digest[:12] for digest in digests))
     root = FIRST_ROOT.search(model.model_to_string(num_iteration=1))
-    bagging = any(used.get(name) for name in ['bagging_freq'] + LIGHTGBM['bagging_freq'])
-    if root and not bagging and int(root.group(1)) != rows:
+    if root and not setting(used, 'bagging_freq', 0) and int(root.group(1)) != rows:
         raise TrainingError(f'the model was trained on {int(root.group(1)):,} of {rows:,} rows, so '
                             'nothing is written: a node\'s rows were lost')
 

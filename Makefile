@@ -10,7 +10,7 @@ $(error GNU make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew i
 endif
 
 VARIABLES := PYTHON VENV DATA ROWS OUT PARAMETERS MODEL_NAME RUN_EVALUATION ALLOW_RUN_CANCEL BUILD_BUILDID PORT SERVICE \
-  PIPELINE FAULT CONNECTION PRODUCTION STAGE BASE
+  PIPELINE FAULT CONNECTION PRODUCTION STAGE BASE NODES
 
 # make X=... wins over the environment, the environment over these. What is empty counts as not given.
 $(foreach name,$(VARIABLES),$(if $(value $(name)),,$(eval override undefine $(name))))
@@ -32,6 +32,7 @@ CONNECTION     ?= federated
 PRODUCTION     ?= none
 STAGE          ?=
 BASE           ?= origin/master
+NODES          ?= 1
 
 # Whoever queues a build sets some of them: a value is text, in which $ and quotes mean nothing to make or the shell.
 define newline
@@ -97,7 +98,7 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-15s %s\n",$$1,$$2} /^##@/{print "\n" substr($$0,5)}' $(MAKEFILE_LIST)
 setup: $(FULL) ## Build .venv from conda_dependencies.yml, Azure SDK included
 data: $(SAMPLE) ## Make the sample table of ROWS rows (default 100000), unless DATA is given
-train: $(MODEL) ## DATA to model.txt, metrics.json, report.html and profile.json in OUT/model
+train: $(MODEL) ## DATA to model.txt, metrics.json, report.html and profile.json in OUT/model; NODES=3 processes share it
 evaluate: $(DECISION) ## Challenger against the registered champion; RUN_EVALUATION=false skips the comparison
 register: $(REGISTRATION) ## Register the model in OUT/registry if the decision says so
 retrain: $(REGISTRATION) ## train, evaluate, register
@@ -194,22 +195,23 @@ VALUES = $(addprefix $(OUT)/.make/,$(1))
 $(OUT)/.make/rows:           VALUE = $(call given,ROWS)
 $(OUT)/.make/table:          VALUE = $(call given,DATA)
 $(OUT)/.make/parameters:     VALUE = $(call given,PARAMETERS)
+$(OUT)/.make/nodes:          VALUE = $(call given,NODES)
 $(OUT)/.make/run-evaluation: VALUE = $(call given,RUN_EVALUATION)' '$(call given,ALLOW_RUN_CANCEL)
 $(OUT)/.make/model-name:     VALUE = $(MODEL_NAME)
 $(OUT)/.make/build:          VALUE = $(call given,BUILD_BUILDID)
 $(OUT)/.make/training-pins:  VALUE = "$$($(ANY_PYTHON) scripts/dependencies.py --tag training)"
-$(call VALUES,rows table parameters run-evaluation model-name build training-pins): FORCE
+$(call VALUES,rows table parameters nodes run-evaluation model-name build training-pins): FORCE
 	@mkdir -p $(@D); value=$(VALUE); [[ ! $$value -nt $@ ]] && cmp -s $@ - <<< "$$value" || printf '%s\n' "$$value" > $@
 
-TABLE_CODE := training/table.py training/tracking.py training/console.py training/columns.json
+TABLE_CODE := training/table.py training/nodes.py training/tracking.py training/console.py training/columns.json
 MODEL_CODE := $(TABLE_CODE) training/parameters.py training/lightgbm_names.json training/metrics.py training/drift.py \
   training/report.py training/report_page.html
 
 $(OUT)/data/safe_driver.csv: training/sample.py training/tracking.py $(TABLE_CODE) $(call VALUES,rows) | $(LOCAL)
 	$(PY) training/sample.py --rows $(call given,ROWS) --out $@
 
-$(MODEL) &: training/train.py $(MODEL_CODE) $(SAMPLE) $(call VALUES,table parameters training-pins) | $(LOCAL)
-	$(PY) training/train.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --out $(OUT)/model
+$(MODEL) &: training/train.py $(MODEL_CODE) $(SAMPLE) $(call VALUES,table parameters nodes training-pins) | $(LOCAL)
+	$(PY) training/train.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --nodes $(call given,NODES) --out $(OUT)/model
 
 $(DECISION): training/evaluate.py training/comparison.py training/comparison_page.html $(MODEL_CODE) $(MODEL) \
     $(call VALUES,run-evaluation model-name) | $(LOCAL)

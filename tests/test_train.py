@@ -225,14 +225,15 @@ def test_parameters_are_lowered_by_any_of_their_names():
 
 def test_subsample_keeps_all_claims_and_the_total_weight():
     label = (np.arange(10000) % 30 == 0).astype(int)
-    rows = np.arange(100, 9000)
-    kept, weight = train.subsample(label, rows, 0.3, 1)
+    rows, ids = np.arange(100, 9000), np.random.RandomState(1).permutation(20000)[:10000]
+    kept, weight = train.subsample(label, ids, rows, 0.3, 1)
     assert set(rows[label[rows] == 1]) <= set(kept) <= set(rows)
     assert 0.25 < (label[kept] == 0).sum() / (label[rows] == 0).sum() < 0.35
     assert weight.sum() == pytest.approx(len(rows), rel=1e-6)
     assert set(weight[label[kept] == 1]) == {1}
-    assert (train.subsample(label, rows, 0.3, 1)[0] == kept).all()
-    assert train.subsample(label, rows, 1, 1) == (rows, None)
+    assert set(train.subsample(label, ids, rows[::-1], 0.3, 1)[0]) == set(kept)
+    assert set(train.subsample(label, ids, rows, 0.3, 2)[0]) != set(kept)
+    assert train.subsample(label, ids, rows, 1, 1) == (rows, None)
 
 
 def test_failures_are_said_and_leave_an_earlier_result_alone(model, data, parameters, tmp_path,

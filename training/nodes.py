@@ -227,7 +227,7 @@ def send(link, kind, body):
         link.sendall(memoryview(body)[start:start + CHUNK])
 
 
-def receive(link):
+def receive(link, most=1 << 40):
     """(kind, body) of the next message. Raises socket.timeout, and OSError where there is none."""
     def read(count):
         data, done = bytearray(count), 0
@@ -239,6 +239,8 @@ def receive(link):
         return data
 
     kind, length = HEAD.unpack(read(HEAD.size))
+    if length > most:
+        raise ConnectionAbortedError
     return kind, read(length)
 
 
@@ -317,7 +319,7 @@ def welcome(listener, size, run):
         try:
             link = undo.enter_context(listener.accept()[0])
             link.settimeout(SECONDS_OF_SILENCE / 6)
-            rank, its_size, its_run = json.loads(receive(link)[1].decode())
+            rank, its_size, its_run = json.loads(receive(link, CHUNK)[1].decode())
         except (OSError, ValueError, TypeError):
             return None, None
         if (its_size, its_run) != (size, run):

@@ -135,7 +135,7 @@ def matrix(frame, rows, without):
     return values
 
 
-def subsample(label, ids, rows, share, seed, node):
+def subsample(label, ids, rows, share, seed, node=nodes.ALONE):
     """(row numbers, weights): all claims of `rows`, and a random share of the others.
 
     An id's hash decides, so on any number of nodes the same rows are chosen. Those that are kept
@@ -213,6 +213,7 @@ def fit(frame, parameters, node=nodes.ALONE):
             stop_data = lightgbm.Dataset(
                 matrix(frame, stop_rows, without), label[stop_rows], reference=train_data,
                 params=own).construct() if stopping else None
+            check_bins(train_data, node)
             start = time.monotonic()
             model = train_model((train_data, stop_data), own, parameters['rounds'], stopping,
                                 callbacks + [lightgbm.record_evaluation(recorded)])
@@ -267,6 +268,14 @@ def setting(parameters, name, default):
     """One of LightGBM's parameters, by whichever of its names it is given."""
     given = [parameters[known] for known in [name] + LIGHTGBM[name] if known in parameters]
     return given[0] if given else default
+
+
+def check_bins(data, node):
+    """TrainingError unless all nodes have the same bins, without which LightGBM may wait forever."""
+    found = node.share([data.feature_num_bin(column) for column in range(len(table.FEATURES))]
+                       if node.size > 1 else None)
+    if any(bins != found[0] for bins in found):
+        raise TrainingError('the nodes have found different bins, so nothing is trained')
 
 
 def check_agreement(model, node, rows, used):
@@ -354,6 +363,8 @@ def run(args, node):
         raise ParametersError(f'{args.parameters}: early_stopping_rounds is {stopping}; with '
                               f'{node.size} nodes it must be 0')
     tracker = tracking.connect()
+    if not node.rank:
+        os.makedirs(args.out, exist_ok=True)
     path, source = tracker.fetch_table(
         args.data, args.dataset_name, args.dataset_version, args.data_file_path,
         args.datastore_name)
@@ -408,7 +419,6 @@ def run(args, node):
     text = model.model_to_string(num_iteration=result['rounds'])
     result.update(model_sha256=hashlib.sha256(text.encode()).hexdigest(), known_rows=known)
     node.part()
-    os.makedirs(args.out, exist_ok=True)
     write_set(args.out, {'model.txt': text, 'report.html': page,
                          'profile.json': json.dumps(profile) + '\n',
                          'metrics.json': json.dumps(result, indent=2) + '\n'})

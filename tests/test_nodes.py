@@ -1,4 +1,4 @@
-"""Several nodes train one model: here processes of this machine, as make train NODES=3 starts them."""
+"""Several nodes train one model: here processes, as make train NODES=3 starts them."""
 import argparse
 import contextlib
 import json
@@ -142,7 +142,7 @@ def in_threads(group, function):
 @pytest.fixture
 def three():
     with free_port() as port, ThreadPoolExecutor(3) as pool:
-        first = pool.submit(nodes.meet, 3, [], environ_of(0, 3, port))
+        first = pool.submit(nodes.meet, environ_of(0, 3, port))
         others = [pool.submit(nodes.join, environ_of(rank, 3, port)) for rank in (1, 2)]
         group = [node.result() for node in [first] + others]
     yield group
@@ -174,7 +174,7 @@ def test_who_does_not_come_is_named(monkeypatch):
     with free_port() as port, ThreadPoolExecutor(1) as pool:
         other = pool.submit(nodes.join, environ_of(2, 3, port))
         with pytest.raises(nodes.NodesError, match='^node 1 of 3 did not come within 0.5 s$'):
-            nodes.meet(3, [], environ_of(0, 3, port))
+            nodes.meet(environ_of(0, 3, port))
         # It hears why.
         with pytest.raises(nodes.NodesError, match='^node 1 of 3 did not come'):
             other.result()
@@ -197,12 +197,12 @@ def test_a_taken_port_is_said():
         taken.listen(1)
         port = taken.getsockname()[1]
         with pytest.raises(nodes.NodesError, match=f'cannot listen on port {port}: Address'):
-            nodes.meet(2, [], environ_of(0, 2, port))
+            nodes.meet(environ_of(0, 2, port))
 
 
 def test_strangers_at_the_port_are_not_taken_for_nodes():
     with free_port() as port, ThreadPoolExecutor(3) as pool:
-        first = pool.submit(nodes.meet, 2, [], environ_of(0, 2, port))
+        first = pool.submit(nodes.meet, environ_of(0, 2, port))
         for hello in (b'GET / HTTP/1.1\r\n\r\n', message([1, 2, 'run-2']), message('text'), b''):
             with connected(port) as stranger:
                 stranger.sendall(hello)

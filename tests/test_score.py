@@ -285,7 +285,7 @@ def test_the_log_counts_scores_by_bin_and_tells_our_own_tests(
     monkeypatch.setenv('AZUREML_MODEL_DIR', str(folder))
     monkeypatch.setenv('AML_APP_ROOT', str(tmp_path / 'documents'))
     monkeypatch.setenv('SERVED_AS', 'a-name')
-    for name in ('model', 'served', 'bin_of'):
+    for name in ('model', 'served', 'edges'):
         monkeypatch.setattr(score, name, None)
 
     def line(profile, **headers):

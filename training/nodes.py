@@ -23,6 +23,7 @@ import time
 
 RANK, SIZE, MASTER = 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'AZ_BATCH_MASTER_NODE'
 PORT, DEFAULT_PORT = 'MASTER_PORT', 6105
+HERE = '127.0.0.1'
 # What the nodes of one run have in common and nobody else who may call at that port.
 RUN, AZURE_RUN = 'TRAINING_NODES_RUN', 'AZUREML_RUN_ID'
 SECONDS_TO_COME = 120
@@ -45,16 +46,18 @@ class Node:
 
     def __init__(self, rank=0, size=1, links=None, children=()):
         self.rank, self.size, self.links, self.children = rank, size, links or {}, children
-        self.inbox = {other: queue.Queue() for other in self.links}
-        self.sending = {other: threading.Lock() for other in self.links}
-        self.reasons, self.networked = [], False
+        self.inbox = [queue.Queue() for _ in range(size)]
+        self.sending = [threading.Lock() for _ in range(size)]
+        self.threads, self.reasons, self.networked = [], [], False
         self.failed, self.stopped, self.parted = [threading.Event() for _ in range(3)]
-        self.threads = [threading.Thread(target=self._listen, args=(other,), daemon=True)
-                        for other in self.links]
-        if self.links:
-            self.threads.append(threading.Thread(target=self._beat, daemon=True))
+
+    def listen(self):
+        """Hear and be heard from now on; the node itself."""
+        self.threads = [threading.Thread(target=job, args=words, daemon=True) for job, *words in
+                        [(self._listen, other) for other in self.links] + [(self._beat,)]]
         for thread in self.threads:
             thread.start()
+        return self
 
     def share(self, value):
         """[the value (JSON) of node 0, of node 1, ...], at every node."""
@@ -68,7 +71,7 @@ class Node:
         return values
 
     def gather(self, array, to_all=False):
-        """The arrays of all nodes, one after the other, at node 0; None elsewhere, unless to_all."""
+        """The arrays of all nodes, one after another, at node 0; None elsewhere, unless to_all."""
         if self.size == 1:
             return array
         import numpy
@@ -251,10 +254,15 @@ def together(size, command, environ):
     command: words that start this program again. Raises NodesError, in the midst of the block as
     well, when another node fails.
     """
-    if int(environ.get(SIZE, size)) == 1:
+    children = []
+    if SIZE not in environ and size > 1:
+        # All share the cores of this machine, with a library that is not loaded yet.
+        environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // size)))
+        environ, children = start(size, command, environ)
+    if int(environ.get(SIZE, 1)) == 1:
         yield ALONE
         return
-    node = join(environ) if int(environ.get(RANK, 0)) else meet(size, command, environ)
+    node = join(environ) if int(environ[RANK]) else meet(environ, children)
 
     def stop(*_):
         raise NodesError(node._why())
@@ -270,47 +278,59 @@ def together(size, command, environ):
         node.close()
 
 
-def meet(size, command, environ):
-    """Node 0, when all others have come; those that no launcher started are started here."""
-    here = SIZE not in environ
-    size, run = int(environ.get(SIZE, size)), secrets.token_hex() if here else run_of(environ)
-    port, children, links = 0 if here else port_of(environ), [], {}
-    until = time.monotonic() + SECONDS_TO_COME
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.settimeout(0.2)
-        try:
-            listener.bind(('127.0.0.1' if here else '', port))
-        except OSError as error:
-            raise NodesError(f'node 0 of {size} cannot listen on port {port}: {error.strerror}')
-        listener.listen(size)
-        try:
-            if here:
-                # All share the cores of this machine.
-                environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // size)))
-                known = dict(environ, **{SIZE: str(size), MASTER: '127.0.0.1:0', RUN: run,
-                                         PORT: str(listener.getsockname()[1])})
-                children = [subprocess.Popen(
-                    command, env=dict(known, **{RANK: str(rank)}), stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                    for rank in range(1, size)]
-            while len(links) < size - 1:
+def start(size, command, environ):
+    """(what a launcher would tell node 0, the processes of the other nodes) on this machine."""
+    with socket.socket() as free:
+        free.bind((HERE, 0))
+        environ = dict(environ, **{RANK: '0', SIZE: str(size), MASTER: f'{HERE}:0',
+                                   PORT: str(free.getsockname()[1]), RUN: secrets.token_hex()})
+    nobody = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.DEVNULL)
+    return environ, [subprocess.Popen(command, env=dict(environ, **{RANK: str(rank)}), **nobody)
+                     for rank in range(1, size)]
+
+
+def whereabouts(environ):
+    """(size, address and port of node 0, what the nodes of this run have in common)."""
+    address = environ.get(MASTER, '').rpartition(':')[0]
+    if not address:
+        raise NodesError(f'node {environ[RANK]} of {environ[SIZE]} cannot find node 0: {MASTER} is '
+                         'not set')
+    return (int(environ[SIZE]), (address, int(environ.get(PORT) or DEFAULT_PORT)),
+            environ.get(RUN) or environ.get(AZURE_RUN))
+
+
+def meet(environ, children=()):
+    """Node 0, when all others have come."""
+    size, (address, port), run = whereabouts(environ)
+    node = Node(0, size, {}, children)
+    try:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((address if address == HERE else '', port))
+            except OSError as error:
+                raise NodesError(f'node 0 of {size} cannot listen on port {port}: '
+                                 f'{error.strerror}')
+            listener.listen(size)
+            listener.settimeout(0.2)
+            until = time.monotonic() + SECONDS_TO_COME
+            while len(node.links) < size - 1:
                 rank, link = welcome(listener, size, run)
-                links.setdefault(rank, link)
-                links.pop(None, None)
-                missing = sorted(set(range(1, size)) - set(links))
-                dead = [rank for rank, child in enumerate(children, 1) if child.poll() is not None]
-                if missing and (dead or time.monotonic() > until):
-                    who = ', '.join(f'node {rank}' for rank in dead or missing)
-                    raise NodesError(f'{who} of {size} ' + (
-                        f'ended with {children[dead[0] - 1].returncode} before it came' if dead else
-                        f'did not come within {SECONDS_TO_COME} s'))
-        except BaseException as error:
-            Node(0, size, links, children).blame(error)
-            raise
-    for link in links.values():
+                if link:
+                    node.links[rank] = link
+                ended = [rank for rank, child in enumerate(children, 1) if child.poll() is not None]
+                if ended:
+                    raise NodesError(f'node {ended[0]} of {size} ended before it came, with '
+                                     f'{children[ended[0] - 1].returncode}')
+                if time.monotonic() > until and len(node.links) < size - 1:
+                    missing = ', '.join(f'node {rank}' for rank in range(1, size)
+                                        if rank not in node.links)
+                    raise NodesError(f'{missing} of {size} did not come within {SECONDS_TO_COME} s')
+    except BaseException as error:
+        raise node.blame(error)
+    for link in node.links.values():
         send(link, VALUE, b'')
-    return Node(0, size, links, children)
+    return node.listen()
 
 
 def welcome(listener, size, run):
@@ -319,10 +339,10 @@ def welcome(listener, size, run):
         try:
             link = undo.enter_context(listener.accept()[0])
             link.settimeout(SECONDS_OF_SILENCE / 6)
-            rank, its_size, its_run = json.loads(receive(link, CHUNK)[1].decode())
+            rank, *others = json.loads(receive(link, CHUNK)[1].decode())
         except (OSError, ValueError, TypeError):
             return None, None
-        if (its_size, its_run) != (size, run):
+        if others != [size, run]:
             return None, None
         undo.pop_all()
     link.settimeout(SECONDS_OF_SILENCE)
@@ -331,33 +351,22 @@ def welcome(listener, size, run):
 
 def join(environ):
     """Another node, when node 0 has all of them together."""
-    rank, size = int(environ[RANK]), int(environ[SIZE])
-    master, port = environ.get(MASTER, '').rpartition(':')[0], port_of(environ)
-    if not master:
-        raise NodesError(f'node {rank} of {size} cannot find node 0: {MASTER} is not set')
+    rank, (size, place, run) = int(environ[RANK]), whereabouts(environ)
     until = time.monotonic() + SECONDS_TO_COME + SECONDS_TO_END
     while True:
         try:
             # LightGBM knows IPv4 only.
-            address = socket.getaddrinfo(master, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
+            address = socket.getaddrinfo(*place, socket.AF_INET, socket.SOCK_STREAM)[0][4]
             link = socket.create_connection(address, max(1, until - time.monotonic()))
-            send(link, VALUE, json.dumps([rank, size, run_of(environ)]).encode())
+            send(link, VALUE, json.dumps([rank, size, run]).encode())
             kind, body = receive(link)
             break
         except OSError as error:
             if time.monotonic() > until - SECONDS_TO_END:
-                raise NodesError(f'node {rank} of {size} cannot reach node 0 at {master}, port '
-                                 f'{port}: {error}')
+                raise NodesError(f'node {rank} of {size} cannot reach node 0 at {place[0]}, port '
+                                 f'{place[1]}: {error}')
             time.sleep(0.2)
     if kind == FAILED:
         raise NodesError(json.loads(body.decode())[1])
     link.settimeout(SECONDS_OF_SILENCE)
-    return Node(rank, size, {0: link})
-
-
-def port_of(environ):
-    return int(environ.get(PORT) or DEFAULT_PORT)
-
-
-def run_of(environ):
-    return environ.get(RUN) or environ.get(AZURE_RUN) or ''
+    return Node(rank, size, {0: link}).listen()

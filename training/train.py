@@ -271,7 +271,7 @@ def setting(parameters, name, default):
 
 
 def check_bins(data, node):
-    """TrainingError unless all nodes have the same bins, without which LightGBM may wait forever."""
+    """TrainingError unless all nodes have the same bins, or LightGBM might wait for ever."""
     found = node.share([data.feature_num_bin(column) for column in range(len(table.FEATURES))]
                        if node.size > 1 else None)
     if any(bins != found[0] for bins in found):

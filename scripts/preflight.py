@@ -165,12 +165,19 @@ def check_identity(azure):
 
 
 def check_compute(azure):
-    return workspace.compute(azure.space, azure.config).name
+    found, nodes = workspace.compute(azure.space, azure.config), azure.config.aml_training_nodes
+    most = found.scale_settings.maximum_node_count
+    if nodes > most:
+        raise AzureError(f'{found.name} has at most {most} machines, and AML_TRAINING_NODES is '
+                         f'{nodes}: `make workspace` gives it AML_CLUSTER_MAX_NODES, '
+                         f'{azure.config.aml_cluster_max_nodes}')
+    return f'{found.name}, {nodes} of {most} machines train one model'
 
 
 def check_size(azure):
     size, priority = azure.config.aml_compute_cluster_cpu_sku, azure.config.aml_cluster_priority
-    name = offered(azure, size, priority, 1, 'AML_COMPUTE_CLUSTER_CPU_SKU')
+    name = offered(azure, size, priority, azure.config.aml_training_nodes,
+                   'AML_COMPUTE_CLUSTER_CPU_SKU')
     warning = ('; low priority is Spot since 2026-03-31: its price varies, and Azure takes '
                'machines away, whose steps begin again' if priority == 'lowpriority' else '')
     return f'{name} in {azure.config.location}{warning}'

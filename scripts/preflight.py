@@ -14,6 +14,7 @@ import azure_ml
 import dataset
 import deploy
 import endpoint
+import publish
 import settings
 import sign_in
 import workspace
@@ -171,7 +172,17 @@ def check_compute(azure):
         raise AzureError(f'{found.name} has at most {most} machines, and AML_TRAINING_NODES is '
                          f'{nodes}: `make workspace` gives it AML_CLUSTER_MAX_NODES, '
                          f'{azure.config.aml_cluster_max_nodes}')
-    return f'{found.name}, {nodes} of {most} machines train one model'
+    return f'{found.name}, at most {most} machines'
+
+
+def check_parameters(azure):
+    """What train.py would say later: https://github.com/microsoft/LightGBM/issues/6956."""
+    nodes, path = azure.config.aml_training_nodes, f'{publish.SOURCE}/parameters.json'
+    stopping = atomic.read_json(publish.ROOT / path)['early_stopping_rounds']
+    if nodes > 1 and stopping:
+        raise AzureError(f'{path}: early_stopping_rounds is {stopping}; with {nodes} nodes it must '
+                         'be 0')
+    return f"{path}, for {nodes} node{'s' * (nodes > 1)}"
 
 
 def check_size(azure):
@@ -270,6 +281,7 @@ CHECKS = BEFORE_WORKSPACE + (
     ('identity', check_identity, 'workspace'),
     ('registry', check_registry, 'workspace'),
     ('compute cluster', check_compute, 'workspace'),
+    ('parameters', check_parameters, None),
     ('dataset', check_dataset, 'workspace'),
 )
 PRODUCTION = (

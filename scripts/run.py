@@ -216,7 +216,8 @@ def result_of(run, link, folder):
         raise azure_ml.AzureError(f'the run {run.id} has no registration.json of a step register')
     metrics = metrics or {}
     return dict(registration, run_id=run.id, link=link, auc=metrics.get('auc'),
-                auc_interval=metrics.get('auc_interval'), decision=decision)
+                auc_interval=metrics.get('auc_interval'), nodes=metrics.get('nodes'),
+                decision=decision)
 
 
 def keep_pages(folder, out):

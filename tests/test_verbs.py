@@ -39,7 +39,8 @@ GIVEN = {
     'DATA_FILE_PATH': 'verbs/table.csv', 'DATASTORE_NAME': 'workspaceartifactstore',
     'TRAINING_PIPELINE_NAME': 'verbs-pipeline', 'AML_COMPUTE_CLUSTER_NAME': 'verbs-cluster',
     'AML_COMPUTE_CLUSTER_CPU_SKU': 'STANDARD_D4DS_V5', 'AML_CLUSTER_MIN_NODES': '1',
-    'AML_CLUSTER_MAX_NODES': '3', 'AML_CLUSTER_PRIORITY': 'lowpriority', 'AML_ENV_NAME': 'verbs',
+    'AML_CLUSTER_MAX_NODES': '3', 'AML_TRAINING_NODES': '2', 'AML_CLUSTER_PRIORITY': 'lowpriority',
+    'AML_ENV_NAME': 'verbs',
     'AML_REBUILD_ENVIRONMENT': 'true', 'RUN_EVALUATION': 'false', 'ALLOW_RUN_CANCEL': 'false',
     'ONLY_NEW_DATA': 'true',
     'ACI_DEPLOYMENT_NAME': 'verbs-service', 'ACI_REPLACE': 'true', 'BUILD_BUILDID': '1',
@@ -187,7 +188,8 @@ def dataset(verbs, workspace, table):
 @pytest.fixture(scope='module')
 def published(verbs, dataset):
     verbs.azure.faults.add('reset', path='POST .*/Pipelines/Create', after=True)
-    return verbs('publish', **dict(PUBLISHED_WITH, BUILD_BUILDID='1'))
+    return verbs('publish', **dict(PUBLISHED_WITH, BUILD_BUILDID='1', **given(
+        'AML_TRAINING_NODES')))
 
 
 @pytest.fixture(scope='module')
@@ -333,6 +335,22 @@ def test_a_build_publishes_one_pipeline_though_the_answer_is_lost(verbs, publish
         known['id']]
 
 
+def test_the_training_step_alone_runs_on_several_nodes(verbs, published):
+    names = {row['Id']: row['Name'] for row in verbs.rows('modules')}
+    nodes = {names[node['ModuleId']]: node for node in verbs.rows('graphs')[0]['graph'][
+        'ModuleNodes']}
+    sent = {name: json.loads(node['Runconfig']) for name, node in nodes.items()}
+    changed = {name: value for name, value in sent['train'].items()
+               if value != sent['evaluate'][name]}
+    assert changed == {'communicator': 'IntelMpi', 'nodeCount': 2,
+                       'mpi': {'processCountPerNode': 1, 'nodeCount': 2}}
+    assert [sent[name]['nodeCount'] for name in ('evaluate', 'register')] == [1, 1]
+    # What is given there wins over the configuration.
+    assert {one['Name']: one.get('Value') for one in nodes['train']['ModuleParameters']
+            if one['Name'] in ('NodeCount', 'MpiProcessCountPerNode')} == {
+                'NodeCount': None, 'MpiProcessCountPerNode': None}
+
+
 def test_a_run_registers_the_model_and_says_so_to_the_pipeline(verbs, trained):
     result = verbs.read('run.json')
     assert [result[name] for name in ('result', 'model', 'version')] == [
@@ -343,6 +361,8 @@ def test_a_run_registers_the_model_and_says_so_to_the_pipeline(verbs, trained):
     assert '##vso[task.setvariable variable=version;isOutput=true]1\n' in trained
     model, = verbs.rows('models')
     assert float(model['kvTags']['auc']) > 0.3 and model['kvTags']['data_rows'] == str(ROWS)
+    nodes = result['nodes']
+    assert len(nodes) == 2 and sum(one['rows'] for one in nodes) == ROWS
 
 
 def test_figures_decision_link_and_report_of_a_run_come_back(verbs, trained):
@@ -487,6 +507,7 @@ def test_every_setting_arrives(
         'AML_COMPUTE_CLUSTER_CPU_SKU': size['vmSize'],
         'AML_CLUSTER_MIN_NODES': str(size['scaleSettings']['minNodeCount']),
         'AML_CLUSTER_MAX_NODES': str(size['scaleSettings']['maxNodeCount']),
+        'AML_TRAINING_NODES': str(len(verbs.read('run.json')['nodes'])),
         'AML_CLUSTER_PRIORITY': size['vmPriority'].lower(),
         'AML_ENV_NAME': environment,
         'AML_REBUILD_ENVIRONMENT': str(rebuilt).lower(),

@@ -204,22 +204,22 @@ class Step:
             for process in started:
                 processes.kill(process)
                 process.wait()
-        said = [f'mpirun noticed that process rank {rank} with PID {started[rank].pid} on node '
-                f'127.0.0.1 exited on signal {-code}.\n'
-                for rank, code in enumerate(codes) if code and code < 0]
-        if said and self._by_mpi:
-            with open(self._artifact(MPI_LOG), 'w', encoding='utf-8') as log:
-                log.write(said[0])
+        logs = [node.log for node in self.nodes]
+        for rank, code in enumerate(codes) if self._by_mpi else ():
+            if code and code < 0:
+                logs[rank] = self._artifact(MPI_LOG)
+                with open(logs[rank], 'a', encoding='utf-8') as log:
+                    log.write(f'mpirun noticed that process rank {rank} with PID '
+                              f'{started[rank].pid} on node 127.0.0.1 exited on signal {-code}.\n')
         if any(codes):
             # The one that could say why before one that was killed.
             _, rank = min((code < 0, rank) for rank, code in enumerate(codes) if code)
-            log = self.nodes[rank].log
-            with open(log, encoding='utf-8', errors='replace') as file:
+            with open(logs[rank], encoding='utf-8', errors='replace') as file:
                 tail = '\n'.join(file.read().strip().split('\n')[-LAST_LINES:])
             raise StepFailed(
                 f"Execution failed. User process 'python' exited with status code {codes[rank]}. "
-                f"Please check log file 'user_logs/{os.path.basename(log)}' for error details. "
-                f'Error: {tail}')
+                f"Please check log file 'user_logs/{os.path.basename(logs[rank])}' for error "
+                f'details. Error: {tail}')
 
     def _exit_codes(self, started, seconds):
         """Those of all processes. When one is not 0, None for what still runs a little later.

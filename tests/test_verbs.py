@@ -20,6 +20,7 @@ from _pytest.monkeypatch import MonkeyPatch
 import azure_ml
 import deploy
 import forked
+import publish
 import sdk_contract
 import settings
 import smoke_test
@@ -188,8 +189,7 @@ def dataset(verbs, workspace, table):
 @pytest.fixture(scope='module')
 def published(verbs, dataset):
     verbs.azure.faults.add('reset', path='POST .*/Pipelines/Create', after=True)
-    return verbs('publish', **dict(PUBLISHED_WITH, BUILD_BUILDID='1', **given(
-        'AML_TRAINING_NODES')))
+    return verbs('publish', **dict(PUBLISHED_WITH, BUILD_BUILDID='1'))
 
 
 @pytest.fixture(scope='module')
@@ -335,20 +335,29 @@ def test_a_build_publishes_one_pipeline_though_the_answer_is_lost(verbs, publish
         known['id']]
 
 
-def test_the_training_step_alone_runs_on_several_nodes(verbs, published):
-    names = {row['Id']: row['Name'] for row in verbs.rows('modules')}
-    nodes = {names[node['ModuleId']]: node for node in verbs.rows('graphs')[0]['graph'][
-        'ModuleNodes']}
-    sent = {name: json.loads(node['Runconfig']) for name, node in nodes.items()}
-    changed = {name: value for name, value in sent['train'].items()
-               if value != sent['evaluate'][name]}
-    assert changed == {'communicator': 'IntelMpi', 'nodeCount': 2,
-                       'mpi': {'processCountPerNode': 1, 'nodeCount': 2}}
-    assert [sent[name]['nodeCount'] for name in ('evaluate', 'register')] == [1, 1]
-    # What is given there wins over the configuration.
-    assert {one['Name']: one.get('Value') for one in nodes['train']['ModuleParameters']
-            if one['Name'] in ('NodeCount', 'MpiProcessCountPerNode')} == {
-                'NodeCount': None, 'MpiProcessCountPerNode': None}
+@pytest.fixture(scope='module')
+def configurations(published):
+    """What is sent of each step when a pipeline for several nodes is published, and of one for one.
+
+    [{name: RunConfiguration as JSON}, ...]
+    """
+    def sent(**changes):
+        config = settings.read(dict(os.environ, **changes))
+        space = importlib.import_module('workspace').connect(config)
+        return {node.name: json.loads(node._runconfig)
+                for node in publish.build_graph(space, config, 'x').graph.module_nodes}
+    return sent(**given('AML_TRAINING_NODES', 'AML_CLUSTER_MAX_NODES')), sent()
+
+
+def test_the_training_step_alone_is_sent_to_several_nodes(configurations):
+    several, one = configurations
+    assert {name: {key for key in one[name] if several[name][key] != one[name][key]}
+            for name in one} == {
+                'train': {'communicator', 'nodeCount', 'mpi'}, 'evaluate': set(), 'register': set()}
+    assert [several['train'][key] for key in ('communicator', 'nodeCount', 'mpi')] == [
+        'IntelMpi', 2, {'processCountPerNode': 1, 'nodeCount': 2}]
+    assert [one['train'][key] for key in ('framework', 'communicator', 'nodeCount')] == [
+        'Python', 'None', 1]
 
 
 def test_a_run_registers_the_model_and_says_so_to_the_pipeline(verbs, trained):
@@ -361,8 +370,6 @@ def test_a_run_registers_the_model_and_says_so_to_the_pipeline(verbs, trained):
     assert '##vso[task.setvariable variable=version;isOutput=true]1\n' in trained
     model, = verbs.rows('models')
     assert float(model['kvTags']['auc']) > 0.3 and model['kvTags']['data_rows'] == str(ROWS)
-    nodes = result['nodes']
-    assert len(nodes) == 2 and sum(one['rows'] for one in nodes) == ROWS
 
 
 def test_figures_decision_link_and_report_of_a_run_come_back(verbs, trained):
@@ -475,7 +482,8 @@ def test_production_changes_by_traffic_and_so_does_the_way_back(verbs, produced)
 
 
 def test_every_setting_arrives(
-        verbs, empty, all_there, trained, unchanged, deployed, late, rolled_back, busy):
+        verbs, empty, all_there, configurations, trained, unchanged, deployed, late, rolled_back,
+        busy):
     any_build = verbs('rollback', code=1, BUILD_BUILDID='6', **given('ROLLBACK_ANY_BUILD'))
     before = verbs.count('PUT', '/environments/')
     verbs('workspace', **given('AML_REBUILD_ENVIRONMENT', 'AML_CLUSTER_MAX_NODES'))
@@ -507,7 +515,7 @@ def test_every_setting_arrives(
         'AML_COMPUTE_CLUSTER_CPU_SKU': size['vmSize'],
         'AML_CLUSTER_MIN_NODES': str(size['scaleSettings']['minNodeCount']),
         'AML_CLUSTER_MAX_NODES': str(size['scaleSettings']['maxNodeCount']),
-        'AML_TRAINING_NODES': str(len(verbs.read('run.json')['nodes'])),
+        'AML_TRAINING_NODES': str(configurations[0]['train']['nodeCount']),
         'AML_CLUSTER_PRIORITY': size['vmPriority'].lower(),
         'AML_ENV_NAME': environment,
         'AML_REBUILD_ENVIRONMENT': str(rebuilt).lower(),

@@ -10,7 +10,7 @@ $(error GNU make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew i
 endif
 
 VARIABLES := PYTHON VENV DATA ROWS OUT PARAMETERS MODEL_NAME RUN_EVALUATION ALLOW_RUN_CANCEL BUILD_BUILDID PORT SERVICE \
-  PIPELINE FAULT CONNECTION PRODUCTION STAGE BASE NODES
+  PIPELINE FAULT CONNECTION PRODUCTION AML_TRAINING_NODES STAGE BASE NODES
 
 # make X=... wins over the environment, the environment over these. What is empty counts as not given.
 $(foreach name,$(VARIABLES),$(if $(value $(name)),,$(eval override undefine $(name))))
@@ -30,6 +30,7 @@ PIPELINE       ?= devops/ci.yml
 FAULT          ?=
 CONNECTION     ?= federated
 PRODUCTION     ?= none
+AML_TRAINING_NODES ?= 1
 STAGE          ?=
 BASE           ?= origin/master
 NODES          ?= 1
@@ -155,7 +156,8 @@ summary: $(LOCAL) ## What came of STAGE (code_quality, compare, train, deploy or
 	$(PY) scripts/summary.py --stage $(call given,STAGE) --out $(OUT)
 rehearse: $(FULL) ## All stages of devops/ on this machine, no account; FAULT= (see README), PIPELINE=, PRODUCTION=endpoint
 	$(PY) devops/rehearsal/rehearse.py --pipeline $(call given,PIPELINE) --out $(OUT)/rehearsal \
-	  --connection $(call given,CONNECTION) --production $(call given,PRODUCTION) $(if $(FAULT),--fault $(call given,FAULT))
+	  --connection $(call given,CONNECTION) --production $(call given,PRODUCTION) \
+	  --training-nodes $(call given,AML_TRAINING_NODES) $(if $(FAULT),--fault $(call given,FAULT))
 branch-policy: $(LOCAL) ## Create or update the branch policies; DRY_RUN=1 only shows the difference
 	$(PY) scripts/branch_policy.py
 devops-project: $(LOCAL) ## Set up pipelines, variable group, environments, permissions and policies; DRY_RUN=1

@@ -14,6 +14,7 @@ import azure_ml
 import dataset
 import deploy
 import endpoint
+import publish
 import settings
 import sign_in
 import workspace
@@ -165,12 +166,29 @@ def check_identity(azure):
 
 
 def check_compute(azure):
-    return workspace.compute(azure.space, azure.config).name
+    found, nodes = workspace.compute(azure.space, azure.config), azure.config.aml_training_nodes
+    most = found.scale_settings.maximum_node_count
+    if nodes > most:
+        raise AzureError(f'{found.name} has at most {most} machines, and AML_TRAINING_NODES is '
+                         f'{nodes}: `make workspace` gives it AML_CLUSTER_MAX_NODES, '
+                         f'{azure.config.aml_cluster_max_nodes}')
+    return f'{found.name}, at most {most} machines'
+
+
+def check_parameters(azure):
+    """What train.py would say later: https://github.com/microsoft/LightGBM/issues/6956."""
+    nodes, path = azure.config.aml_training_nodes, f'{publish.SOURCE}/parameters.json'
+    stopping = atomic.read_json(publish.ROOT / path)['early_stopping_rounds']
+    if nodes > 1 and stopping:
+        raise AzureError(f'{path}: early_stopping_rounds is {stopping}; with {nodes} nodes it must '
+                         'be 0')
+    return f"{path}, for {nodes} node{'s' * (nodes > 1)}"
 
 
 def check_size(azure):
     size, priority = azure.config.aml_compute_cluster_cpu_sku, azure.config.aml_cluster_priority
-    name = offered(azure, size, priority, 1, 'AML_COMPUTE_CLUSTER_CPU_SKU')
+    name = offered(azure, size, priority, azure.config.aml_training_nodes,
+                   'AML_COMPUTE_CLUSTER_CPU_SKU')
     warning = ('; low priority is Spot since 2026-03-31: its price varies, and Azure takes '
                'machines away, whose steps begin again' if priority == 'lowpriority' else '')
     return f'{name} in {azure.config.location}{warning}'
@@ -263,6 +281,7 @@ CHECKS = BEFORE_WORKSPACE + (
     ('identity', check_identity, 'workspace'),
     ('registry', check_registry, 'workspace'),
     ('compute cluster', check_compute, 'workspace'),
+    ('parameters', check_parameters, None),
     ('dataset', check_dataset, 'workspace'),
 )
 PRODUCTION = (

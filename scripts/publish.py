@@ -42,35 +42,50 @@ def parameters(config, build_id):
             'code_commit': code_commit(config)}
 
 
+def run_configuration(environment, nodes=1):
+    """The azureml RunConfiguration of a step, which several nodes run at once by MPI.
+
+    As the SDK's ScriptRunConfig makes it of an MpiConfiguration: IntelMpi stands for the MPI that
+    the image has, here Open MPI.
+    """
+    from azureml.core.runconfig import MpiConfiguration, RunConfiguration
+    made = RunConfiguration()
+    made.environment = environment
+    if nodes > 1:
+        # Without the first one node runs it and says nothing (Azure/azure-sdk-for-python 25215).
+        made.node_count, made.mpi = nodes, MpiConfiguration(node_count=nodes)
+        made.communicator = 'IntelMpi'
+    return made
+
+
 def build_graph(space, config, build_id):
     """The azureml Pipeline: data passes from step to step by PipelineData only."""
-    from azureml.core.runconfig import RunConfiguration
     from azureml.pipeline.core import Pipeline, PipelineData, PipelineParameter
     from azureml.pipeline.steps import PythonScriptStep
     given = {name: PipelineParameter(name, default)
              for name, default in parameters(config, build_id).items()}
 
-    def step(script, inputs, outputs, *arguments):
+    def step(script, inputs, outputs, *arguments, nodes=1):
         # New data under the same dataset name must retrain, so no earlier result is reused.
         return PythonScriptStep(
             name=script, script_name=script + '.py', source_directory=str(ROOT / SOURCE),
-            arguments=list(arguments), inputs=inputs, outputs=outputs, runconfig=run_configuration,
-            compute_target=target, allow_reuse=False)
+            arguments=list(arguments), inputs=inputs, outputs=outputs, compute_target=target,
+            runconfig=run_configuration(environment, nodes), allow_reuse=False)
 
     def passed(*names):
         return [word for name in names
                 for word in ('--' + name.replace('_', '-'), given[name])]
 
     target = workspace.compute(space, config)
-    run_configuration = RunConfiguration()
-    run_configuration.environment = workspace.environment(space, config, 'training')
+    environment = workspace.environment(space, config, 'training')
     store = workspace.datastore(space, config)
     model = PipelineData('model', datastore=store)
     decision = PipelineData('decision', datastore=store)
     return Pipeline(space, [
         step('train', [], [model], '--parameters', 'parameters.json', '--out', model,
              *passed('dataset_name', 'dataset_version', 'data_file_path', 'datastore_name',
-                     'build_id', 'build_uri', 'caller_run_id', 'code_commit')),
+                     'build_id', 'build_uri', 'caller_run_id', 'code_commit'),
+             nodes=config.aml_training_nodes),
         step('evaluate', [model], [decision], '--parameters', 'parameters.json', '--model', model,
              '--out', decision, *passed('model_name', 'run_evaluation', 'allow_run_cancel')),
         step('register', [model, decision], [], '--model', model, '--decision', decision,

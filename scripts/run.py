@@ -4,6 +4,7 @@
 """
 import argparse
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -20,7 +21,8 @@ import workspace
 UNDER_WAY = ('NotStarted', 'Starting', 'Provisioning', 'Preparing', 'Queued', 'Running',
              'Finalizing', 'CancelRequested', 'NotResponding', 'Unknown')
 DONE = ('Finished', 'Completed')
-LOGS = ('user_logs/std_log.txt', 'azureml-logs/70_driver_log.txt')
+# One for each process of a step on several nodes, and what MPI says itself.
+LOG = re.compile(r'user_logs/(std|mpi)_log.*\.txt|azureml-logs/70_driver_log.*\.txt')
 LOG_LINES = 40
 # What the steps attach to the run (training/tracking.py): figures for run.json, pages for OUT.
 FIGURES = ('metrics.json', 'decision.json')
@@ -190,11 +192,11 @@ def failure_of(run, seconds):
         error = (details.get('error') or {}).get('error') or {}
         yield f"step {step.name} failed: {azure_ml.sentence(error.get('message') or 'no reason')}"
         logs = details.get('logFiles') or {}
-        name = next((name for name in LOGS if name in logs), max(logs, default=None))
-        if name:
+        names = sorted(filter(LOG.fullmatch, logs)) or sorted(logs)[-1:]
+        for name in names:
             lines = azure_ml.clean(requests.get(logs[name], timeout=seconds).text).splitlines()
             yield f'the end of its log, {name}:'
-            for line in lines[-LOG_LINES:]:
+            for line in lines[-(LOG_LINES // len(names) or 1):]:
                 yield '  ' + line
 
 
@@ -214,7 +216,8 @@ def result_of(run, link, folder):
         raise azure_ml.AzureError(f'the run {run.id} has no registration.json of a step register')
     metrics = metrics or {}
     return dict(registration, run_id=run.id, link=link, auc=metrics.get('auc'),
-                auc_interval=metrics.get('auc_interval'), decision=decision)
+                auc_interval=metrics.get('auc_interval'), nodes=metrics.get('nodes'),
+                decision=decision)
 
 
 def keep_pages(folder, out):

@@ -79,6 +79,9 @@ SETTINGS = (
      'its size of machine, one with a disk of its own'),
     ('AML_CLUSTER_MIN_NODES', 0, integer(0, 100), 'its least number of machines; 0 costs nothing'),
     ('AML_CLUSTER_MAX_NODES', 2, integer(1, 100), 'its greatest number of machines'),
+    ('AML_TRAINING_NODES', 1, integer(1, 100),
+     'how many of them train one model together; a published pipeline keeps that of its '
+     'publication'),
     ('AML_CLUSTER_PRIORITY', 'dedicated',
      text('(?i)dedicated|lowpriority', 'must be dedicated or lowpriority', str.lower),
      'dedicated machines, or Spot ones: of varying price, and taken away when Azure needs them'),
@@ -165,10 +168,11 @@ def read(environ, needs=()):
     if not values['ENDPOINT_NAME'] and all(values[name] for name in WORKSPACE):
         whole = '/'.join(values[name] for name in WORKSPACE).lower()
         values['ENDPOINT_NAME'] = f'safe-driver-{hashlib.sha256(whole.encode()).hexdigest()[:10]}'
-    least, most = (values[f'AML_CLUSTER_{which}_NODES'] for which in ('MIN', 'MAX'))
-    if least > most:
-        problems.append(f'AML_CLUSTER_MIN_NODES is {least}: it must be at most {most}, which is '
-                        'AML_CLUSTER_MAX_NODES')
+    most = values['AML_CLUSTER_MAX_NODES']
+    for name in ('AML_CLUSTER_MIN_NODES', 'AML_TRAINING_NODES'):
+        if values[name] > most:
+            problems.append(f'{name} is {values[name]}: it must be at most {most}, which is '
+                            'AML_CLUSTER_MAX_NODES; `make workspace` sets another maximum')
     if problems:
         plural = 's' * (len(problems) > 1)
         raise SettingsError('\n  '.join(

@@ -102,6 +102,10 @@ def figures(run, out, build):
     if run.get('auc') is not None:
         rows.append(('AUC on the hold-out rows', with_interval(
             run['auc'], run.get('auc_interval'), '.4f')))
+    nodes = run.get('nodes') or []
+    if len(nodes) > 1:
+        rows.append((f'Trained on {len(nodes)} machines', '; '.join(
+            f"{one['rows']:,} rows, {one['peak_memory_mb']:,.0f} MB" for one in nodes)))
     if decision.get('difference') is not None:
         said = with_interval(decision['difference'], decision.get('difference_interval'), '+.5f')
         rows.append((f"{escape(decision['metric'])} against version "

@@ -1,4 +1,5 @@
 import re
+import types
 
 import pytest
 
@@ -80,6 +81,39 @@ def test_a_quota_is_missing_only_where_it_can_never_be_enough():
                        ('totalDedicatedCores', 'TotalDedicatedCores')):
         with pytest.raises(azure_ml.AzureError, match='is 0 cores, one machine needs 2'):
             preflight.check_size(region((kind, name, 0)))
+
+
+def test_a_model_needs_as_many_machines_as_train_it():
+    nodes = {'AML_TRAINING_NODES': '3', 'AML_CLUSTER_MAX_NODES': '4'}
+    family = ('vmFamily/dedicatedCores', 'StandardDDSv5Family')
+    assert preflight.check_size(region(family + (6,), **nodes))
+    with pytest.raises(azure_ml.AzureError, match='is 5 cores, 3 machines need 6'):
+        preflight.check_size(region(family + (5,), **nodes))
+
+    def cluster_of(most):
+        scale = types.SimpleNamespace(maximum_node_count=most)
+        return types.SimpleNamespace(name='cluster', type='AmlCompute', scale_settings=scale)
+
+    azure = Azure(None, **nodes)
+    azure.space = types.SimpleNamespace(compute_targets={'train-cluster': cluster_of(3)})
+    assert preflight.check_compute(azure) == 'cluster, at most 3 machines'
+    azure.space.compute_targets['train-cluster'] = cluster_of(2)
+    with pytest.raises(azure_ml.AzureError, match='at most 2 machines, and AML_TRAINING_NODES is '
+                       '3: `make workspace` gives it AML_CLUSTER_MAX_NODES, 4'):
+        preflight.check_compute(azure)
+
+
+def test_early_stopping_is_refused_with_several_nodes(monkeypatch, tmp_path):
+    (tmp_path / 'training').mkdir()
+    path = tmp_path / 'training' / 'parameters.json'
+    path.write_text('{"early_stopping_rounds": 20}')
+    two, one = Azure(None, AML_TRAINING_NODES='2'), Azure(None)
+    assert preflight.check_parameters(two) == 'training/parameters.json, for 2 nodes'
+    monkeypatch.setattr(preflight.publish, 'ROOT', tmp_path)
+    assert preflight.check_parameters(one)
+    with pytest.raises(azure_ml.AzureError, match='^training/parameters.json: '
+                       'early_stopping_rounds is 20; with 2 nodes it must be 0$'):
+        preflight.check_parameters(two)
 
 
 def test_the_endpoint_needs_machines_for_two_deployments_and_a_fifth_more():

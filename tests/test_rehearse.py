@@ -416,6 +416,8 @@ def test_settings_of_the_pipelines_are_changed_one_by_one():
     assert [new for old, new in zip(text.splitlines(), changed.splitlines()) if old != new] == [
         "  value: 'endpoint'", "  value: '0'"]
     assert len(changed.splitlines()) == len(text.splitlines())
+    name = "AML_TRAINING_NODES\n  value: '"
+    assert rehearse.setting('AML_TRAINING_NODES', 2)(text) == text.replace(name + '1', name + '2')
 
 
 @pytest.mark.parametrize('args', [

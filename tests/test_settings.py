@@ -58,6 +58,14 @@ def test_blank_and_undefined_variables_are_not_set(value):
     assert settings.read(dict(ENOUGH, MODEL_NAME=value)).model_name == 'safe_driver_model'
 
 
+def test_a_model_is_trained_on_at_most_as_many_machines_as_the_cluster_has():
+    text = problems(dict(ENOUGH, AML_TRAINING_NODES='3'))
+    assert ('AML_TRAINING_NODES is 3: it must be at most 2, which is AML_CLUSTER_MAX_NODES; '
+            '`make workspace` sets another maximum') in text
+    enough = dict(ENOUGH, AML_TRAINING_NODES='3', AML_CLUSTER_MAX_NODES='3')
+    assert settings.read(enough).aml_training_nodes == 3
+
+
 def test_base_name_gives_the_names_that_are_not_set():
     config = settings.read({'SUBSCRIPTION_ID': SUBSCRIPTION, 'BASE_NAME': 'mlops',
                             'RESOURCE_GROUP': 'mine'}, settings.WORKSPACE)
@@ -76,7 +84,8 @@ def test_build_link_of_the_agent():
     ('SUBSCRIPTION_ID', 'my subscription'), ('AML_COMPUTE_CLUSTER_NAME', 'a_b'),
     ('ACI_DEPLOYMENT_NAME', '1st'), ('ACI_DEPLOYMENT_NAME', 'UPPER'), ('BUILD_BUILDID', "7' or"),
     ('ACI_DEPLOYMENT_NAME', 'a' * 33), ('DATASET_VERSION', '0'), ('MODEL_VERSION', '-1'),
-    ('LOCATION', 'West Europe'), ('AML_CLUSTER_MIN_NODES', '5')])
+    ('LOCATION', 'West Europe'), ('AML_CLUSTER_MIN_NODES', '5'), ('AML_TRAINING_NODES', '3'),
+    ('AML_TRAINING_NODES', '0')])
 def test_malformed_values_are_named(name, value):
     assert name + ' is ' in problems(dict(ENOUGH, **{name: value}))
 

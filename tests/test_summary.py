@@ -14,6 +14,7 @@ DECISION = {
     'drift': {'columns': {'ps_ind_01': 0.31}, 'sentence': 'ps_ind_01 has drifted.'}}
 RUN = {'result': 'registered', 'reason': 'It is better.', 'model': 'safe_driver_model',
        'version': 3, 'run_id': 'r1', 'link': LINK, 'auc': 0.63, 'auc_interval': [0.61, 0.65],
+       'nodes': [{'rows': 10010, 'peak_memory_mb': 301}, {'rows': 9990, 'peak_memory_mb': 298}],
        'decision': DECISION}
 SUBMITTED = {'run_id': 'r1', 'link': LINK, 'failure': None}
 TRAINED = {'run.json': RUN, 'submitted.json': SUBMITTED}
@@ -77,6 +78,7 @@ def test_a_model_that_was_registered(said):
     assert '**Registered: version 3 of safe\\_driver\\_model.**' in text
     for row in (
             'Why | It is better.', 'AUC on the hold-out rows | 0.6300 [0.6100, 0.6500]',
+            'Trained on 2 machines | 10,010 rows, 301 MB; 9,990 rows, 298 MB',
             'auc against version 2, on the same rows | +0.01000 [+0.00400, +0.01600], better in '
             '100% of resamples',
             'Drift (PSI) | ps\\_ind\\_01 has drifted.',

@@ -20,6 +20,7 @@ from _pytest.monkeypatch import MonkeyPatch
 import azure_ml
 import deploy
 import forked
+import publish
 import sdk_contract
 import settings
 import smoke_test
@@ -39,7 +40,8 @@ GIVEN = {
     'DATA_FILE_PATH': 'verbs/table.csv', 'DATASTORE_NAME': 'workspaceartifactstore',
     'TRAINING_PIPELINE_NAME': 'verbs-pipeline', 'AML_COMPUTE_CLUSTER_NAME': 'verbs-cluster',
     'AML_COMPUTE_CLUSTER_CPU_SKU': 'STANDARD_D4DS_V5', 'AML_CLUSTER_MIN_NODES': '1',
-    'AML_CLUSTER_MAX_NODES': '3', 'AML_CLUSTER_PRIORITY': 'lowpriority', 'AML_ENV_NAME': 'verbs',
+    'AML_CLUSTER_MAX_NODES': '3', 'AML_TRAINING_NODES': '2', 'AML_CLUSTER_PRIORITY': 'lowpriority',
+    'AML_ENV_NAME': 'verbs',
     'AML_REBUILD_ENVIRONMENT': 'true', 'RUN_EVALUATION': 'false', 'ALLOW_RUN_CANCEL': 'false',
     'ONLY_NEW_DATA': 'true',
     'ACI_DEPLOYMENT_NAME': 'verbs-service', 'ACI_REPLACE': 'true', 'BUILD_BUILDID': '1',
@@ -333,6 +335,31 @@ def test_a_build_publishes_one_pipeline_though_the_answer_is_lost(verbs, publish
         known['id']]
 
 
+@pytest.fixture(scope='module')
+def configurations(published):
+    """What is sent of each step when a pipeline for several nodes is published, and of one for one.
+
+    [{name: RunConfiguration as JSON}, ...]
+    """
+    def sent(**changes):
+        config = settings.read(dict(os.environ, **changes))
+        space = importlib.import_module('workspace').connect(config)
+        return {node.name: json.loads(node._runconfig)
+                for node in publish.build_graph(space, config, 'x').graph.module_nodes}
+    return sent(**given('AML_TRAINING_NODES', 'AML_CLUSTER_MAX_NODES')), sent()
+
+
+def test_the_training_step_alone_is_sent_to_several_nodes(configurations):
+    several, one = configurations
+    assert {name: {key for key in one[name] if several[name][key] != one[name][key]}
+            for name in one} == {
+                'train': {'communicator', 'nodeCount', 'mpi'}, 'evaluate': set(), 'register': set()}
+    assert [several['train'][key] for key in ('communicator', 'nodeCount', 'mpi')] == [
+        'IntelMpi', 2, {'processCountPerNode': 1, 'nodeCount': 2}]
+    assert [one['train'][key] for key in ('framework', 'communicator', 'nodeCount')] == [
+        'Python', 'None', 1]
+
+
 def test_a_run_registers_the_model_and_says_so_to_the_pipeline(verbs, trained):
     result = verbs.read('run.json')
     assert [result[name] for name in ('result', 'model', 'version')] == [
@@ -455,7 +482,8 @@ def test_production_changes_by_traffic_and_so_does_the_way_back(verbs, produced)
 
 
 def test_every_setting_arrives(
-        verbs, empty, all_there, trained, unchanged, deployed, late, rolled_back, busy):
+        verbs, empty, all_there, configurations, trained, unchanged, deployed, late, rolled_back,
+        busy):
     any_build = verbs('rollback', code=1, BUILD_BUILDID='6', **given('ROLLBACK_ANY_BUILD'))
     before = verbs.count('PUT', '/environments/')
     verbs('workspace', **given('AML_REBUILD_ENVIRONMENT', 'AML_CLUSTER_MAX_NODES'))
@@ -487,6 +515,7 @@ def test_every_setting_arrives(
         'AML_COMPUTE_CLUSTER_CPU_SKU': size['vmSize'],
         'AML_CLUSTER_MIN_NODES': str(size['scaleSettings']['minNodeCount']),
         'AML_CLUSTER_MAX_NODES': str(size['scaleSettings']['maxNodeCount']),
+        'AML_TRAINING_NODES': str(configurations[0]['train']['nodeCount']),
         'AML_CLUSTER_PRIORITY': size['vmPriority'].lower(),
         'AML_ENV_NAME': environment,
         'AML_REBUILD_ENVIRONMENT': str(rebuilt).lower(),

@@ -1,8 +1,9 @@
 """Compute of a workspace: clusters, the sizes of their machines, and the quota.
 
 Sources: azureml/core/compute/{compute,amlcompute}.py; the REST reference of
-Microsoft.MachineLearningServices (Compute, Virtual Machine Sizes, Usages). A cluster is there at
-once and has as many nodes as steps run on it; a size is taken only if the region offers it.
+Microsoft.MachineLearningServices (Compute, Virtual Machine Sizes, Usages); MicrosoftLearning/
+mslearn-dp100 35 for what is said of a job that the quota is too small for. A cluster is there at
+once and has as many nodes as steps want; a size is taken only if the region offers it.
 """
 import re
 import uuid
@@ -26,6 +27,22 @@ def cores_used(cloud, family=None):
     """How many cores the deployments of endpoints have, those of one family or all."""
     return sum(row['cores'] for row in cloud.journal.table('cores').values()
                if family in (None, row['family']))
+
+
+def refusal(document, nodes):
+    """Why a job cannot have so many nodes of a cluster, a document of the table, or None."""
+    own = document['properties']['properties']
+    most = own['scaleSettings']['maxNodeCount']
+    family, cores, _ = {name.lower(): size for name, size in SIZES.items()}[own['vmSize'].lower()]
+    if nodes > most:
+        return (f"The job asks for {nodes} nodes, and the cluster {document['name']} has at most "
+                f'{most}.')
+    if nodes * cores > QUOTA_CORES:
+        return ('Job submission to AzureML Compute encountered an Exception with status code '
+                'JobNodeCountExceedsCoreQuota, The specified subscription has a Standard '
+                f'{family} family vCPU quota of {QUOTA_CORES} and is less than the requested job '
+                f'node count of {nodes} which maps to {nodes * cores} vCPUs.')
+    return None
 
 
 @route('GET', ARM, WORKSPACE + '/computes')

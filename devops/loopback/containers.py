@@ -8,7 +8,6 @@ answered and ends is not started again here, though ACI does that.
 """
 import os
 import shutil
-import socket
 import tarfile
 import threading
 import time
@@ -119,7 +118,7 @@ class Container:
 
     def _run(self, command, folder, variables):
         for _ in range(CRASHES):
-            port = _free_port()
+            port = processes.free_port()
             with self._lock:
                 if self.over.is_set():
                     return
@@ -245,9 +244,3 @@ def _end_to_end(headers):
 def log_path(cloud, workspace, name):
     """Where the log of a service is, once its container is being made."""
     return os.path.join(cloud.folder, 'services', workspace['name'], name, 'log.txt')
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]

@@ -20,6 +20,10 @@ ANSWERS = {
 OF_TOKENS = ('expired-token', 'forbidden')
 NAMES = tuple(ANSWERS) + (
     'step-fails',  # a step (`step`: its name, any unless given) exits with 1
+    # Of a step (`step`) on several nodes the last one,
+    'node-killed',  # which is killed while that of rank 0 trains
+    'node-absent',  # which never starts
+    'node-slow',  # which is stopped then, and never goes on
     'blob-mount',  # a step (`step`) sees its pipeline data as flat blob storage, see blob_mount.py
     'no-capacity',  # the cluster cannot allocate nodes: runs stay queued while the fault is set
     'admin-user-off',  # the admin user of the container registry is not enabled

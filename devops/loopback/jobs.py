@@ -1,4 +1,4 @@
-"""Execution of submitted pipelines: in order, each step as a real process, until done or canceled.
+"""Execution of submitted pipelines: in order, each step as real processes, until done or canceled.
 
 Steps of one pipeline run one after the other, pipelines side by side. Sources: the pages on run
 states and cancelling of Azure ML v1 pipelines; the error texts of real runs.
@@ -17,7 +17,7 @@ class Jobs:
     def __init__(self, cloud):
         self._cloud = cloud
         self._started = []
-        # {run of a step: (its process, its compute)}
+        # {run of a step: (its processes, its compute)}
         self._processes = {}
         self._changed = threading.Condition()
 
@@ -27,21 +27,22 @@ class Jobs:
         thread.start()
 
     def cancel(self, workspace, run):
-        """Ask the pipeline run to end. The process of its step is killed at once."""
+        """Ask the pipeline run to end. The processes of its step are killed at once."""
         runs = self._cloud.table(workspace, 'runs')
         with self._changed:
             for row in runs.values():
                 step = row['dto']['runId']
                 if run in (step, row['dto']['parentRunId']):
                     set_status(runs, step, 'CancelRequested')
-                    if step in self._processes:
-                        processes.kill(self._processes[step][0])
+                    for process in self._processes.get(step, ((), None))[0]:
+                        processes.kill(process)
             self._changed.notify_all()
 
     def nodes(self, compute):
         """How many nodes of the compute are busy."""
         with self._changed:
-            return sum(target == compute for _, target in self._processes.values())
+            return sum(len(started) for started, target in self._processes.values()
+                       if target == compute)
 
     def stop(self):
         """End all pipelines."""
@@ -94,15 +95,15 @@ class Jobs:
             # Queued while the fault no-capacity lasts.
             while self._cloud.faults.capacity_errors() and not canceled(runs, step.run):
                 self._changed.wait(0.2)
-        command, folder, environ, log = step.prepare()
+        step.prepare()
         with self._changed:
             if canceled(runs, step.run):
                 return
-            process = processes.start(command, folder, environ, log)
-            self._processes[step.run] = process, step.target
+            started = [processes.start(*node[1:]) for node in step.nodes]
+            self._processes[step.run] = started, step.target
             set_status(runs, step.run, 'Running')
         try:
-            step.wait(process)
+            step.wait(started)
         finally:
             with self._changed:
                 del self._processes[step.run]

@@ -3,6 +3,7 @@ however it ends."""
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -39,6 +40,12 @@ def clean_environ(interpreter, home):
     path = f'{folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
     return {'PATH': path, 'HOME': home, 'LANG': 'C.UTF-8', 'LC_ALL': 'C.UTF-8',
             'PYTHONUNBUFFERED': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
 
 
 def _die_with_parent():

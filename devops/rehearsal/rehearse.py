@@ -69,6 +69,9 @@ STRIKES = {
     'smoke': {'fault': 'scoring-500', 'count': None},
     'blob': {'fault': 'blob-mount', 'count': None},
     'production': {'fault': 'live-500', 'count': None},
+    'node-killed': {'fault': 'node-killed'},
+    'node-absent': {'fault': 'node-absent'},
+    'node-slow': {'fault': 'node-slow'},
 }
 # Faults of the set-up: what the owner of the subscription did or did not do.
 SET_UPS = {
@@ -84,6 +87,7 @@ FAULTS = tuple(COMMITS) + tuple(STRIKES) + tuple(SET_UPS) + tuple(REJECTED)
 # They need a model that is registered already to compare with, a service to roll back.
 AFTER_A_GOOD_RUN = ('worse', 'deploy', 'smoke', 'production', 'approval')
 OF_PRODUCTION = ('production', 'approval')
+OF_NODES = ('node-killed', 'node-absent', 'node-slow')
 # The watch over a new deployment takes minutes in Azure, here seconds.
 PRODUCTION = {'devops/variables.yml': lambda text: setting('PRODUCTION', 'endpoint')(
     setting('ENDPOINT_WATCH_MINUTES', '0')(text))}
@@ -412,8 +416,11 @@ class Rehearsal:
         return result
 
 
-def rehearse(runs, out, environ, fault=None, connection='federated', production=False):
-    """Rehearse these Runs; whether the last succeeded. Raises RehearsalError."""
+def rehearse(runs, out, environ, fault=None, connection='federated', production=False, nodes=1):
+    """Rehearse these Runs; whether the last succeeded. Raises RehearsalError.
+
+    nodes: how many machines train a model together.
+    """
     import loopback
     screen = Screen(out / 'rehearsal.log')
     screen.say(f"REHEARSAL of devops/{runs[-1].file}{' with FAULT=' + fault if fault else ''} on "
@@ -425,6 +432,9 @@ def rehearse(runs, out, environ, fault=None, connection='federated', production=
                    'sees only what is pushed')
     if production:
         commit(out / 'origin', PRODUCTION, 'Production')
+    if nodes != 1:
+        commit(out / 'origin', {'devops/variables.yml': setting('AML_TRAINING_NODES', nodes)},
+               'Nodes')
     with loopback.start(str(out / 'azure')) as azure:
         azure.add_group(GROUP['RESOURCE_GROUP'], GROUP['LOCATION'])
         if fault in SET_UPS:
@@ -456,6 +466,8 @@ def main(argv=None):
     parser.add_argument('--fault', choices=FAULTS, help='what is to go wrong')
     parser.add_argument('--production', choices=('none', 'endpoint'), default='none',
                         help='what PRODUCTION in devops/variables.yml is to be (default: none)')
+    parser.add_argument('--training-nodes', type=int, default=1,
+                        help='what AML_TRAINING_NODES in it is to be (default: 1)')
     parser.add_argument('--connection', choices=sorted(CONNECTIONS), default='federated',
                         help='kind of the service connection (default: federated)')
     args = parser.parse_args(argv)
@@ -465,6 +477,7 @@ def main(argv=None):
     if args.fault and args.fault not in WITHOUT_AZURE and path.name != 'ci.yml':
         parser.error(f'FAULT={args.fault} is for PIPELINE=devops/ci.yml')
     production = args.production == 'endpoint' or args.fault in OF_PRODUCTION
+    nodes = max(2, args.training_nodes) if args.fault in OF_NODES else args.training_nodes
     runs = plan(path.name, args.fault, production)
     for number in STOPS:
         signal.signal(number, stop)
@@ -480,7 +493,7 @@ def main(argv=None):
         out = args.out.resolve()
         with take_folder(out):
             return int(not rehearse(
-                runs, out, os.environ, args.fault, args.connection, production))
+                runs, out, os.environ, args.fault, args.connection, production, nodes))
     except KeyboardInterrupt:
         print(f'error: stopped; what has ended is in {args.out}', file=sys.stderr)
         return 130

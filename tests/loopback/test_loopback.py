@@ -19,7 +19,7 @@ from conftest import ROOT
 requests = pytest.importorskip('requests')
 pytest.importorskip('trustme')
 pytestmark = [pytest.mark.no_cover, pytest.mark.end_to_end]
-from loopback import resource_manager  # noqa: needs trustme
+from loopback import computes, resource_manager  # noqa: needs trustme
 
 LOGIN = 'https://login.microsoftonline.com/'
 ARM = 'https://management.azure.com'
@@ -45,7 +45,43 @@ SCRIPTS = {
     'forever.py': 'import os, subprocess, sys, time\n'
                   'child = subprocess.Popen(["sleep", "1000000"])\n'
                   'print(os.getpid(), child.pid, flush=True)\ntime.sleep(1e6)\n',
+    'rank.py': 'import os\n'
+               'names = "RANK", "SIZE", "LOCAL_RANK"\n'
+               'rank, *more = [os.environ["OMPI_COMM_WORLD_" + name] for name in names]\n'
+               'print(rank, *more, os.environ["AZ_BATCH_MASTER_NODE"], os.path.exists("rank.py"))\n'
+               'for name in ("same", rank):\n'
+               '    open("outputs/" + name, "w").write(rank)\n',
+    'meet.py': '''
+import os, socket, sys, time
+at = '127.0.0.1', int(os.environ['MASTER_PORT'])
+if os.environ['OMPI_COMM_WORLD_RANK'] == '1':
+    while True:
+        try:
+            peer = socket.create_connection(at)
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+        else:
+            break
+    while True:
+        peer.send(b'.')
+        time.sleep(0.01)
+with socket.socket() as listener:
+    listener.bind(at)
+    listener.listen()
+    listener.settimeout(1)
+    try:
+        peer, _ = listener.accept()
+        print('node 1 has come', flush=True)
+        peer.settimeout(0.5)
+        while peer.recv(1000):
+            pass
+        sys.exit('node 1 is lost')
+    except socket.timeout:
+        sys.exit('node 1 is silent')
+''',
 }
+NODES = {'communicator': 'IntelMpi', 'nodeCount': 2,
+         'mpi': {'processCountPerNode': 1, 'nodeCount': 2}}
 
 
 def until(condition, seconds=SECONDS):
@@ -140,7 +176,7 @@ class Client:
         assert answer.status_code == status
         return snapshot
 
-    def module(self, name, script, arguments, inputs=(), outputs=(), environment='e'):
+    def module(self, name, script, arguments, inputs=(), outputs=(), environment='e', **more):
         snapshot = self.snapshot()
         shape = {'Inputs': [{'Name': port, 'DataTypeIdsList': []} for port in inputs],
                  'Outputs': [{'Name': port, 'DataTypeId': 'AnyFile'} for port in outputs],
@@ -154,8 +190,9 @@ class Client:
             {'ValueType': kind, 'Name': key, 'Value': value} for kind, key, value in values],
             'ModuleOutputSettings': [{'Name': port, 'DataStoreName': 'workspaceblobstore',
                                       'DataStoreMode': 'mount'} for port in outputs],
-            'Runconfig': json.dumps({'environmentVariables': {'COLOUR': 'blue'}, 'environment': {
-                'name': environment, 'version': '1', 'environmentVariables': {}}})}
+            'Runconfig': json.dumps(dict({
+                'environmentVariables': {'COLOUR': 'blue'}, 'environment': {
+                    'name': environment, 'version': '1', 'environmentVariables': {}}}, **more))}
 
     def publish(self, nodes, edges=()):
         return self.good('POST', 'pipelines/v1.0', '/Pipelines/Create', {
@@ -169,9 +206,9 @@ class Client:
         return self.good('POST', 'pipelines/v1.0', '/PipelineRuns/PipelineSubmit/' + pipeline, {
             'ExperimentName': 'tests', 'ParameterAssignments': parameters})['Id']
 
-    def one_step(self, script):
-        """Submit a pipeline of one step; its run."""
-        return self.submit(self.publish([self.module('only', script, [])]))
+    def one_step(self, script, **more):
+        """Submit a pipeline of one step; its run. more: of its run configuration."""
+        return self.submit(self.publish([self.module('only', script, [], **more)]))
 
     def history(self, run, part=''):
         return self.good('GET', 'history/v1.0', f'/experiments/tests/runs/{run}{part}')
@@ -187,8 +224,20 @@ class Client:
             if row['name'] == name:
                 links = self.history(row['runId'], '/details')['logFiles']
                 return row['runId'], row['status'], self.session.get(
-                    links['user_logs/std_log.txt']).text if links else ''
+                    links[min(links)]).text if links else ''
         return None
+
+    def logs(self, run):
+        """{name: log} of the only step."""
+        details = self.history(self.step(run)[0], '/details')
+        return {name.split('/')[1]: self.session.get(link).text
+                for name, link in details['logFiles'].items()}
+
+    def failure(self, run):
+        """Why the only step failed."""
+        assert self.ended(run) == 'Failed'
+        step, = self.history(run, '/children')['value']
+        return self.history(step['runId'], '/details')['error']['error']['message']
 
     def pids(self, run):
         """What the step of forever.py, which is under way now, has said."""
@@ -208,7 +257,7 @@ class Client:
 
 def compute(size='STANDARD_D2DS_V5'):
     return {'properties': {'computeType': 'AmlCompute', 'properties': {
-        'vmSize': size, 'scaleSettings': {'minNodeCount': 0, 'maxNodeCount': 1}}}}
+        'vmSize': size, 'scaleSettings': {'minNodeCount': 0, 'maxNodeCount': 3}}}}
 
 
 def code(answer):
@@ -375,6 +424,66 @@ def test_cancel_really_kills_the_step(client):
     until(lambda: not any(alive(pid) for pid in pids))
     again = client.api('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{run}/Execution')
     assert again.status_code == 400
+
+
+def test_a_step_on_several_nodes_is_a_process_on_each(client):
+    run = client.one_step('rank.py', **dict(NODES, nodeCount=3))
+    assert client.ended(run) == 'Completed'
+    assert client.logs(run) == {
+        f'std_log_process_{rank}.txt': f'{rank} 3 0 127.0.0.1:6000 True\n' for rank in range(3)}
+    path = '/artifacts/ExperimentRun/dcid.' + client.step(run)[0]
+    kept = [one['path'] for one in client.good('GET', 'artifact/v2.0', path)['value']]
+    assert kept[:4] == ['outputs/0', 'outputs/1', 'outputs/2', 'outputs/same']
+
+
+def test_a_number_of_nodes_in_the_configuration_of_mpi_alone_starts_one(client):
+    run = client.one_step('rank.py', **dict(NODES, nodeCount=1))
+    assert client.ended(run) == 'Completed'
+    assert client.logs(run) == {'std_log_process_0.txt': '0 1 0 127.0.0.1:6000 True\n'}
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'nodeCount': 4}, 'asks for 4 nodes, and the cluster cpu has at most 3'),
+    ({'communicator': 'None'}, 'communicator is none of'),
+    ({'mpi': {'processCountPerNode': 2, 'nodeCount': 2}}, 'processCountPerNode is not 1')])
+def test_nodes_that_cannot_be_had_are_refused(client, changes, said):
+    assert said in client.failure(client.one_step('rank.py', **dict(NODES, **changes)))
+
+
+def test_more_nodes_than_the_quota_is_for_are_refused(client, azure):
+    space, = azure.journal.table('workspaces').values()
+    cluster = azure.table(space, 'computes')['cpu']
+    cluster['properties']['properties']['scaleSettings']['maxNodeCount'] = 13
+    assert computes.refusal(cluster, 12) is None
+    assert 'quota of 24 and is less than the requested job node count of 13 which maps to 26' in (
+        computes.refusal(cluster, 13))
+
+
+@pytest.mark.parametrize('fault, said', [
+    ('node-killed', 'node 1 is lost'), ('node-slow', 'node 1 is silent'),
+    ('node-absent', 'node 1 is silent')])
+def test_a_step_fails_that_loses_a_node(client, azure, fault, said):
+    azure.faults.add(fault)
+    run = client.one_step('meet.py', **NODES)
+    failure = client.failure(run)
+    assert failure.startswith("Execution failed. User process 'python' exited with status code 1.")
+    assert "'user_logs/std_log_process_0.txt'" in failure and failure.endswith(said)
+    logs = client.logs(run)
+    assert ('mpi_log.txt' in logs) == (fault == 'node-killed')
+    assert 'process rank 1 with PID' in logs.get('mpi_log.txt', 'process rank 1 with PID')
+    # A pipeline of one node is left alone.
+    azure.faults.add(fault)
+    assert client.ended(client.one_step('leave.py')) == 'Completed'
+
+
+def test_cancel_kills_the_step_on_all_nodes(client):
+    run = client.one_step('forever.py', **NODES)
+    until(lambda: client.step(run) and sum(map(bool, client.logs(run).values())) == 2)
+    pids = [int(pid) for log in client.logs(run).values() for pid in log.split()]
+    assert len(pids) == 4 and all(map(alive, pids))
+    client.good('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{run}/Execution')
+    assert client.ended(run) == 'Canceled'
+    until(lambda: not any(map(alive, pids)))
 
 
 def test_what_a_step_leaves_running_ends_with_it(client):

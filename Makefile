@@ -195,7 +195,7 @@ $(OUT)/.make/python-%: FORCE
 # a name that is given may hold what no prerequisite may.
 VALUES = $(addprefix $(OUT)/.make/,$(1))
 $(OUT)/.make/rows:           VALUE = $(call given,ROWS)
-$(OUT)/.make/table:          VALUE = $(call given,DATA)
+$(OUT)/.make/table:          VALUE = $(if $(DATA),"$$($(ANY_PYTHON) training/table.py --parts --data $(call given,DATA))")
 $(OUT)/.make/parameters:     VALUE = $(call given,PARAMETERS)
 $(OUT)/.make/nodes:          VALUE = $(call given,NODES)
 $(OUT)/.make/run-evaluation: VALUE = $(call given,RUN_EVALUATION)' '$(call given,ALLOW_RUN_CANCEL)

@@ -92,7 +92,8 @@ def compare(base, data, out):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--base', required=True, help='the commit to compare with')
-    parser.add_argument('--data', type=Path, required=True, help='table to train on, CSV')
+    parser.add_argument('--data', type=Path, required=True,
+                        help='table to train on, a CSV file or a folder of such')
     parser.add_argument('--out', type=Path, required=True, help='folder for results')
     args = parser.parse_args(argv)
     folder = args.out.resolve() / 'compare'

@@ -67,7 +67,8 @@ SETTINGS = (
      text('latest|[1-9][0-9]{0,8}', "must be 'latest' or a whole number"),
      'its version to train on'),
     ('DATA_FILE_PATH', 'none', str,
-     'a table in the datastore, such as data/train.csv, to train on instead of the dataset'),
+     'what to train on instead of the dataset: a file, folder or pattern, such as data/2017-*.csv, '
+     'in the datastore'),
     ('DATASTORE_NAME', '', azure_name, "the datastore; default: the workspace's own"),
     ('TRAINING_PIPELINE_NAME', 'safe-driver-training', azure_name, 'the published pipeline'),
     ('AML_COMPUTE_CLUSTER_NAME', 'train-cluster',

@@ -1,4 +1,5 @@
 """What all tests share: the path to the project's modules, and files of parameters."""
+import gzip
 import json
 import logging
 import os
@@ -39,6 +40,19 @@ def write_table(path, rows, seed=1):
     frame = next(sample.generate(rows, seed))
     frame.loc[(frame['target'] == 1) & (frame['id'] % 2 == 0), 'ps_ind_15'] = 0
     frame.to_csv(str(path), index=False)
+
+
+def write_parts(folder, path):
+    """The table in three files: the second in gzip, the columns of the third in reverse."""
+    header, *rows = path.read_text().splitlines(True)
+    folder.mkdir()
+    for number, name in enumerate(('part-1.csv', 'part-2.csv.gz', 'part-3.csv')):
+        lines = [header] + rows[number * len(rows) // 3:(number + 1) * len(rows) // 3]
+        if number == 2:
+            lines = [','.join(line.strip().split(',')[::-1]) + '\n' for line in lines]
+        content = ''.join(lines).encode()
+        (folder / name).write_bytes(gzip.compress(content) if number == 1 else content)
+    return folder
 
 
 def python_of_one_thread(folder):

@@ -4,6 +4,7 @@ What the verbs do when all is well is in test_verbs.py; test_rehearse.py runs ea
 its own, in the pipelines.
 """
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from _pytest.monkeypatch import MonkeyPatch
 
 import azure_ml
 import served
-from conftest import ROOT, python_of_one_thread, write_table
+from conftest import ROOT, python_of_one_thread, write_parts, write_table
 from test_rehearse import with_secret
 
 # The SDK reads them once, when it is imported.
@@ -243,6 +244,47 @@ def test_faults_of_runs_and_new_data(project):
     model, = [row for row in project.rows('models') if row['kvTags']['BuildId'] == 'runs']
     # By the pipeline that build 1 published.
     assert model['kvTags']['dataset_version'] == '2' and model['version'] > 1
+
+
+def test_a_table_in_parts_is_registered_whole_and_makes_the_model_of_one_file(project, tmp_path):
+    """Its third part does not arrive, and once the script is killed while it waits for it."""
+    whole, azure = tmp_path / 'whole.csv', project.azure
+    write_table(whole, 5000, 4)
+    parts = write_parts(tmp_path / 'parts', whole)
+    (parts / '_SUCCESS').touch()
+
+    def versions():
+        return len(project.rows('datasets')[0]['versions'])
+
+    before = versions()
+    azure.faults.add('gone', path='PUT .*/00003-part', count=None)
+    assert 'it did not arrive' in project('dataset', '--data', parts, code=1)
+    azure.faults.clear()
+    azure.faults.add('unavailable', path='PUT .*/00003-part', count=None)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'scripts' / 'dataset.py'), '--data', str(parts)],
+        env=dict(os.environ, WORKSPACE_NAME=project.name),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while 'unavailable' not in azure.faults.struck and process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    process.kill()
+    text = process.communicate()[0].decode()
+    assert process.returncode == -signal.SIGKILL, text
+    azure.faults.clear()
+    assert versions() == before
+    assert 'registered' in project('dataset', '--data', parts)
+    assert versions() == before + 1
+    project('run', BUILD_BUILDID='parts')
+    model, = [row for row in project.rows('models') if row['kvTags']['BuildId'] == 'parts']
+    (parts / '_SUCCESS').unlink()
+    digest = hashlib.sha256(b''.join(part.read_bytes() for part in sorted(parts.iterdir())))
+    assert [model['kvTags'][name] for name in ('data', 'data_rows', 'data_sha256')] == [
+        '3 files', '5000', digest.hexdigest()]
+    subprocess.run([sys.executable, str(ROOT / 'training' / 'train.py'), '--data', str(whole),
+                    '--out', str(tmp_path / 'model')], check=True, stdout=subprocess.DEVNULL)
+    assert model['kvTags']['model_sha256'] == json.loads(
+        (tmp_path / 'model' / 'metrics.json').read_text())['model_sha256']
 
 
 def test_data_that_a_kept_model_was_trained_on_is_not_new(project, tmp_path):

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.no_cover
 
 ALL = ['sample', 'train', 'evaluate', 'register']
 REAL = ['Makefile', 'conda_dependencies.yml'] + [
-    f'scripts/{name}.py' for name in ('dependencies', 'build_venv', 'ctrl_c')]
+    f'scripts/{name}.py' for name in ('dependencies', 'build_venv', 'ctrl_c')] + [
+    'training/' + name for name in ('table.py', 'console.py', 'columns.json')]
 # No sign in it is for make or the shell.
 ODD = '$(shell touch run) `touch run`; touch run "\'#*?[x]<a>|\\&(1)%~.csv'
 # In place of Python: notes the script's name and writes what the script of that name would.
@@ -39,7 +40,7 @@ echo $name >> log
 '''
 # The Python of the set-up; what it printed is kept while the list of versions stays as it is.
 PYTHON3 = f'''#!/bin/sh
-[ $1 = -Ec ] && exit
+case $1 in -Ec) exit;; training/*) exec "{sys.executable}" -ES "$@";; esac
 [ -e name ] && [ ! conda_dependencies.yml -nt name ] || "{sys.executable}" -ES "$@" > name || exit
 cat name
 '''
@@ -76,12 +77,12 @@ class Project:
 def made(tmp_path_factory):
     """A project in which `make retrain` has just run."""
     project = Project(tmp_path_factory.mktemp('graph') / 'project')
+    (project.folder / 'training').mkdir(parents=True)
+    for name in re.findall(r'training/[a-z_]+\.(?:py|json|html)', (ROOT / 'Makefile').read_text()):
+        project.write(name)
     for name in REAL:
         (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(str(ROOT / name), str(project.folder / name))
-    (project.folder / 'training').mkdir()
-    for name in re.findall(r'training/[a-z_]+\.(?:py|json|html)', (ROOT / 'Makefile').read_text()):
-        project.write(name)
     for name, text in (('python', STAND_IN), ('python3', PYTHON3)):
         project.write(name, text)
         (project.folder / name).chmod(0o755)
@@ -105,9 +106,7 @@ def project(made, tmp_path):
     ('OUT=', []),
     ('ROWS=5', ALL),
     ('PARAMETERS=training/parameters_challenge.json', ALL[1:]),
-    ('DATA=other.csv', ALL[1:]),
-    # The script says that it is not there.
-    ('DATA=absent.csv', ALL[1:]),
+    ('DATA=Makefile', ALL[1:]),
     ('RUN_EVALUATION=true', ALL[2:]),
     ('MODEL_NAME=another', ALL[2:]),
     ('BUILD_BUILDID=7', ALL[3:]),
@@ -176,12 +175,25 @@ def test_a_list_of_versions_that_cannot_be_read_stops_make(project):
 
 
 def test_a_changed_table_of_ones_own_retrains(project):
-    project.write(ODD)
-    assert project.make('retrain', 'DATA=' + ODD) == ALL[1:]
-    project.age()
-    assert project.make('retrain', DATA=ODD) == []
-    project.write(ODD)
-    assert project.make('retrain', 'DATA=' + ODD) == ALL[1:]
+    path, parts = project.folder / ODD, project.folder / 'parts' / ODD
+    parts.mkdir(parents=True)
+    for number, change in enumerate((
+            lambda: path.write_text('a'), lambda: path.write_text('b'),
+            lambda: path.rename(parts / '1'), (parts / '2').touch,
+            lambda: (parts / '1').write_text('c'), (parts / '1').unlink)):
+        change()
+        data, changed = (path, path) if path.exists() else (parts, parts / '2')
+        # Older than all that was made before.
+        if changed.exists():
+            os.utime(str(changed), (number, number))
+        assert project.make('retrain', f'DATA={data}') == ALL[1:]
+    assert project.make('retrain', DATA=str(parts)) == []
+
+
+def test_a_table_that_is_not_there_is_said_at_once(project):
+    assert project.make('retrain', 'DATA=absent.csv', fails=True) == []
+    assert 'error: absent.csv: there is no such file' in project.output
+    assert project.make('retrain') == []
 
 
 @pytest.mark.parametrize('number', [1, 2, 3])
@@ -204,6 +216,7 @@ def test_a_value_is_text_and_the_surroundings_stay_outside(project, given):
     names = ['DATA', 'PARAMETERS', 'RUN_EVALUATION', 'ALLOW_RUN_CANCEL', 'BUILD_BUILDID', 'PORT']
     values = dict.fromkeys(names, ODD)
     words = map('='.join, values.items()) if given == 'command line' else []
+    project.write(ODD)
     assert project.make('retrain', 'serve', *words, **values, PYTHONHOME='there', GIT_DIR='there',
                         PYTHONPATH='there') == ALL[1:]
     said = (project.folder / 'given').read_text().splitlines()

@@ -15,6 +15,9 @@ import tracking
 
 TRAINING = Path(tracking.__file__).parent
 TABLE = 'id,target\n1,0\n2,1\n'
+# By their order, two parts of one name, and what a cluster writes beside them.
+PARTS = ('parts/a/1.csv', 'parts/b/1.csv', 'parts/b/2.csv', 'parts/b/_SUCCESS', 'gone/1.csv',
+         'gone/2.csv')
 
 
 def run_in_azure(tmp_path, builds):
@@ -27,7 +30,8 @@ def run_in_azure(tmp_path, builds):
     from azureml.pipeline.steps import PythonScriptStep
     source, table = tmp_path / 'source', tmp_path / 'table.csv'
     source.mkdir()
-    shutil.copy(str(TRAINING / 'tracking.py'), str(source))
+    for name in ('tracking.py', 'table.py', 'console.py', 'columns.json'):
+        shutil.copy(str(TRAINING / name), str(source))
     shutil.copy(str(Path(__file__).with_name('tracking_probe.py')), str(source))
     table.write_text(TABLE)
     store = space.get_default_datastore()
@@ -35,6 +39,13 @@ def run_in_azure(tmp_path, builds):
         store.upload_files([str(table)], target_path='tables', overwrite=True, show_progress=False)
         Dataset.File.from_files([(store, 'tables/table.csv')], validate=False).register(
             space, 'drivers', create_new_version=True, description=str(version))
+    for name in PARTS:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name + ' ')
+    store.upload_files([str(tmp_path / name) for name in PARTS], relative_root=str(tmp_path),
+                       show_progress=False)
+    Dataset.File.from_files([(store, name) for name in PARTS[2::-1]], validate=False).register(
+        space, 'parts')
     Dataset.Tabular.from_delimited_files([(store, 'tables/table.csv')]).register(space, 'tabular')
     seen = []
     for build in builds:
@@ -81,20 +92,27 @@ def test_runs_of_azure_ml(azure, tmp_path):
     azure.faults.add('registration-collides', count=2)
     azure.faults.add('reset', after=True, skip=3, path=registration)
     azure.faults.add('server-error', after=True, skip=4, count=None, path=registration)
+    azure.faults.add('gone', count=None, path='GET .*/gone/2.csv$')
     # The SDK's engine for data finds only the first stand-in of a process.
     with concurrent.futures.ProcessPoolExecutor(
             1, mp_context=multiprocessing.get_context('spawn')) as process:
         seen = process.submit(run_in_azure, tmp_path, ['7', '8', '9', '7']).result()
-    assert set(azure.faults.struck) == {'registration-collides', 'reset', 'server-error'}
+    assert set(azure.faults.struck) == {'registration-collides', 'reset', 'server-error', 'gone'}
     assert [one['seen']['registered'] for one in seen] == [[1, 1], [2, 2], [3, 3], [1, 1]]
     assert [one['seen']['champion'][::2] for one in seen] == [
         [1, '7'], [2, '8'], [3, '9'], [3, '9']]
     assert [model['version'] for model in seen[-1]['models']] == [3, 2, 1]
     first, probe = seen[0], seen[0]['seen']
-    assert [probe[name] for name in ('table', 'file', 'tabular')] == [
-        [TABLE, {'data': data, 'dataset_name': name, 'dataset_version': version}]
-        for data, name, version in (('table.csv', 'drivers', 2), ('tables/table.csv', None, None),
-                                    ('tabular.csv', 'tabular', 1))]
+    for key, text, data, name, version in (
+            ('table', TABLE, 'table.csv', 'drivers', 2),
+            ('file', TABLE, 'tables/table.csv', None, None),
+            ('tabular', TABLE, 'tabular.csv', 'tabular', 1),
+            ('parts', 'parts/a/1.csv parts/b/1.csv parts/b/2.csv ', '3 files', 'parts', 1),
+            ('folder', 'parts/b/1.csv parts/b/2.csv ', 'parts/b', None, None),
+            ('pattern', 'parts/a/1.csv parts/b/1.csv ', 'parts/*/1.csv', None, None)):
+        assert probe[key] == [text, {'data': data, 'dataset_name': name,
+                                     'dataset_version': version, 'datastore_name': None}]
+    assert 'of the 2 files of gone of the datastore 1 could be fetched' in probe['gone']
     assert 'version 3 of dataset missing' in probe['missing']
     assert first['metrics'] == first['step_metrics'] == {'auc': 0.625}
     assert probe['champion before'] is None
@@ -108,9 +126,10 @@ def test_runs_of_azure_ml(azure, tmp_path):
 
 
 def test_a_table_on_this_machine_is_used_as_it_is(tmp_path):
-    path, source = tracking.Folder().fetch_table(data=str(tmp_path / 'table.csv'))
-    assert path == str(tmp_path / 'table.csv')
-    assert source == {'data': 'table.csv', 'dataset_name': None, 'dataset_version': None}
+    for path in (str(tmp_path / 'parts'), str(tmp_path / 'parts' / '')):
+        assert tracking.Folder().fetch_table(data=path) == (path, {
+            'data': 'parts', 'dataset_name': None, 'dataset_version': None,
+            'datastore_name': None})
     with pytest.raises(tracking.TrackingError, match='--data'):
         tracking.Folder().fetch_table()
     with pytest.raises(tracking.TrackingError, match='--registry'):

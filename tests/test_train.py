@@ -1,5 +1,6 @@
 """Training: the challenge's contract functions, and a table that becomes a model."""
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import sample
 import table
 import tracking
 import train
-from conftest import CHALLENGE, DEFAULT, ROOT
+from conftest import CHALLENGE, DEFAULT, ROOT, write_parts, write_table
 from parameters import dropped, load_parameters
 from test_report import SVG, read
 
@@ -308,3 +309,35 @@ def test_threads_do_not_change_the_bytes(data, tmp_path, path):
                        env=dict(os.environ, OMP_NUM_THREADS=threads), stdout=subprocess.DEVNULL)
         models.add((out / 'model.txt').read_bytes())
     assert len(models) == 1
+
+
+@pytest.mark.end_to_end
+def test_a_table_in_parts_is_as_good_as_one_file(tmp_path):
+    """By make, from a folder whose name has signs; a damaged part harms nothing."""
+    file, out = tmp_path / 'table.csv', tmp_path / 'out'
+    write_table(file, 6000)
+    parts = write_parts(tmp_path / "my $(parts)'", file)
+
+    def retrain(data, **variables):
+        """(exit code, what is said, SHA-256 of the model and of the table)"""
+        words = [f'{name}={value}' for name, value in dict(
+            variables, DATA=data, OUT=out, PYTHON=sys.executable).items()]
+        done = subprocess.run(['make', '-C', str(ROOT), 'retrain'] + words, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, universal_newlines=True)
+        report = json.loads((out / 'model' / 'metrics.json').read_text())
+        return (done.returncode, done.stdout, report['model_sha256'],
+                report['lineage']['data_sha256'])
+
+    code, text, model, digest = retrain(file)
+    assert (code, digest) == (0, hashlib.sha256(file.read_bytes()).hexdigest()), text
+    whole = b''.join(part.read_bytes() for part in sorted(parts.iterdir()))
+    expected = 0, model, hashlib.sha256(whole).hexdigest()
+    code, text, *found = retrain(parts, RUN_EVALUATION='true')
+    assert (code, *found) == expected and 'the same model, byte for byte' in text
+    code, text, *found = retrain(parts.rename(tmp_path / 'renamed') / 'part-*')
+    assert (code, *found) == expected
+    packed = tmp_path / 'renamed' / 'part-2.csv.gz'
+    packed.write_bytes(packed.read_bytes()[:-10])
+    code, text, *found = retrain(tmp_path / 'renamed')
+    assert (code, *found) == (2, *expected[1:])
+    assert 'part-2.csv.gz: the gzip file is truncated or damaged' in text

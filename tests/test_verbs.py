@@ -24,7 +24,7 @@ import publish
 import sdk_contract
 import settings
 import smoke_test
-from conftest import write_table
+from conftest import write_parts, write_table
 
 pytest.importorskip('azureml.core', reason='the Azure SDK needs Python 3.11 or older')
 pytest.importorskip('azureml_inference_server_http')
@@ -176,9 +176,9 @@ def workspace(verbs, empty):
 
 @pytest.fixture(scope='module')
 def table(verbs):
-    path = verbs.folder / 'table.csv'
-    write_table(path, ROWS)
-    return path
+    """A folder of three parts."""
+    write_table(verbs.folder / 'table.csv', ROWS)
+    return write_parts(verbs.folder / 'parts', verbs.folder / 'table.csv')
 
 
 @pytest.fixture(scope='module')
@@ -319,9 +319,13 @@ def test_a_workspace_that_is_there_is_left_alone_but_for_the_number_of_nodes(ver
 def test_a_table_is_registered_once_and_a_damaged_one_never(verbs, dataset, table, tmp_path):
     assert dataset == 'dataset verbs-data, version 1: registered\n'
     # DATASTORE_NAME is workspaceartifactstore, whose container is azureml.
-    stored, = (verbs.folder / 'azure' / 'blobs').glob('*/azureml/verbs-data/*/table.csv')
-    assert stored.read_bytes() == table.read_bytes()
-    assert 'version 1: holds this table already' in verbs('dataset', '--data', table)
+    stored = sorted((verbs.folder / 'azure' / 'blobs').glob('*/azureml/verbs-data/*/*'))
+    assert [path.name for path in stored] == [
+        '00001-part-1.csv', '00002-part-2.csv.gz', '00003-part-3.csv']
+    assert [path.read_bytes() for path in stored] == [
+        path.read_bytes() for path in sorted(table.iterdir())]
+    again = shutil.copytree(str(table), str(tmp_path / 'other name'))
+    assert 'version 1: holds this table already' in verbs('dataset', '--data', again)
     (tmp_path / 'bad.csv').write_text('id,target\n')
     assert 'was not uploaded' in verbs('dataset', '--data', tmp_path / 'bad.csv', code=1)
 

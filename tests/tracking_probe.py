@@ -6,6 +6,7 @@ import json
 import os
 import sys
 
+import table
 import tracking
 
 
@@ -14,14 +15,21 @@ def main(build):
     tracker, seen = tracking.connect(), {}
     for name, source in (('table', {'dataset_name': 'drivers', 'dataset_version': 'latest'}),
                          ('file', {'data_file_path': 'tables/table.csv'}),
-                         ('tabular', {'dataset_name': 'tabular'})):
+                         ('tabular', {'dataset_name': 'tabular'}),
+                         ('parts', {'dataset_name': 'parts'}),
+                         ('folder', {'data_file_path': 'parts/b'}),
+                         ('pattern', {'data_file_path': 'parts/*/1.csv'})):
         path, found = tracker.fetch_table(**source)
-        with open(path) as file:
-            seen[name] = [file.read(), found]
-    try:
-        tracker.fetch_table(dataset_name='missing', dataset_version='3')
-    except tracking.TrackingError as error:
-        seen['missing'] = str(error)
+        seen[name] = ['', found]
+        for part in table.part_files(path):
+            with open(part) as file:
+                seen[name][0] += file.read()
+    for name, source in (('missing', {'dataset_name': 'missing', 'dataset_version': '3'}),
+                         ('gone', {'data_file_path': 'gone'})):
+        try:
+            tracker.fetch_table(**source)
+        except tracking.TrackingError as error:
+            seen[name] = str(error)
     seen['champion before'] = tracker.champion('model')
     os.mkdir('model')
     for name in ('model.txt', 'metrics.json', '.unfinished'):

@@ -84,11 +84,13 @@ def load_champion(tracker, name, columns):
 
 def fetch_table(tracker, lineage, data):
     """The path of the table that a model was trained on; TrackingError if it is not the same."""
+    import table
     version = lineage.get('dataset_version')
     path, _ = tracker.fetch_table(data=data, dataset_name=lineage.get('dataset_name'),
                                   dataset_version=version,
-                                  data_file_path=None if version else lineage.get('data'))
-    if tracking.sha256(path) != lineage.get('data_sha256'):
+                                  data_file_path=None if version else lineage.get('data'),
+                                  datastore_name=lineage.get('datastore_name'))
+    if tracking.sha256(*table.part_files(path)) != lineage.get('data_sha256'):
         raise tracking.TrackingError(f"{data or lineage.get('data')} is not the table that the "
                                      'model was trained on, or has changed since: train again')
     return path

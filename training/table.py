@@ -7,6 +7,7 @@ import bisect
 import collections
 import concurrent.futures
 import csv
+import glob
 import gzip
 import io
 import json
@@ -117,14 +118,17 @@ def mixed(ids, stream=0):
 def part_files(path):
     """The files of the table `path`: that file, the files of that folder, or of a list of such.
 
-    A folder's files come in the order of their names, without those that begin with "." or "_",
-    which are no rows where a cluster writes a table. Raises TableError for a folder that has no
-    file, or has a folder in it.
+    In what is not there "*" stands for any signs, as in a path of a datastore. Files come in the
+    order of their names, without those that begin with "." or "_", which are no rows where a
+    cluster writes a table. Raises TableError for a folder that has no file, or has a folder in it.
     """
     if isinstance(path, (list, tuple)):
         return [file for one in path for file in part_files(one)]
     if not os.path.isdir(path):
-        return [str(path)]
+        pattern = re.sub('[?[]', r'[\g<0>]', str(path))
+        found = [] if os.path.lexists(path) else [
+            file for file in sorted(glob.glob(pattern)) if os.path.basename(file)[0] not in '._']
+        return part_files(found) or [str(path)]
     try:
         files = [os.path.join(str(path), name) for name in sorted(os.listdir(path))
                  if name[0] not in '._']
@@ -137,6 +141,16 @@ def part_files(path):
         raise TableError(f'{file} is a folder among the parts of a table; name the folder whose '
                          'files are the parts')
     return files
+
+
+def facts_of_parts(path):
+    """[[path, bytes, time of the last change in ns], ...] of the files of a table. TableError."""
+    files = part_files(path)
+    try:
+        facts = list(map(os.stat, files))
+    except OSError as error:
+        raise TableError(f'{error.filename}: {_reason(error)}')
+    return [[file, one.st_size, one.st_mtime_ns] for file, one in zip(files, facts)]
 
 
 def read_table(path, node=None):
@@ -483,8 +497,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', required=True,
                         help='the table: a CSV file, may be in gzip, or a folder of such')
-    path = parser.parse_args(argv).data
+    parser.add_argument('--parts', action='store_true', help='only print what is known of its '
+                        'files, as JSON: [[path, bytes, time of the last change in ns], ...]')
+    args = parser.parse_args(argv)
+    path = args.data
     try:
+        if args.parts:
+            print(json.dumps(facts_of_parts(path)))
+            return 0
         table = read_table(path)
     except TableError as error:
         print(f'error: {error}', file=sys.stderr)

@@ -103,11 +103,13 @@ def decision_path(path):
     return os.path.join(path, 'decision.json') if os.path.isdir(path) else path
 
 
-def sha256(path):
+def sha256(*paths):
+    """Of the bytes of these files, one after the other."""
     digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(1 << 20), b''):
-            digest.update(block)
+    for path in paths:
+        with open(path, 'rb') as file:
+            for block in iter(lambda: file.read(1 << 20), b''):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -151,10 +153,11 @@ class Folder:
 
     def fetch_table(self, data=None, dataset_name=None, dataset_version=None, data_file_path=None,
                     datastore_name=None):
-        """(path of the table, its part of the lineage): here the file DATA as it is."""
+        """(path of the table, its part of the lineage): here DATA as it is."""
         if not data:
-            raise TrackingError('no table is given: name its file with --data')
-        return data, {'data': os.path.basename(data), 'dataset_name': None, 'dataset_version': None}
+            raise TrackingError('no table is given: name its file or folder with --data')
+        return data, {'data': os.path.basename(os.path.abspath(data)), 'dataset_name': None,
+                      'dataset_version': None, 'datastore_name': None}
 
     def log(self, metrics):
         """Nothing to do: metrics.json and decision.json hold the figures."""
@@ -231,11 +234,13 @@ class AzureML:
                     datastore_name=None):
         """(path of the downloaded table, its part of the lineage, with "latest" settled).
 
-        Of a file of the datastore (default: the workspace's own), if given, else of a dataset.
+        Of a path of the datastore (default: the workspace's own), which may be a file, a folder or
+        have "*" in it, if given; else of a dataset. The path of several files is the list of the
+        folders that they are in: the SDK keeps what tells them apart, and no order.
         """
         from azureml.core import Dataset, Datastore
         dataset_version = dataset_version or 'latest'
-        what = f'file {data_file_path} of the datastore' if data_file_path else \
+        what = f'{data_file_path} of the datastore' if data_file_path else \
             f'version {dataset_version} of dataset {dataset_name}'
         folder = tempfile.mkdtemp(dir=self.downloads.name)
         try:
@@ -247,20 +252,28 @@ class AzureML:
                 dataset = Dataset.get_by_name(self.workspace, dataset_name, dataset_version)
             with contextlib.redirect_stdout(io.StringIO()):
                 if hasattr(dataset, 'to_pandas_dataframe'):
-                    paths = [os.path.join(folder, dataset_name + '.csv')]
+                    wanted = paths = [os.path.join(folder, dataset_name + '.csv')]
                     frame = dataset.to_pandas_dataframe()
                     # A tabular dataset takes a column of 0 and 1 for one of truth values.
                     truth = frame.select_dtypes('bool').columns
                     frame.astype({name: 'int8' for name in truth}).to_csv(paths[0], index=False)
                 else:
+                    # download() says nothing of a file that goes away while it is under way: it
+                    # gives the SDK's check its arguments in the wrong order (azureml-core 1.62).
+                    wanted = dataset.to_path()
                     paths = dataset.download(folder, overwrite=True)
         except Exception as error:
             raise TrackingError(f'{what} cannot be fetched from workspace {self.workspace.name}: '
                                 f'{_first_line(error)}')
-        if len(paths) != 1:
-            raise TrackingError(f'{what} holds {len(paths)} files; one table is wanted')
-        return paths[0], {'data': data_file_path or os.path.basename(paths[0]),
-                          'dataset_name': dataset.name, 'dataset_version': dataset.version}
+        if not paths or len(paths) != len(wanted):
+            raise TrackingError(f'of the {len(wanted)} files of {what} {len(paths)} could be '
+                                'fetched; the others went away meanwhile: run this again')
+        found, data = paths, os.path.basename(paths[0])
+        if len(paths) > 1:
+            found, data = sorted(set(map(os.path.dirname, paths))), f'{len(paths)} files'
+        return found[0] if len(found) == 1 else found, {
+            'data': data_file_path or data, 'dataset_name': dataset.name,
+            'dataset_version': dataset.version, 'datastore_name': datastore_name}
 
     def log(self, metrics):
         """Log the numbers among metrics to this step and to its pipeline run, which shows them."""

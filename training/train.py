@@ -369,7 +369,11 @@ def run(args, node):
         args.data, args.dataset_name, args.dataset_version, args.data_file_path,
         args.datastore_name)
     frame = table.read_table(path, node)
-    lineage = dict(source, data_sha256=tracking.sha256(path))
+    lineage = dict(source, data_sha256=tracking.sha256(*table.part_files(path)))
+    if len(set(node.share(lineage['data_sha256']))) > 1:
+        # As when "latest" was registered between the nodes' downloads.
+        raise tracking.TrackingError(f"{source['data']} changed while the nodes fetched it: run "
+                                     'this again')
     seconds = {'reading': time.monotonic() - start}
     rows, claims = total(node.share([len(frame), int(frame['target'].sum())]))
     if not node.rank:
@@ -439,10 +443,10 @@ def peak_memory():
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, text in (('--data', 'CSV file of the table; not inside Azure ML'),
+    for name, text in (('--data', 'the table: a CSV file or a folder of such; not inside Azure ML'),
                        ('--dataset-name', 'Azure ML dataset of the table'),
                        ('--dataset-version', 'its version, a number or latest'),
-                       ('--data-file-path', 'file of the datastore instead of a dataset'),
+                       ('--data-file-path', 'path of the datastore instead of a dataset'),
                        ('--datastore-name', "default: the workspace's own"),
                        ('--build-id', 'of the build that trains, for the lineage'),
                        ('--build-uri', 'address of that build'),

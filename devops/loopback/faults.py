@@ -15,6 +15,7 @@ ANSWERS = {
         403, 'AuthorizationFailed', f"The client with object id '{OBJECT}' does not have "
         'authorization to perform this action over this scope or the scope is invalid. If '
         'access was recently granted, please refresh your credentials.'),
+    'gone': (404, 'BlobNotFound', 'The specified blob does not exist.'),
     'reset': ()}
 # These strike only where a token is asked for.
 OF_TOKENS = ('expired-token', 'forbidden')

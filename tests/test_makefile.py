@@ -177,10 +177,10 @@ def test_a_list_of_versions_that_cannot_be_read_stops_make(project):
 def test_a_changed_table_of_ones_own_retrains(project):
     parts = 'parts ' + ODD
     (project.folder / parts).mkdir()
+    project.write(parts + '/2.csv')
     for seconds, (data, name, text) in enumerate((
             (ODD, ODD, 'a'), (ODD, ODD, 'b'), (parts, parts + '/1.csv', 'a'),
-            (parts, parts + '/2.csv', 'a'), (parts, parts + '/2.csv', 'b'),
-            (parts, parts + '/1.csv', None))):
+            (parts, parts + '/1.csv', 'b'), (parts, parts + '/2.csv', None))):
         path = project.folder / name
         if text:
             path.write_text(text)

@@ -1,16 +1,20 @@
 """The table: what is read, what is refused and how it is said, what is only warned of."""
+import collections
+import concurrent.futures
 import gzip
 import hashlib
 import itertools
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 
 import numpy
 import pandas
 import pytest
 
+import nodes
 import sample
 import table
 
@@ -352,7 +356,7 @@ def test_large_whole_numbers_are_kept(good, write, caplog, monkeypatch):
         'int64', 'int64', 'int64', 'int8']
 
 
-@pytest.mark.parametrize('damage, warnings', [
+WARNINGS = [
     (both(set_cells('ps_car_11_cat', b'105', [5, 6, 7]), set_cells('ps_ind_02_cat', b'0', [8]),
           set_cells('ps_car_13', b'9.5', [9, 10]), set_cells('ps_reg_01', b'-1', [11]),
           set_cells('ps_reg_03', b'-1', [12])),
@@ -368,11 +372,77 @@ def test_large_whole_numbers_are_kept(good, write, caplog, monkeypatch):
     (both(set_cells('ps_calc_20_bin', b'0', [3]), add_copies([3]),
           set_cells('ps_calc_20_bin', b'1', [1002])), []),
     (set_cells('target', b'1', range(100, 200)), ['of the rows are claims, in the published']),
-    (set_cells('target', b'1', range(100, 110)), [])])
+    (set_cells('target', b'1', range(100, 110)), [])]
+
+
+@pytest.mark.parametrize('damage, warnings', WARNINGS)
 def test_what_the_published_table_does_not_have_is_a_warning(good, write, caplog, damage, warnings):
     table.read_table(write(damage(good)))
     assert len(caplog.messages) == len(warnings)
     assert all(words in message for words, message in zip(warnings, caplog.messages))
+
+
+def on_nodes(paths):
+    """[what read_table gives, or the TableError's text, ...] of nodes in threads, each its path."""
+    def run(node, path):
+        try:
+            return table.read_table(path, node)
+        except table.TableError as error:
+            return str(error)
+        finally:
+            node.part()
+            for link in node.links.values():
+                link.close()
+
+    pairs = [socket.socketpair() for _ in paths[1:]]
+    links = [{rank: there for rank, (there, _) in enumerate(pairs, 1)}]
+    links += [{0: here} for _, here in pairs]
+    together = [nodes.Node(rank, len(paths), link) for rank, link in enumerate(links)]
+    with concurrent.futures.ThreadPoolExecutor(len(paths)) as pool:
+        return list(pool.map(run, together, paths))
+
+
+def test_nodes_share_the_rows(good, write, monkeypatch):
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 30000)
+    path = write(set_cells('ps_ind_01', b'300', [900])(good))
+    expected = table.read_table(path)
+    frames = on_nodes([path] * 3)
+    for rank, frame in enumerate(frames):
+        mine = table.mixed(expected['id'], 1) % numpy.uint64(3) == rank
+        pandas.testing.assert_frame_equal(frame, expected[mine].reset_index(drop=True))
+        assert 250 < len(frame) < 420
+
+
+@pytest.mark.parametrize('damage', [case[1] for case in DAMAGES] + [case[0] for case in WARNINGS])
+def test_nodes_find_what_one_finds(good, write, caplog, monkeypatch, damage):
+    monkeypatch.setattr(table, 'BLOCK_BYTES', 70000)
+    path, found = write(damage(good)), []
+    for paths in [path], [path] * 3:
+        caplog.clear()
+        texts = [result for result in on_nodes(paths) if isinstance(result, str)]
+        said = collections.defaultdict(list)
+        for record in caplog.records:
+            said[record.thread].append(record.getMessage())
+        found += [[texts[rank] if texts else None, sorted(said.values())[rank] if said else None]
+                  for rank in range(len(paths))]
+        assert len(texts) in (0, len(paths)) and len(said) in (0, len(paths))
+    assert found == found[:1] * 4
+
+
+def test_nodes_that_read_different_files_are_told(good, write):
+    rows = cells_of(good)
+    for changed, words in ((joined(rows[:-1]), 'node 1 999 with'),
+                           (set_cells('ps_car_13', b'0.75', [500])(good), 'node 1 1,000 with')):
+        texts = on_nodes([write(good), write(changed, 'old.csv')])
+        assert all('the nodes read different rows (node 0 1,000 with' in text for text in texts)
+        assert all(words in text for text in texts)
+
+
+def test_rows_that_a_node_loses_are_missed(good, write, monkeypatch):
+    rows_of = table.Growing.rows
+    monkeypatch.setattr(table.Growing, 'rows', lambda own, name: rows_of(own, name)[3:])
+    for text in on_nodes([write(good)] * 2):
+        assert 'rows were lost between the nodes: they have 994 of 1,000' in text
 
 
 @pytest.mark.parametrize('end', [b'\x1a', b'\x1a\x1a', b'\r\n\x1a\r\n', b'\n\x1a'])

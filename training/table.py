@@ -18,6 +18,7 @@ import zlib
 from pathlib import Path
 
 import console
+import nodes
 
 PUBLISHED = json.loads(Path(__file__).with_name('columns.json').read_text())
 KNOWN = PUBLISHED['columns']
@@ -37,16 +38,19 @@ BLOCK_BYTES = 6 << 20
 LONGEST_HEADER_BYTES = 1 << 20
 LARGEST_FLOAT32 = 3.4028235e38
 EMPTY_WORDS = {'', 'nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none'}
-LINE = 'number of the line in the file'
+LINE = 'number of the line'
+# The stream of mixed() that decides which node has a row.
+NODE = 1
 # An exponent of a number beyond all floats: at some of many digits pandas ends the process.
 LONG_EXPONENT = r'([eE][-+]?)0*[1-9]\d{2,}'
 
 # No two of the first 10,000 real rows agree in all columns of one of these groups.
-GROUPS = {
-    'the columns other than ps_calc_*': [name for name in FEATURES if 'calc' not in name],
-    'the columns ps_calc_*': [name for name in FEATURES if 'calc' in name],
-    'the columns of whole numbers': [n for n in FEATURES if KNOWN[n]['type'] != 'float32'],
-}
+NOT_CALC, CALC, WHOLE = ('the columns other than ps_calc_*', 'the columns ps_calc_*',
+                         'the columns of whole numbers')
+GROUPS = {NOT_CALC: [name for name in FEATURES if 'calc' not in name],
+          CALC: [name for name in FEATURES if 'calc' in name],
+          WHOLE: [name for name in FEATURES if KNOWN[name]['type'] != 'float32']}
+ALL = 'all features'
 # Of the rows, so many that agree with another in a group are more than chance.
 COPIED_SHARE = .01
 
@@ -74,6 +78,29 @@ class Problems(dict):
             yield text if value is None else f'{text} ({value})'
 
 
+class Growing(dict):
+    """Name -> (array with room for more rows, how many it has).
+
+    Room that was never written to takes no memory, and what is copied at once is one column. A list
+    of the blocks' arrays would take as much again as the whole, since what malloc gets back in
+    small pieces it keeps.
+    """
+
+    def add(self, name, values):
+        import numpy
+        array, rows = self.get(name, (values[:0], 0))
+        end, kind = rows + len(values), numpy.result_type(array, values)
+        if end > len(array) or kind != array.dtype:
+            old, array = array, numpy.empty(2 * end, kind)
+            array[:rows] = old[:rows]
+        array[rows:end] = values
+        self[name] = array, end
+
+    def rows(self, name):
+        array, rows = self[name]
+        return array[:rows]
+
+
 def held_out(frame):
     """The rows of the hold-out, in their order."""
     return frame[split_of(frame['id'].to_numpy()) == HOLD_OUT]
@@ -94,7 +121,10 @@ def split_of(ids):
     EARLY_STOPPING for 16 %, HOLD_OUT for 20 %.
     """
     import numpy
-    percent = (mixed(ids) >> numpy.uint64(32)) * numpy.uint64(100) >> numpy.uint64(32)
+    percent = mixed(ids)
+    percent >>= numpy.uint64(32)
+    percent *= numpy.uint64(100)
+    percent >>= numpy.uint64(32)
     return sum((percent >= numpy.uint64(end)).view(numpy.uint8) for end in PART_ENDS)
 
 
@@ -153,7 +183,7 @@ def facts_of_parts(path):
     return [[file, one.st_size, one.st_mtime_ns] for file, one in zip(files, facts)]
 
 
-def read_table(path, node=None):
+def read_table(path, node=nodes.ALONE):
     """The checked table `path`, a CSV or a CSV in gzip, its columns in any order.
 
     A table may be in parts: a folder of files, or a list of files and folders, see part_files. Each
@@ -164,10 +194,12 @@ def read_table(path, node=None):
     int64. float32 costs nothing: rounding keeps the order of values, and LightGBM puts its
     thresholds midway between two neighbours, so a double is on the same side.
 
+    Of several nodes each reads the whole table, and returns the rows whose id is its own by
+    mixed(ids, 1); all of them come to the same judgement.
+
     Raises TableError, which lists all that is wrong. Values that the published table does not have
     are logged as warnings.
     """
-    import numpy
     import pandas
     files, starts = part_files(path), []
     if not files:
@@ -180,23 +212,21 @@ def read_table(path, node=None):
         text = f'{line - starts[part] + 1:,}'
         return text if len(files) == 1 else f'{text} of {_short(files)[part]}'
 
-    problems, pieces = Problems(), []
-    for columns, found in _in_parallel(lambda block: _parse(*block),
-                                       _blocks(files, starts, problems)):
+    problems, later, facts, own = Problems(), Problems(), [], Growing()
+    for rows, fact, found, wrong in _in_parallel(lambda block: _parse(node, *block),
+                                                 _blocks(files, starts, problems)):
         problems.merge(found)
-        pieces.append(columns)
-    columns = {name: numpy.concatenate([piece.pop(name) for piece in pieces])
-               for name in set.intersection(*map(set, pieces))} if pieces else {}
-    with numpy.errstate(invalid='ignore'):
-        _check_rows(columns, problems, place)
+        later.merge(wrong)
+        facts.append(fact)
+        for key, values in rows.items():
+            own.add(key, values)
+    problems.merge(later)
+    near = _check_rows(own, facts, node, problems, place)
     if problems:
         raise TableError('\n- '.join([f'{name} cannot be used:'] + list(problems.sentences(place))))
-    for sentence in _unusual(columns, place):
+    for sentence in _unusual(facts, near):
         console.log.warning('%s: %s', Path(name).name, sentence)
-    frame = pandas.DataFrame({name: columns[name] for name in COLUMNS}, copy=False)
-    if node and node.size > 1:
-        frame = frame[mixed(frame['id'].to_numpy(), 1) % numpy.uint64(node.size) == node.rank].reset_index(drop=True)
-    return frame
+    return pandas.DataFrame({name: own.rows(name) for name in COLUMNS}, copy=False)
 
 
 def _short(files):
@@ -286,14 +316,70 @@ def _in_parallel(function, items):
             yield waiting.popleft().result()
 
 
-def _parse(header, line, data):
-    """(columns by name, problems) of a block; LINE is the column of the rows' line numbers."""
+def _parse(node, header, line, data):
+    """(what the node keeps of a block, facts on all its rows, problems, those to be told last).
+
+    Kept are the node's rows: columns by name, LINE for the numbers of their lines. Of all rows, a
+    hash of each group of columns is kept by the node whose it is, so that equal ones meet; of
+    several nodes these are not the node's rows, and (LINE, group) has the numbers of their lines.
+    """
     import numpy
+
+    def mine(hashes):
+        return slice(None) if node.size == 1 else hashes % node.size == node.rank
+
     with numpy.errstate(all='ignore'):
         columns, problems = _parse_fast(header, line, data) or _parse_with_care(header, line, data)
+        lines, target, later = columns[LINE], columns.get('target'), Problems()
+        facts = {'rows': len(lines), 'columns': set(columns), 'checksum': 0, 'counts': 0,
+                 'targets': 0, 'calc': [], 'odd': {}}
+        if not len(lines):
+            return {}, facts, problems, later
+        if target is not None:
+            facts['targets'] = numpy.array([(target == value).sum() for value in (0, 1)])
+            wrong = (target != 0) & (target != 1) & (target == target)
+            if wrong.any():
+                first = wrong.argmax()
+                later.add('target: {count} value{s} other than 0 and 1', wrong.sum(), lines[first],
+                          f'{target[first]:g}')
+        # Without an id, any share of the rows will do: there will be no table.
+        mixes = mixed(columns.get('id', lines), NODE)
+        rows = mine(mixes)
+        kept = {name: values[rows] for name, values in columns.items()}
         if columns.keys() >= set(FEATURES):
-            columns.update({group: _hashes(columns, names) for group, names in GROUPS.items()})
-    return columns, problems
+            part, calc, whole = [_hashes(columns, names) for names in GROUPS.values()]
+            both = part.astype(numpy.uint64) << numpy.uint64(32) | calc
+            for group, hashes, by in ((ALL, both, part), (CALC, calc, calc), (WHOLE, whole, whole)):
+                kept[group] = hashes[mine(by)]
+                if node.size > 1:
+                    kept[LINE, group] = lines[mine(by)]
+            facts['calc'] = [calc.min(), calc.max()]
+            facts['checksum'] = int((mixes ^ both).sum())
+        if len(columns) > len(COLUMNS) and not (problems or later):
+            facts.update(counts=_counts(columns['id'], target), odd=dict(_odd(columns)))
+    return kept, facts, problems, later
+
+
+def _counts(ids, target):
+    """How many rows each part of the split has with target 0 and 1, shape (6,)."""
+    import numpy
+    return numpy.bincount(split_of(ids) * 2 + target, minlength=6)
+
+
+def _odd(columns):
+    """(name, [how many values are not in the published table, least, largest]) of columns."""
+    import numpy
+    for name in FEATURES:
+        values, known = columns[name], KNOWN[name]
+        if _is_fraction(name):
+            # The published ends are rounded.
+            odd = (values < known['min'] - 1e-4) | (values > known['max'] + 1e-4)
+            if known['missing']:
+                odd &= values != MISSING
+        else:
+            odd = ~numpy.isin(values, [int(value) for value in known['counts']])
+        if odd.any():
+            yield name, [odd.sum(), values[odd].min(), values[odd].max()]
 
 
 def _hashes(columns, names):
@@ -325,7 +411,7 @@ def _parse_fast(header, line, data):
                                 dtype=types, na_filter=False, float_precision='high')
     except (ValueError, OverflowError):
         return None
-    columns = {LINE: numpy.arange(line, line + rows, dtype=numpy.int32)}
+    columns = {LINE: numpy.arange(line, line + rows, dtype=numpy.uint32)}
     for position, name in enumerate(header):
         if name in KNOWN:
             values = frame[position].values
@@ -377,7 +463,7 @@ def _parse_with_care(header, line, data):
             few_or_many = 'few' if len(cells) < len(header) else 'many'
             problems.add('{count} line{s} with too ' + few_or_many + ' cells', line=line,
                          value=f'{len(cells)} cells, the first line has {len(header)}')
-    columns = {LINE: numpy.array(lines, dtype=numpy.int32)}
+    columns = {LINE: numpy.array(lines, dtype=numpy.uint32)}
     table = numpy.array(rows, dtype=object).reshape(len(rows), len(header))
     for name, cells in zip(header, table.T):
         if name in KNOWN:
@@ -411,86 +497,110 @@ def _check_cells(name, cells, values, lines, problems):
     return _compact(name, floats if _is_fraction(name) else values.astype(numpy.int64))
 
 
-def _check_rows(columns, problems, place):
-    """What shows only in the whole table: targets, repeated ids, copies, the parts' sizes."""
+def _check_rows(own, facts, node, problems, place):
+    """What shows only in the whole table: targets, repeated ids, copies, the parts' sizes.
+
+    All nodes find the same, and return the same sentences on near copies.
+    """
     import numpy
-    import pandas
-    lines = columns.get(LINE, ())
-    if not len(lines):
+    rows = sum(fact['rows'] for fact in facts)
+    if not rows:
         problems.add('no row that can be read below the first line')
-        return
-    if 'target' in columns:
-        target = columns['target']
-        wrong = (target != 0) & (target != 1) & (target == target)
-        if wrong.any():
-            first = wrong.argmax()
-            problems.add('target: {count} value{s} other than 0 and 1', wrong.sum(), lines[first],
-                         f'{target[first]:g}')
-        elif (target == target[0]).all():
-            problems.add(f'target: {target[0]:g} in all {len(target):,} rows, and a model needs '
-                         'both 0 and 1')
-    if 'id' in columns:
-        ids = columns['id']
-        again = pandas.Series(ids).duplicated().to_numpy() & (ids == ids)
-        if again.any():
-            first = again.argmax()
-            earlier = place(lines[(ids == ids[first]).argmax()])
-            problems.add('id: {count} row{s} with the id of an earlier row', again.sum(),
-                         lines[first], f'id {ids[first]:.0f}' + (
-                             f', as in line {earlier}' if ' of ' in earlier else ''))
-    own, calc = [columns.get(group) for group in list(GROUPS)[:2]]
-    if own is not None:
-        count, first, line = _copies(own.astype(numpy.uint64) << numpy.uint64(32) | calc, lines)
-        # Without values in ps_calc_* some rows are alike by chance.
-        if count > (0 if calc.min() < calc.max() else COPIED_SHARE * len(lines)):
+        return []
+    everywhere = set.intersection(*[fact['columns'] for fact in facts if fact['rows']])
+    if 'target' in everywhere:
+        for value, count in enumerate(sum(fact['targets'] for fact in facts)):
+            if count == rows:
+                problems.add(f'target: {value} in all {rows:,} rows, and a model needs both 0 and '
+                             '1')
+    keys = ['id'] * ('id' in everywhere) + [ALL, *GROUPS] * (everywhere >= set(FEATURES))
+    again = {key: _again(_keys(own, key)) for key in keys}
+    kept = [] if problems else _counts(own.rows('id'), own.rows('target')).tolist()
+    told = node.share({'again': again, 'kept': kept, 'read': [
+        rows, sum(fact['checksum'] for fact in facts) % 2 ** 64]})
+    if any(other['read'] != told[0]['read'] for other in told):
+        found = ', '.join('node {} {:,} with the checksum {:x}'.format(rank, *other['read'])
+                          for rank, other in enumerate(told))
+        problems.add(f'the nodes read different rows ({found}): give all of them the same files')
+        return []
+    total = {key: sum(other['again'][key] for other in told) for key in keys}
+    calc = [end for fact in facts for end in fact['calc']]
+    # Without values in ps_calc_* some rows are alike by chance.
+    by_chance = {'id': 0, ALL: 0 if calc and min(calc) < max(calc) else COPIED_SHARE * rows}
+    wanted = [key for key in keys if total[key] > by_chance.get(key, rows)] or [
+        key for key in keys if COPIED_SHARE * rows < total[key] < rows - 1 and not problems]
+    told_lines, near = node.share({key: _first(_keys(own, key), _lines(own, key))
+                                   for key in wanted if again[key]}), []
+    for key in wanted:
+        line, equal, value = min(lines[key] for lines in told_lines if key in lines)
+        if key == 'id':
+            problems.add('id: {count} row{s} with the id of an earlier row', total[key], line,
+                         f'id {value}' + f', as in line {place(equal)}' * (' of ' in place(equal)))
+        elif key == ALL:
             problems.add(f'{{count}} row{{s}} with all {len(FEATURES)} features of an earlier row; '
                          'remove these copies: a model is not to be judged by what it learned',
-                         count, first, f'the same as line {place(line)}')
+                         total[key], line, f'the same as line {place(equal)}')
+        else:
+            near.append(f'{total[key]:,} rows equal an earlier one in all of {key}, first line '
+                        f'{place(line)} as line {place(equal)}: if they are copies, every figure '
+                        'of the model is too good')
     if not problems:
-        counts = numpy.bincount(split_of(ids) * 2 + target, minlength=6).reshape(3, 2)
+        counts = sum(fact['counts'] for fact in facts)
+        left = numpy.sum([other['kept'] for other in told], axis=0)
+        if (left != counts).any():
+            problems.add(f'rows were lost between the nodes: they have {left.sum():,} of {rows:,}')
         if counts.min() < LEAST_PER_PART:
             found = ', '.join(f'{name} has {ones} with target 1 and {zeros} with 0'
-                              for name, (zeros, ones) in zip(PART_NAMES, counts))
+                              for name, (zeros, ones) in zip(PART_NAMES, counts.reshape(3, 2)))
             problems.add(f'too few rows to split: {found}; each part needs at least '
                          f'{LEAST_PER_PART} rows with target 1 and as many with 0 for an AUC, '
                          f'which takes about {LEAST_PER_PART * 12} of each in the table')
+    return near
 
 
-def _copies(hashes, lines):
-    """(number of rows with the hash of an earlier one, line of the first, line of its equal)."""
-    import pandas
-    again = pandas.Series(hashes).duplicated().to_numpy()
-    first = again.argmax()
-    return again.sum(), lines[first], lines[(hashes == hashes[first]).argmax()]
-
-
-def _unusual(columns, place):
-    """A sentence on all that the published table does not have: values, near copies, claims."""
+def _keys(own, key):
+    """What equal rows have in common; the upper half of the hash of all is that of NOT_CALC."""
     import numpy
-    rows, published = len(columns['target']), KNOWN['target']['counts']['1'] / PUBLISHED['rows']
-    claims, expected = columns['target'].sum(), rows * published
+    return own.rows(key) if key != NOT_CALC else (
+        own.rows(ALL) >> numpy.uint64(32)).astype(numpy.uint32)
+
+
+def _lines(own, key):
+    key = LINE, ALL if key == NOT_CALC else key
+    return own.rows(key if key in own else LINE)
+
+
+def _again(keys):
+    """How many keys an earlier row has."""
+    import numpy
+    ordered = numpy.sort(keys)
+    return int((ordered[1:] == ordered[:-1]).sum())
+
+
+def _first(keys, lines):
+    """[line of the first row with the key of an earlier one, line of that one, the key]."""
+    import pandas
+    again = pandas.Series(keys).duplicated().to_numpy() & (keys == keys)
+    first = again.argmax()
+    return [int(lines[first]), int(lines[(keys == keys[first]).argmax()]), f'{keys[first]:.0f}']
+
+
+def _unusual(facts, near):
+    """A sentence on all that the published table does not have: claims, near copies, values."""
+    counts, published = sum(fact['counts'] for fact in facts), KNOWN['target']['counts']['1']
+    rows, published = counts.sum(), published / PUBLISHED['rows']
+    claims, expected = counts[1::2].sum(), rows * published
     if abs(claims - expected) > max(expected / 3, 4 * expected ** .5):
         yield (f'target: {claims / rows:.2%} of the rows are claims, in the published table '
                f'{published:.2%}: what the model predicts holds for this share only')
-    for group in GROUPS:
-        count, first, line = _copies(columns[group], columns[LINE])
-        if COPIED_SHARE * rows < count < rows - 1:
-            yield (f'{count:,} rows equal an earlier one in all of {group}, first line '
-                   f'{place(first)} as line {place(line)}: if they are copies, every figure of the '
-                   'model is too good')
+    yield from near
     for name in FEATURES:
-        values, known = columns[name], KNOWN[name]
-        if _is_fraction(name):
-            # The published ends are rounded.
-            odd = (values < known['min'] - 1e-4) | (values > known['max'] + 1e-4)
-            if known['missing']:
-                odd &= values != MISSING
-        else:
-            odd = ~numpy.isin(values, [int(value) for value in known['counts']])
-        if odd.any():
-            kind = 'value' if odd.sum() == 1 else 'values'
-            yield (f'{name}: {odd.sum():,} {kind} not in the published table, '
-                   f'from {values[odd].min():g} to {values[odd].max():g}')
+        found = [fact['odd'][name] for fact in facts if name in fact['odd']]
+        if found:
+            counts, least, largest = zip(*found)
+            kind = 'value' if sum(counts) == 1 else 'values'
+            yield (f'{name}: {sum(counts):,} {kind} not in the published table, '
+                   f'from {min(least):g} to {max(largest):g}')
 
 
 def main(argv=None):

@@ -1,5 +1,6 @@
 """Champion and challenger, real LightGBM models, on the same hold-out rows."""
 import functools
+import hashlib
 import json
 import re
 import shutil
@@ -179,6 +180,21 @@ def test_a_table_that_changed_since_training_is_refused(judge, champion, models,
     assert judge('strong', '--data', str(other)) == (1, {})
     error = capsys.readouterr().err
     assert 'other.csv' in error and 'train again' in error
+
+
+def test_a_table_of_a_datastore_is_fetched_from_there_again(tmp_path):
+    (tmp_path / '1.csv').write_text('a')
+    (tmp_path / '2.csv').write_text('b')
+    asked = []
+    tracker = SimpleNamespace(fetch_table=lambda **how: asked.append(how) or (str(tmp_path), {}))
+    lineage = {'data': 'a/*.csv', 'dataset_version': None, 'datastore_name': 'store',
+               'data_sha256': hashlib.sha256(b'ab').hexdigest()}
+    assert evaluate.fetch_table(tracker, lineage, None) == str(tmp_path)
+    assert asked == [{'data': None, 'dataset_name': None, 'dataset_version': None,
+                      'data_file_path': 'a/*.csv', 'datastore_name': 'store'}]
+    (tmp_path / '2.csv').rename(tmp_path / '0.csv')
+    with pytest.raises(tracking.TrackingError, match=r'a/\*.csv is not the table that'):
+        evaluate.fetch_table(tracker, lineage, None)
 
 
 @pytest.mark.parametrize('known, reason', [

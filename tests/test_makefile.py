@@ -175,19 +175,21 @@ def test_a_list_of_versions_that_cannot_be_read_stops_make(project):
 
 
 def test_a_changed_table_of_ones_own_retrains(project):
-    path, parts = project.folder / ODD, project.folder / 'parts' / ODD
-    parts.mkdir(parents=True)
-    for number, change in enumerate((
-            lambda: path.write_text('a'), lambda: path.write_text('b'),
-            lambda: path.rename(parts / '1'), (parts / '2').touch,
-            lambda: (parts / '1').write_text('c'), (parts / '1').unlink)):
-        change()
-        data, changed = (path, path) if path.exists() else (parts, parts / '2')
-        # Older than all that was made before.
-        if changed.exists():
-            os.utime(str(changed), (number, number))
-        assert project.make('retrain', f'DATA={data}') == ALL[1:]
-    assert project.make('retrain', DATA=str(parts)) == []
+    parts = 'parts ' + ODD
+    (project.folder / parts).mkdir()
+    project.write(parts + '/2.csv')
+    for seconds, (data, name, text) in enumerate((
+            (ODD, ODD, 'a'), (ODD, ODD, 'b'), (parts, parts + '/1.csv', 'a'),
+            (parts, parts + '/1.csv', 'b'), (parts, parts + '/2.csv', None))):
+        path = project.folder / name
+        if text:
+            path.write_text(text)
+            # Older than all that was made before.
+            os.utime(str(path), (seconds, seconds))
+        else:
+            path.unlink()
+        assert project.make('retrain', 'DATA=' + data) == ALL[1:]
+    assert project.make('retrain', DATA=parts) == []
 
 
 def test_a_table_that_is_not_there_is_said_at_once(project):

@@ -4,7 +4,9 @@ import concurrent.futures
 import gzip
 import hashlib
 import itertools
+import json
 import logging
+import os
 import socket
 from pathlib import Path
 
@@ -265,11 +267,22 @@ def test_a_table_in_parts_is_that_of_one_file(good, write, parts, caplog, monkey
     expected = read(write(good), caplog)
     files = [str(parts / f'part-{name}') for name in ('0.csv', '1.csv', '2.csv.gz', '3.csv')]
     assert table.part_files(parts) == table.part_files([files[0], *files[1:]]) == files
+    assert table.part_files(str(parts / '*t-[0-9]*')) == [str(parts / '*t-[0-9]*')]
+    assert table.part_files(str(parts / '*')) == files == table.part_files(str(parts.parent / 'p*'))
     monkeypatch.setattr(table, 'BLOCK_BYTES', 30000)
     pandas.testing.assert_frame_equal(read(str(parts), caplog), expected)
     pandas.testing.assert_frame_equal(read(files[1:], caplog), expected)
     with pytest.raises(table.TableError, match='no file of the table is named'):
         table.read_table([])
+
+
+def test_what_make_compares_of_a_table(parts, capsys):
+    assert table.main(['--parts', '--data', str(parts / '*[1]*')]) == 1
+    assert 'there is no such file' in capsys.readouterr().err
+    assert table.main(['--parts', '--data', str(parts)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == [[path, os.path.getsize(path), os.stat(path).st_mtime_ns]
+                     for path in table.part_files(parts)]
 
 
 def test_what_is_wrong_with_parts_is_said_with_their_names(good, parts, monkeypatch):

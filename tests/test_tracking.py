@@ -136,6 +136,13 @@ def test_a_table_on_this_machine_is_used_as_it_is(tmp_path):
         tracking.Folder().champion('model')
 
 
+def test_the_sum_of_parts_is_that_of_all_their_bytes(tmp_path):
+    for name, text in (('1', 'a'), ('2', 'bc'), ('whole', 'abc')):
+        (tmp_path / name).write_text(text)
+    assert tracking.sha256(tmp_path / '1', tmp_path / '2') == tracking.sha256(tmp_path / 'whole')
+    assert tracking.sha256(tmp_path / '2', tmp_path / '1') != tracking.sha256(tmp_path / 'whole')
+
+
 @pytest.mark.parametrize('name', ['²', '٣', '007', '0', '-1', '+3', '1.5', '4 ', '4\n', 'v5', '.6'])
 def test_a_version_is_a_plain_number_with_tags(tmp_path, name):
     for folder in ('2', '10', name):

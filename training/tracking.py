@@ -259,7 +259,7 @@ class AzureML:
                     frame.astype({name: 'int8' for name in truth}).to_csv(paths[0], index=False)
                 else:
                     # download() says nothing of a file that goes away while it is under way: it
-                    # gives the SDK's check its arguments in the wrong order (azureml-core 1.62).
+                    # gives the SDK's check its arguments in the wrong order (azureml-core 1.61).
                     wanted = dataset.to_path()
                     paths = dataset.download(folder, overwrite=True)
         except Exception as error:

@@ -93,12 +93,17 @@ def azure(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def project(azure, tmp_path_factory):
-    """A workspace, with a service that runs the model of build 1; at the end no secret is seen."""
+    """A workspace, with a service that runs the model of build 1; at the end no secret is seen.
+
+    That one is trained on two nodes, others are on one.
+    """
     made = Project(azure, tmp_path_factory.mktemp('project'), 'mlops-AML-WS')
     made('workspace')
     made.put_table(1)
-    for verb in ('publish', 'run', 'deploy'):
+    made('publish', AML_TRAINING_NODES='2', BUILD_BUILDID='two-nodes')
+    for verb in ('run', 'publish', 'deploy'):
         made(verb)
+    made.trained_on = made.read('run.json')['nodes']
     yield made
     secrets = [azure.env['servicePrincipalKey']] + [
         key for row in made.rows('services') for key in row['keys'].values()]
@@ -117,6 +122,8 @@ def test_model_and_service_say_where_they_come_from(project):
     model, = [row for row in project.rows('models') if row['version'] == 1]
     assert model['kvTags']['BuildId'] == '1' and model['kvTags']['dataset_version'] == '1'
     assert model['runId'] and float(model['kvTags']['auc']) > 0.5
+    assert len(project.trained_on) == 2 and model['kvTags']['data_rows'] == '5000' == str(
+        sum(one['rows'] for one in project.trained_on))
     assert (service['model'], service['version']) == (run['model'], run['version'])
     live, = project.rows('services')
     assert live['authEnabled'] and live['appInsightsEnabled']
@@ -285,6 +292,29 @@ def test_a_table_in_parts_is_registered_whole_and_makes_the_model_of_one_file(pr
                     '--out', str(tmp_path / 'model')], check=True, stdout=subprocess.DEVNULL)
     assert model['kvTags']['model_sha256'] == json.loads(
         (tmp_path / 'model' / 'metrics.json').read_text())['model_sha256']
+
+
+@pytest.mark.parametrize('fault, seconds, said', [
+    ('node-killed', {}, 'mpirun noticed that process rank 1 .* exited on signal 9'),
+    ('node-absent', {'SECONDS_TO_COME': 2}, 'node 1 of 2 did not come within 2 s'),
+    ('node-slow', {'SECONDS_OF_SILENCE': 3, 'SECONDS_TO_EXPLAIN': 0},
+     'node 1 of 2 has not been heard of for 3 s')])
+def test_a_run_that_loses_a_node_says_which_and_registers_nothing(
+        project, tmp_path, monkeypatch, fault, seconds, said):
+    how = {'BUILD_BUILDID': fault, 'TRAINING_PIPELINE_NAME': 'of-two-nodes'}
+    shutil.copytree(str(ROOT / 'training'), str(tmp_path / 'training'))
+    path = tmp_path / 'training' / 'nodes.py'
+    for name, value in seconds.items():
+        assert name in path.read_text()
+        path.write_text(path.read_text().replace(
+            '\nclass ', f'\n{name} = {value}\n\n\nclass ', 1))
+    monkeypatch.setattr('publish.ROOT', tmp_path)
+    project('publish', '--out', tmp_path, AML_TRAINING_NODES='2', **how)
+    before = project.counts()['models']
+    project.azure.faults.add(fault)
+    text = project('run', '--out', tmp_path, code=1, **how)
+    assert re.search('^step train failed: Execution failed.*' + said, text, re.M), text
+    assert project.azure.faults.struck.count(fault) == 1 and project.counts()['models'] == before
 
 
 def test_data_that_a_kept_model_was_trained_on_is_not_new(project, tmp_path):

@@ -125,6 +125,9 @@ class Step:
                     'OMPI_COMM_WORLD_RANK': str(rank), 'OMPI_COMM_WORLD_SIZE': str(size),
                     'OMPI_COMM_WORLD_LOCAL_RANK': '0', 'OMPI_COMM_WORLD_LOCAL_SIZE': '1',
                     'AZ_BATCH_MASTER_NODE': '127.0.0.1:6000', 'MASTER_PORT': str(port)})
+            if size > 1:
+                # There each has a machine of its own; threads that wait for others spin.
+                environ['OMP_NUM_THREADS'] = str(max(1, os.cpu_count() // size))
             log = self._artifact(log)
             os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
             self.nodes.append(Node(rank, command, os.path.join(home, 'wd'), environ, log))

@@ -162,14 +162,18 @@ class Node:
             child.wait()
 
     def _send(self, other, kind, body):
-        with self.sending[other]:
+        # What cannot wait must not wait for what a stopped node does not take.
+        if self.sending[other].acquire(timeout=SECONDS_OF_SILENCE if kind == VALUE else 1):
             try:
-                send(self.links[other], kind, body)
+                return send(self.links[other], kind, body)
             except OSError:
-                # The thread that listens knows more, and stops this one.
-                if kind == VALUE:
-                    time.sleep(SECONDS_OF_SILENCE)
-                    raise NodesError(f'node {other} of {self.size} does not take what it is sent')
+                pass
+            finally:
+                self.sending[other].release()
+        if kind == VALUE:
+            # The thread that listens knows more, and stops this one.
+            time.sleep(SECONDS_TO_END)
+            raise NodesError(f'node {other} of {self.size} does not take what it is sent')
 
     def _beat(self):
         while not self.parted.wait(SECONDS_BETWEEN_BEATS):
@@ -201,11 +205,14 @@ class Node:
             return
         self.failed.set()
         time.sleep(0 if self.rank else SECONDS_TO_EXPLAIN)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        if not self.stopped.wait(SECONDS_TO_END):
-            print(f'error: {self._why()}', file=sys.__stderr__, flush=True)
-            self._stop()
-            os._exit(1)
+        for _ in range(SECONDS_TO_END):
+            # Again, for in a destructor what a signal's handler raises is lost.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            if self.stopped.wait(1):
+                return
+        print(f'error: {self._why()}', file=sys.__stderr__, flush=True)
+        self._stop()
+        os._exit(1)
 
 
 ALONE = Node()

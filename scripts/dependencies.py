@@ -18,7 +18,8 @@ LINE = re.compile(r'^(?P<indent> +)- (?P<package>[^#\s]+)\s*(?:#\s*(?P<tags>.*?)
 PINNED = re.compile(r'^[A-Za-z0-9._-]+(\[[a-z,]+\])?==?[A-Za-z0-9.*+!_-]+$')
 CONDA_INDENT = 2
 # On which Azure ML builds the environments, and part of their names: without it each SDK takes its
-# own, that of Python 3.7 one of 2024 which gets no more fixes (Azure/AzureML-Containers).
+# own, that of Python 3.7 one of 2024 which gets no more fixes (Azure/AzureML-Containers). Open MPI,
+# which it has, starts a step on several nodes.
 BASE_IMAGE = 'mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04:20251130.v1'
 
 

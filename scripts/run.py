@@ -195,7 +195,8 @@ def failure_of(run, seconds):
         names = sorted(filter(LOG.fullmatch, logs)) or sorted(logs)[-1:]
         for name in names:
             lines = azure_ml.clean(requests.get(logs[name], timeout=seconds).text).splitlines()
-            yield f'the end of its log, {name}:'
+            if lines:
+                yield f'the end of its log, {name}:'
             for line in lines[-(LOG_LINES // len(names) or 1):]:
                 yield '  ' + line
 

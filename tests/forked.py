@@ -18,16 +18,26 @@ IMPORTED = ('lightgbm', 'azureml.core', 'flask', 'gunicorn.app.base', 'gunicorn.
 
 
 def hasten(patch):
-    """Have the SDK wait in shorter steps and leave stacks out of its telemetry.
+    """Have the SDK wait in shorter steps, leave stacks out of its telemetry and keep connections.
 
     patch: a pytest.MonkeyPatch.
     """
+    import requests.adapters
     from msrest.universal_http.requests import ClientRetryPolicy as policy
     often = types.SimpleNamespace(time=time.time, sleep=lambda _: time.sleep(0.02))
     patch.setattr('azureml._common.async_utils.task_queue.time', often)
     patch.setattr('inspect.stack', list)
     # Each of its many clients looks a thousand numbers up in this list.
     patch.setattr(policy, 'safe_codes', frozenset(policy.safe_codes))
+    # Each of their sessions would begin with a handshake, and end after one request or two.
+    kept, make = {}, requests.adapters.HTTPAdapter.proxy_manager_for
+
+    def manager_for(adapter, proxy, **more):
+        if proxy not in kept:
+            kept[proxy] = make(adapter, proxy, **more)
+        return kept[proxy]
+    patch.setattr('requests.adapters.HTTPAdapter.proxy_manager_for', manager_for)
+    patch.setattr('requests.adapters.HTTPAdapter.close', lambda adapter: None)
 
 
 def prepare():

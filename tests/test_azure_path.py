@@ -297,7 +297,7 @@ def test_a_table_in_parts_is_registered_whole_and_makes_the_model_of_one_file(pr
 @pytest.mark.parametrize('fault, seconds, said', [
     ('node-killed', {}, 'mpirun noticed that process rank 1 .* exited on signal 9'),
     ('node-absent', {'SECONDS_TO_COME': 2}, 'node 1 of 2 did not come within 2 s'),
-    ('node-slow', {'SECONDS_OF_SILENCE': 3, 'SECONDS_TO_EXPLAIN': 0},
+    ('node-slow', {'SECONDS_OF_SILENCE': 3, 'SECONDS_TO_EXPLAIN': 0, 'SECONDS_TO_END': 1},
      'node 1 of 2 has not been heard of for 3 s')])
 def test_a_run_that_loses_a_node_says_which_and_registers_nothing(
         project, tmp_path, monkeypatch, fault, seconds, said):

@@ -304,6 +304,7 @@ def all_there(verbs, dataset):
 
 def test_preflight_finds_nothing_missing(all_there):
     assert 'verbs-data, version 1' in all_there and 'MISSING' not in all_there
+    assert 'training/parameters.json, for 1 node\n' in all_there
 
 
 def test_a_workspace_that_is_there_is_left_alone_but_for_the_number_of_nodes(verbs, workspace):

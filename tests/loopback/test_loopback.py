@@ -481,6 +481,8 @@ def test_cancel_kills_the_step_on_all_nodes(client):
     until(lambda: client.step(run) and sum(map(bool, client.logs(run).values())) == 2)
     pids = [int(pid) for log in client.logs(run).values() for pid in log.split()]
     assert len(pids) == 4 and all(map(alive, pids))
+    cluster = client.arm('GET', client.space + '/computes/cpu').json()
+    assert cluster['properties']['properties']['nodeStateCounts']['runningNodeCount'] == 2
     client.good('DELETE', 'pipelines/v1.0', f'/PipelineRuns/{run}/Execution')
     assert client.ended(run) == 'Canceled'
     until(lambda: not any(map(alive, pids)))

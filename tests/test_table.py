@@ -391,13 +391,11 @@ def on_nodes(paths):
             return str(error)
         finally:
             node.part()
-            for link in node.links.values():
-                link.close()
 
     pairs = [socket.socketpair() for _ in paths[1:]]
     links = [{rank: there for rank, (there, _) in enumerate(pairs, 1)}]
     links += [{0: here} for _, here in pairs]
-    together = [nodes.Node(rank, len(paths), link) for rank, link in enumerate(links)]
+    together = [nodes.Node(rank, len(paths), link).listen() for rank, link in enumerate(links)]
     with concurrent.futures.ThreadPoolExecutor(len(paths)) as pool:
         return list(pool.map(run, together, paths))
 

@@ -30,7 +30,7 @@ def run_in_azure(tmp_path, builds):
     from azureml.pipeline.steps import PythonScriptStep
     source, table = tmp_path / 'source', tmp_path / 'table.csv'
     source.mkdir()
-    for name in ('tracking.py', 'table.py', 'console.py', 'columns.json'):
+    for name in ('tracking.py', 'table.py', 'nodes.py', 'console.py', 'columns.json'):
         shutil.copy(str(TRAINING / name), str(source))
     shutil.copy(str(Path(__file__).with_name('tracking_probe.py')), str(source))
     table.write_text(TABLE)

@@ -123,8 +123,9 @@ compare: $(LOCAL) $(SAMPLE) ## Train as in BASE (a commit) and as here, on one t
 end-to-end: $(FULL) | $(TESTRESULTS) ## The slower tests: whole paths, real servers, the real SDK against loopback Azure ML
 	$(PY) -m pytest tests -m end_to_end $(subst loadfile,worksteal,$(XDIST)) --junitxml=$(TESTRESULTS)/end_to_end.xml
 bench: bench-training bench-scoring ## Both benchmarks; tables and pictures in OUT/bench
-bench-training: $(LOCAL) ## Training against the challenge's reference script
+bench-training: $(LOCAL) ## Training against the challenge's reference script, on more rows, on several nodes
 	$(PY) scripts/bench_training.py --out $(OUT)/bench
+	$(PY) scripts/bench_growth.py --out $(OUT)/bench
 bench-scoring: $(LOCAL) $(if $(REGISTERED),,$(REGISTRATION)) ## Scoring: the registered model, score.py against other scripts on the same server
 	$(PY) scripts/bench_scoring.py --registry $(OUT)/registry --model-name $(MODEL_NAME) --out $(OUT)/bench
 
@@ -172,7 +173,7 @@ lock: ## Solve the lists of packages into devops/locks, with uv; prints what cha
 RESULTS := .make data/safe_driver.csv data/.safe_driver.csv.* $(addprefix model/,model.txt metrics.json report.html profile.json .*.new) \
   decision.json registration.json .*.json.*.new test-results/*.xml coverage.xml summary/*.md serve.log serve.log.1 .serve \
   compare $(addsuffix .json,pipeline submitted run service endpoint smoke_test monitor) report.html comparison.html monitor.png \
-  bench/training.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
+  bench/training.* bench/growth.* bench/scoring.* bench/scoring $(patsubst $(OUT)/%/THIS-IS-A-REHEARSAL,%,$(wildcard $(OUT)/*/THIS-IS-A-REHEARSAL))
 clean: ## Remove what make made, the registry excepted
 	rm -rf .venv .container .pytest_cache .coverage devops/locks/.new-* $(addprefix $(OUT)/,$(RESULTS))
 	@rmdir $(addprefix $(OUT)/,data model test-results summary bench) 2>/dev/null || true

@@ -8,6 +8,8 @@ import time
 
 import atomic
 
+# The heads of the columns of check().
+CHECKED = ('median [least, most]', 'must be', 'is', 'met')
 COLOURS = ('#14568c', '#c98b2b', '#b5513f', '#9a9a9a')
 
 
@@ -91,6 +93,24 @@ def draw_bars(axes, rounds, figure, form):
     axes.set_xticks([])
 
 
+def save(path, text, found, draw, height=10):
+    """The text as path.md, what was found as path.json, a picture as path.png.
+
+    draw: fills the matplotlib.figure.Figure that it is given; height: of the picture, in inches.
+    """
+    atomic.write_bytes(path.with_suffix('.md'), (text + '\n').encode())
+    atomic.write_json(path.with_suffix('.json'), found)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print('no picture: matplotlib is not installed for this Python')
+        return
+    figure, picture = Figure(figsize=(10, height), layout='constrained'), io.BytesIO()
+    draw(figure)
+    figure.savefig(picture, format='png', dpi=110)
+    atomic.write_bytes(path.with_suffix('.png'), picture.getvalue())
+
+
 def write(path, title, rounds, figures, limits, bars):
     """All figures ({name: how to format it}) and limits as path.md and .json; a picture as .png.
 
@@ -99,23 +119,16 @@ def write(path, title, rounds, figures, limits, bars):
     subjects, checks = list(rounds[0]), list(check(limits))
     rows = [[name] + [spread(values(rounds, subject, name), form) for subject in subjects]
             for name, form in figures.items()]
+
+    def draw(figure):
+        panels = figure.subplots(len(bars) // 2 + 1, 2).flat
+        for axes, name in zip(panels, bars):
+            draw_bars(axes, rounds, name, figures[name])
+        panels[-1].axis('off')
+        panels[-1].text(0, 1, '\n'.join(f'{label}: {found}\n         ({bound})'
+                                        for label, bound, found, _ in checks), fontsize=9, va='top')
+
     text = '\n\n'.join([title, table([['median [least, most]'] + subjects] + rows),
-                        table([('median [least, most]', 'must be', 'is', 'met')] + checks)])
+                        table([CHECKED] + checks)])
     print('\n' + text)
-    atomic.write_bytes(path.with_suffix('.md'), (text + '\n').encode())
-    atomic.write_json(path.with_suffix('.json'), rounds)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print('no picture: matplotlib is not installed for this Python')
-        return
-    figure = Figure(figsize=(10, 10), layout='constrained')
-    panels = figure.subplots(len(bars) // 2 + 1, 2).flat
-    for axes, name in zip(panels, bars):
-        draw_bars(axes, rounds, name, figures[name])
-    panels[-1].axis('off')
-    panels[-1].text(0, 1, '\n'.join(f'{label}: {found}\n         ({bound})'
-                                    for label, bound, found, _ in checks), fontsize=9, va='top')
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=110)
-    atomic.write_bytes(path.with_suffix('.png'), picture.getvalue())
+    save(path, text, rounds, draw)

@@ -148,7 +148,7 @@ def _draws(names):
     return draws
 
 
-def _lines(frame):
+def lines(frame):
     """The rows as lines of CSV; each different value is made text once, for speed."""
     import numpy
     import pandas
@@ -171,7 +171,7 @@ def main(argv=None):
         with tracking.replacing(args.out) as unfinished, open(unfinished, 'w', newline='\n') as out:
             out.write(','.join(table.COLUMNS) + '\n')
             for frame in generate(args.rows, args.seed):
-                out.writelines(_lines(frame))
+                out.writelines(lines(frame))
     except OSError as error:
         print(f'error: {args.out} cannot be written: {error.strerror}', file=sys.stderr)
         return 1

@@ -93,7 +93,7 @@ def limits(sizes):
     first = sizes[0]
     for size in sizes:
         rounds, name = size['rounds'], f"{size['rows']:,} rows"
-        for figure, bound in (('seconds', 4), ('peak memory, MB', 1.6)):
+        for figure, bound in (('seconds', 4), ('peak memory, MB', 1.9)):
             yield (f'{name}: {figure}, 1 node / {ENGINE}', 'at most', bound, bench_report.ratios(
                 rounds, figure, NODES[0], ENGINE))
         if size is not first:
@@ -169,7 +169,7 @@ def draw_seconds_of_nodes(axes, size):
     for name, style in zip(READING, (':', '--')):
         axes.axhline(statistics.median(values(rounds, name, 'seconds')), color='black',
                      linestyle=style, linewidth=1, label=name)
-    axes.set_ylim(0, max(bottom) * 1.45)
+    axes.set_ylim(0, max(bottom) * 1.65)
     finish(axes, f"seconds by nodes, {size['rows']:,} rows")
 
 

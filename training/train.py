@@ -128,7 +128,8 @@ def matrix(frame, rows, without):
     takes the 57 numbers of the contract.
     """
     import numpy as np
-    values = np.zeros((len(rows), len(table.FEATURES)), dtype=np.float32)
+    # By columns, so that those that stay 0 are never written to and take no memory.
+    values = np.zeros((len(rows), len(table.FEATURES)), dtype=np.float32, order='F')
     for position, name in enumerate(table.FEATURES):
         if name not in without:
             values[:, position] = frame[name].to_numpy()[rows]
@@ -205,11 +206,11 @@ def fit(frame, parameters, node=nodes.ALONE):
     try:
         with node.network() as connected:
             own.update(connected)
+            bins = common_bins(frame, rows, trained, without, own, node)
             # One matrix at a time: LightGBM lets go of it when its own table is made.
             train_data = lightgbm.Dataset(
                 matrix(frame, rows, without), label[rows], weight=weight, params=own,
-                feature_name=table.FEATURES, reference=common_bins(
-                    frame, rows, trained, without, own, node)).construct()
+                feature_name=table.FEATURES, reference=bins).construct()
             stop_data = lightgbm.Dataset(
                 matrix(frame, stop_rows, without), label[stop_rows], reference=train_data,
                 params=own).construct() if stopping else None
@@ -225,6 +226,7 @@ def fit(frame, parameters, node=nodes.ALONE):
         raise TrainingError(f'LightGBM refuses: {reason}')
     if node.size > 1:
         check_agreement(model, node, trained, used)
+    del train_data, stop_data
     out, truth = matrix(frame, out_rows, without), node.gather(label[out_rows])
     if stopping:
         probability = model.predict(out)

@@ -291,16 +291,16 @@ def test_what_is_wrong_with_parts_is_said_with_their_names(good, parts, monkeypa
     for name, damage in (
             ('part-3.csv', both(drop_column('ps_calc_20_bin'), set_cells('ps_ind_01', b'x', [9]),
                                 set_cells('id', first[0], [5]))),
-            ('part-4.csv', both(drop_column('ps_calc_20_bin'), lambda content: content[:-40]))):
+            ('part-2b.csv', both(drop_column('ps_calc_20_bin'), lambda content: content[:-40]))):
         (parts / name).write_bytes(damage((parts / 'part-3.csv').read_bytes()))
     with pytest.raises(table.TableError) as caught:
         table.read_table(str(parts))
     assert str(caught.value).splitlines() == [
         f'{parts} cannot be used:',
-        '- 1 missing column: ps_calc_20_bin, first in line 1 of part-3.csv',
-        "- ps_ind_01: 2 cells with text instead of a number, first in line 9 of part-3.csv ('x')",
-        '- the last line, 301 of part-4.csv, has 41 of 58 cells and no end: the file is cut off',
-        f'- id: 300 rows with the id of an earlier row, first in line 5 of part-3.csv (id '
+        '- 1 missing column: ps_calc_20_bin, first in line 1 of part-2b.csv',
+        "- ps_ind_01: 2 cells with text instead of a number, first in line 9 of part-2b.csv ('x')",
+        '- the last line, 301 of part-2b.csv, has 41 of 58 cells and no end: the file is cut off',
+        f'- id: 300 rows with the id of an earlier row, first in line 5 of part-2b.csv (id '
         f'{first[0].decode()}, as in line 2 of part-1.csv)']
     (parts / 'part-2.csv.gz').write_bytes(b'\x1f\x8b not gzip')
     with pytest.raises(table.TableError, match='part-2.csv.gz: the gzip file is truncated'):

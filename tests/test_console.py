@@ -34,7 +34,7 @@ def test_a_signal_takes_along_what_is_unfinished_and_says_one_line(tmp_path, mon
         assert len(os.listdir(str(tmp_path))) == 1
         signal.pthread_kill(threading.get_ident(), number)
 
-    monkeypatch.setattr(sample, '_lines', lines)
+    monkeypatch.setattr(sample, 'lines', lines)
     monkeypatch.setattr(sample, 'CHUNK_ROWS', 5)
     path = str(tmp_path / 'table.csv')
     assert console.run(lambda: sample.main(['--rows', '5', '--out', path])) == 128 + number

@@ -420,6 +420,13 @@ def test_settings_of_the_pipelines_are_changed_one_by_one():
     assert rehearse.setting('AML_TRAINING_NODES', 2)(text) == text.replace(name + '1', name + '2')
 
 
+def test_every_fault_is_known_and_in_the_readme():
+    from loopback.faults import NAMES
+    assert {strike['fault'] for strike in rehearse.STRIKES.values()} <= set(NAMES)
+    rows = re.findall(r'^\| ([a-z, -]+) \|', (ROOT / 'devops' / 'README.md').read_text(), re.M)
+    assert set(rehearse.FAULTS) <= {name for row in rows for name in row.split(', ')}
+
+
 @pytest.mark.parametrize('args', [
     ['--pipeline', 'devops/none.yml'], ['--pipeline', 'README.md'], ['--fault', 'nothing'],
     ['--pipeline', 'devops/pr.yml', '--fault', 'smoke'], ['--production', 'aks'],

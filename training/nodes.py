@@ -27,7 +27,6 @@ HERE = '127.0.0.1'
 RUN, AZURE_RUN = 'TRAINING_NODES_RUN', 'AZUREML_RUN_ID'
 SECONDS_TO_COME = 120
 SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = 2, 30
-# Neighbours of a lost node fail too: so long node 0 waits for better reasons.
 SECONDS_TO_EXPLAIN = 2
 SECONDS_TO_END = 10
 HEAD, VALUE, BEAT, FAILED, DONE = struct.Struct('>cQ'), b'v', b'.', b'!', b'd'
@@ -149,12 +148,18 @@ class Node:
                 max(weight, OTHERS), f'node {self.rank} of {self.size}: {text}']).encode())
             self.failed.wait(0 if stopped else 2 * SECONDS_TO_EXPLAIN)
         else:
-            time.sleep(0 if stopped else SECONDS_TO_EXPLAIN)
+            self._wait_for_reasons(stopped)
         self._stop()
         return error if self._why() == text else NodesError(self._why())
 
     def _why(self):
         return min(self.reasons)[1]
+
+    def _wait_for_reasons(self, enough=False):
+        """Neighbours of a lost node fail too, and may be heard first."""
+        until = time.monotonic() + SECONDS_TO_EXPLAIN
+        while not enough and min(self.reasons)[0] != LOST and time.monotonic() < until:
+            time.sleep(0.05)
 
     def _stop(self):
         self.stopped.set()
@@ -209,7 +214,7 @@ class Node:
         if self.failed.is_set():
             return
         self.failed.set()
-        time.sleep(0 if self.rank else SECONDS_TO_EXPLAIN)
+        self._wait_for_reasons(self.rank > 0)
         for _ in range(SECONDS_TO_END):
             # Again, for in a destructor what a signal's handler raises is lost.
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)

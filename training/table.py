@@ -315,7 +315,9 @@ def _blocks(files, starts, problems):
 
 def _in_parallel(function, items):
     """function(item) for each item, in order; pandas parses without Python's lock."""
-    workers = min(os.cpu_count() or 1, 4)
+    # As many as LightGBM's threads, where that is set: several nodes may share the cores.
+    given = os.environ.get('OMP_NUM_THREADS', '')
+    workers = min(int(given) if given.isdigit() else os.cpu_count() or 1, 4) or 1
     waiting = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for item in items:

@@ -21,7 +21,7 @@ def one_round(rows, scale=1.0, auc=0.0):
         memory = [100 + 200 * million / count] * count
         found[name] = {
             'seconds': 8 * million * scale, 'reading, s': 5 * million, 'boosting, s': 2 * million,
-            'the rest, s': million, 'AUC': 0.64 + auc * (count > 1), 'model': f'{name} {rows}',
+            'the rest, s': million, 'test AUC': 0.64 + auc * (count > 1), 'model': f'{name} {rows}',
             'node memory, MB': memory, 'peak memory, MB': max(memory),
             'bytes a row': max(memory) * 1e6 / rows}
     found[ENGINE] = {'seconds': 4 * million, 'boosting, s': 3 * million, 'the rest, s': million,
@@ -54,7 +54,7 @@ def test_limits_compare_within_a_round_and_hold_the_nodes_to_one():
     first['3 nodes']['model'] = 'another'
     second[ENGINE]['model'] = 'of other rows'
     found = checked([{'rows': 5000000, 'rounds': rounds}])
-    assert found['5,000,000 rows: AUC, 2 nodes - 1 node'] == ['0.002 [0, 0.004]', 'NO']
+    assert found['5,000,000 rows: test AUC, 2 nodes - 1 node'] == ['0.002 [0, 0.004]', 'NO']
     assert found['5,000,000 rows: models in 2 repeats of 2 nodes'][1] == 'yes'
     assert found['5,000,000 rows: models in 2 repeats of 3 nodes'] == ['2 [2, 2]', 'NO']
     assert found[f'5,000,000 rows: models of 1 node and {ENGINE}'][1] == 'NO'

@@ -40,9 +40,9 @@ def run(main):
             signal.signal(number, stop)
     sys.stdout, sys.stderr = Harmless(sys.stdout), Harmless(sys.stderr)
     logging.basicConfig(format='warning: %(message)s')
-    # LightGBM's threads, not loaded yet, would spin while they wait for each other, which takes
-    # fifty times as long where others use the cores too.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+    # LightGBM's threads, not loaded yet, would spin for long while they wait for each other, which
+    # takes fifty times as long where others use the cores too.
+    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
     try:
         return main()
     except KeyboardInterrupt as stopped:

@@ -350,8 +350,7 @@ def welcome(listener, size, run):
         if others != [size, run]:
             return None, None
         undo.pop_all()
-    link.settimeout(SECONDS_OF_SILENCE)
-    return rank, link
+    return rank, ready(link)
 
 
 def join(environ):
@@ -373,5 +372,11 @@ def join(environ):
             time.sleep(0.2)
     if kind == FAILED:
         raise NodesError(json.loads(body.decode())[1])
+    return Node(rank, size, {0: ready(link)}).listen()
+
+
+def ready(link):
+    # Else each small message would wait for the answer to the one before.
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     link.settimeout(SECONDS_OF_SILENCE)
-    return Node(rank, size, {0: link}).listen()
+    return link

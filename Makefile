@@ -220,7 +220,7 @@ $(DECISION): training/evaluate.py training/comparison.py training/comparison_pag
     $(call VALUES,run-evaluation model-name) | $(LOCAL)
 	$(PY) training/evaluate.py --data $(call given,TABLE) --parameters $(call given,PARAMETERS) --model $(OUT)/model --model-name $(MODEL_NAME) \
 	  --registry $(OUT)/registry --run-evaluation $(call given,RUN_EVALUATION) \
-	  --allow-run-cancel $(call given,ALLOW_RUN_CANCEL) --out $@
+	  --allow-run-cancel $(call given,ALLOW_RUN_CANCEL) --nodes $(call given,NODES) --out $@
 
 # A registry that was removed by hand is filled again.
 $(REGISTRATION): training/register.py training/tracking.py $(DECISION) $(call VALUES,build) $(if $(REGISTERED),,FORCE) | $(LOCAL)

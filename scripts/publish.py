@@ -87,7 +87,8 @@ def build_graph(space, config, build_id):
                      'build_id', 'build_uri', 'caller_run_id', 'code_commit'),
              nodes=config.aml_training_nodes),
         step('evaluate', [model], [decision], '--parameters', 'parameters.json', '--model', model,
-             '--out', decision, *passed('model_name', 'run_evaluation', 'allow_run_cancel')),
+             '--out', decision, *passed('model_name', 'run_evaluation', 'allow_run_cancel'),
+             nodes=config.aml_training_nodes),
         step('register', [model, decision], [], '--model', model, '--decision', decision,
              '--out', 'outputs/registration.json', *passed('model_name', 'build_id'))])
 

@@ -81,7 +81,7 @@ SETTINGS = (
     ('AML_CLUSTER_MIN_NODES', 0, integer(0, 100), 'its least number of machines; 0 costs nothing'),
     ('AML_CLUSTER_MAX_NODES', 2, integer(1, 100), 'its greatest number of machines'),
     ('AML_TRAINING_NODES', 1, integer(1, 100),
-     'how many of them train one model together; a published pipeline keeps that of its '
+     'how many of them train and judge a model together; a published pipeline keeps that of its '
      'publication'),
     ('AML_CLUSTER_PRIORITY', 'dedicated',
      text('(?i)dedicated|lowpriority', 'must be dedicated or lowpriority', str.lower),

@@ -13,8 +13,9 @@ import pytest
 
 import nodes
 import sample
+import tracking
 import train
-from conftest import CHALLENGE, ROOT
+from conftest import CHALLENGE, DEFAULT, ROOT
 from parameters import ParametersError
 
 TRAIN = ROOT / 'training' / 'train.py'
@@ -240,6 +241,25 @@ def one(data, tmp_path_factory):
     assert run(TRAIN, '--data', data, '--out', out)[0] == 0
     return dict(json.loads((out / 'metrics.json').read_text()),
                 profile=json.loads((out / 'profile.json').read_text())['columns'])
+
+
+@pytest.mark.end_to_end
+def test_nodes_judge_as_one_does(data, tmp_path):
+    model, registry = tmp_path / 'model', tmp_path / 'registry'
+    assert run(TRAIN, '--data', data, '--out', model)[0] == 0
+    tracking.Folder(registry).register('m', model, {})
+    decisions = []
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        code, said, group = run(
+            TRAIN.with_name('evaluate.py'), '--data', data, '--model', model, '--model-name', 'm',
+            '--registry', registry, '--parameters', DEFAULT, '--run-evaluation', 'true',
+            '--out', folder / 'decision.json', '--nodes', size)
+        assert (code, wait_for_all(group)) == (0, True), said
+        assert {path.name for path in folder.iterdir()} == {'comparison.html', 'decision.json'}
+        decisions.append(json.loads((folder / 'decision.json').read_text()))
+    assert decisions[0] == decisions[1] and decisions[0]['champion'] > 0.5
 
 
 @pytest.mark.end_to_end

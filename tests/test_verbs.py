@@ -354,11 +354,12 @@ def configurations(published):
     return sent(**given('AML_TRAINING_NODES', 'AML_CLUSTER_MAX_NODES')), sent()
 
 
-def test_the_training_step_alone_is_sent_to_several_nodes(configurations):
+def test_the_steps_that_read_the_table_are_sent_to_several_nodes(configurations):
     several, one = configurations
     assert {name: {key for key in one[name] if several[name][key] != one[name][key]}
             for name in one} == {
-                'train': {'communicator', 'nodeCount', 'mpi'}, 'evaluate': set(), 'register': set()}
+                'train': {'communicator', 'nodeCount', 'mpi'},
+                'evaluate': {'communicator', 'nodeCount', 'mpi'}, 'register': set()}
     assert [several['train'][key] for key in ('communicator', 'nodeCount', 'mpi')] == [
         'IntelMpi', 2, {'processCountPerNode': 1, 'nodeCount': 2}]
     assert [one['train'][key] for key in ('framework', 'communicator', 'nodeCount')] == [

@@ -17,8 +17,8 @@ SEGMENTS_SHOWN, DRIFT_SHOWN, BARS = 10, 10, 40
 def page(decision, frame, scores, differences):
     """The page as text.
 
-    decision: as in decision.json; frame: the hold-out rows of the table; scores: the champion's
-    and the new model's of them; differences: those of the metric in resamples of the rows.
+    decision: as in decision.json; frame: target and table.SEGMENTS of the hold-out rows; scores:
+    the champion's and the new model's of them; differences: of the metric in resamples of the rows.
     """
     label, drift = frame['target'].to_numpy(), decision['drift']
     groups = [metrics.deciles(label, one) for one in scores]
@@ -69,11 +69,8 @@ def page(decision, frame, scores, differences):
 
 
 def segments(frame, label, scores):
-    """(name, rows, claims, the two AUCs, 95 % interval of their difference) of each level of the
-    binary and category columns, but of those called noise."""
-    columns = [name for name in table.FEATURES
-               if name.endswith(('_bin', '_cat')) and 'calc' not in name]
-    for name, rows in table.segments(frame, columns):
+    """(name, rows, claims, the two AUCs, 95 % interval of their difference) of each level."""
+    for name, rows in table.segments(frame, table.SEGMENTS):
         claims = int(label[rows].sum())
         if min(claims, rows.sum() - claims) >= metrics.LEAST_IN_SEGMENT:
             yield (name, int(rows.sum()), claims,

@@ -7,11 +7,13 @@ python training/evaluate.py --data outputs/data/safe_driver.csv --model outputs/
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import console
+import nodes
 import tracking
 
 DRAWS = 500
@@ -110,16 +112,30 @@ def uselessness(report):
             'to true in "evaluation" of the parameters.')
 
 
-def measure_drift(path, version, frame, scores):
+def measure_drift(path, version, frame, scores, node=nodes.ALONE):
     """What drift.compare says of a table and the champion's scores of its hold-out rows.
 
-    path: of the champion's profile.json, of which nobody knows who has written it.
+    path: of the champion's profile.json, of which nobody knows who has written it. `frame` has this
+    node's rows; node 0 has the scores of all, the others have nothing to say.
     """
     import drift
+    import table
+    left = ['target'] + table.FEATURES
+
+    def gather(values):
+        left.pop(0)
+        return node.gather(values)
+
     try:
         before = json.loads(path.read_text(encoding='utf-8'))
-        found = drift.compare(before, drift.make_profile(frame, scores, before))
+        now = drift.make_profile(frame, scores, before, gather)
+        if node.rank:
+            return None
+        found = drift.compare(before, now)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+        # The other nodes may not have noticed, and send all the same.
+        for name in list(left):
+            gather(frame[name].to_numpy())
         return unmeasured(f'{path.name} of version {version} is damaged')
     return dict(found, sentence=f"{'Drift' if found['drifted'] else 'No drift'} since version "
                 f"{version} ({before['rows']:,} rows): {found['sentence']}.")
@@ -130,8 +146,11 @@ def unmeasured(reason):
             'sentence': f'Drift was not measured: {str(reason).splitlines()[0]}.'}
 
 
-def decide(args, tracker):
-    """(the decision, a dict for decision.json; comparison.html as text, None if not compared)."""
+def decide(args, tracker, node):
+    """(the decision, a dict for decision.json; comparison.html as text, None if not compared).
+
+    Of several nodes, which share the rows, only that of node 0 counts.
+    """
     import parameters
     wanted = parameters.load_parameters(args.parameters)['evaluation']
     metric, least_gain = wanted['metric'], wanted['least_gain']
@@ -145,7 +164,7 @@ def decide(args, tracker):
                 'reason': 'Nothing was compared: the evaluation is switched off '
                           '(RUN_EVALUATION=false).',
                 'model': args.model_name, 'model_sha256': report['model_sha256'], 'drift': None}
-    compared = against_champion(args, tracker, wanted, report, decision)
+    compared = against_champion(args, tracker, wanted, report, decision, node)
     if not decision['register'] and args.allow_run_cancel == 'false':
         decision['register'] = True
         decision['reason'] += ' Registered all the same (ALLOW_RUN_CANCEL=false).'
@@ -162,23 +181,33 @@ def decide(args, tracker):
     return decision, comparison.page(decision, *compared)
 
 
-def against_champion(args, tracker, wanted, report, decision):
+def against_champion(args, tracker, wanted, report, decision, node):
     """Add to the decision what the registered model and its profile say of the new one.
 
-    Without RUN_EVALUATION nothing that is wrong with them is in the way of the new model. With it,
-    returns what comparison.page shows: (hold-out rows, scores of both, differences).
+    Without RUN_EVALUATION nothing that is wrong with them is in the way of the new model, but a
+    table that one of several nodes cannot read. With it, returns what comparison.page shows:
+    (hold-out rows, scores of both, differences).
     """
     import lightgbm
+    import pandas
     import table
     compared = args.run_evaluation == 'true'
+    champion = error = None
     try:
         champion = load_champion(tracker, args.model_name, table.FEATURES)
-    except tracking.TrackingError as error:
-        if compared:
-            raise tracking.TrackingError(f'{error}; to register the new model without comparing, '
-                                         'set RUN_EVALUATION=false')
-        decision['drift'] = unmeasured(error)
+    except tracking.TrackingError as failure:
+        error = str(failure)
+    found = node.share([champion and champion[2], error])
+    errors = [error for _, error in found if error]
+    if errors and compared:
+        raise tracking.TrackingError(f'{errors[0]}; to register the new model without comparing, '
+                                     'set RUN_EVALUATION=false')
+    if errors:
+        decision['drift'] = unmeasured(errors[0])
         return
+    if len({digest for digest, _ in found}) > 1:
+        raise tracking.TrackingError(f'a version of {args.model_name} was registered while the '
+                                     'nodes looked for it: run this again')
     if champion is None:
         if compared:
             decision['reason'] = f'{args.model_name} has no registered version to compare with.'
@@ -190,21 +219,26 @@ def against_champion(args, tracker, wanted, report, decision):
     if not (compared or profile.is_file()):
         return
     try:
-        frame = table.read_table(fetch_table(tracker, report.get('lineage') or {}, args.data))
+        frame = table.read_table(
+            fetch_table(tracker, report.get('lineage') or {}, args.data), node)
     except (tracking.TrackingError, ValueError, OSError) as error:
-        if compared:
+        if compared or node.size > 1:
             raise
         decision['drift'] = unmeasured(error)
         return
     rows = table.held_out(frame)
-    scores = model.predict(rows[model.feature_name()])
+    scores = node.gather(model.predict(rows[model.feature_name()]))
     if profile.is_file():
-        decision['drift'] = measure_drift(profile, version, frame, scores)
+        decision['drift'] = measure_drift(profile, version, frame, scores, node)
     if not compared:
         return None
-    print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
     challenger = lightgbm.Booster(model_file=str(Path(args.model, 'model.txt')))
-    scores = scores, challenger.predict(rows[challenger.feature_name()])
+    scores = scores, node.gather(challenger.predict(rows[challenger.feature_name()]))
+    rows = {name: node.gather(rows[name].to_numpy()) for name in ['target'] + table.SEGMENTS}
+    if node.rank:
+        return None
+    rows = pandas.DataFrame(rows)
+    print(f'comparing with version {version} on {len(rows):,} hold-out rows', flush=True)
     figures, differences = compare(
         rows['target'].to_numpy(), *scores, wanted['metric'], wanted['direction'])
     decision.update(figures)
@@ -248,14 +282,19 @@ def main(argv=None):
                         'comparing (default: false)', **switch)
     parser.add_argument('--allow-run-cancel', default='true', help='false: register whatever the '
                         'comparison says (default: true); nothing is ever cancelled', **switch)
+    parser.add_argument('--nodes', **nodes.OPTION)
     args = parser.parse_args(argv)
     try:
-        tracker = tracking.connect(args.registry)
-        decision, page = decide(args, tracker)
+        with nodes.together(args.nodes, nodes.command(__file__, argv), os.environ) as node:
+            tracker = tracking.connect(args.registry)
+            decision, page = decide(args, tracker, node)
+            node.part()
+        if node.rank:
+            return 0
         out = Path(tracking.decision_path(args.out))
         show(tracker, out.with_name(COMPARISON), page)
         tracking.write_json(out, decision)
-    except (tracking.TrackingError, ValueError, OSError) as error:
+    except (tracking.TrackingError, nodes.NodesError, ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     print(decision['reason'])

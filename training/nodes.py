@@ -34,6 +34,10 @@ CHUNK = 1 << 20
 # The lower, the nearer to the cause.
 LOST, OWN, OTHERS, SYMPTOM = range(4)
 
+# The scripts that share rows have this option.
+OPTION = {'type': int, 'default': 1, 'choices': range(1, 17), 'metavar': '1..16',
+          'help': 'processes that share the rows; in Azure ML the nodes of the step (default: 1)'}
+
 
 class NodesError(RuntimeError):
     """Which node failed, and why; the text is for the user."""
@@ -250,6 +254,11 @@ def receive(link, most=1 << 40):
     if length > most:
         raise ConnectionAbortedError
     return kind, read(length)
+
+
+def command(script, argv):
+    """The words that start this script again, as it was called."""
+    return [sys.executable, os.path.abspath(script)] + (sys.argv[1:] if argv is None else argv)
 
 
 @contextlib.contextmanager

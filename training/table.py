@@ -25,6 +25,8 @@ PUBLISHED = json.loads(Path(__file__).with_name('columns.json').read_text())
 KNOWN = PUBLISHED['columns']
 COLUMNS = list(KNOWN)
 FEATURES = COLUMNS[2:]
+# Those whose values are groups of policies, but for those called noise.
+SEGMENTS = [name for name in FEATURES if name.endswith(('_bin', '_cat')) and 'calc' not in name]
 MISSING = -1
 
 TRAINING, EARLY_STOPPING, HOLD_OUT = 0, 1, 2

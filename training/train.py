@@ -454,14 +454,12 @@ def main(argv=None):
     parser.add_argument('--parameters', default=str(FOLDER / 'parameters.json'),
                         help='default: that beside this script')
     parser.add_argument('--out', required=True, help='folder for the model and what goes with it')
-    parser.add_argument('--nodes', type=int, default=1, choices=range(1, 17), metavar='1..16',
-                        help='processes that share the rows; in Azure ML the nodes of the step')
+    parser.add_argument('--nodes', **nodes.OPTION)
     args = parser.parse_args(argv)
     if not (args.data or os.environ.get('AZUREML_RUN_ID')):
         parser.error('--data is needed outside of Azure ML')
-    again = [sys.executable, os.path.abspath(__file__)] + (sys.argv[1:] if argv is None else argv)
     try:
-        with nodes.together(args.nodes, again, os.environ) as node:
+        with nodes.together(args.nodes, nodes.command(__file__, argv), os.environ) as node:
             run(args, node)
     except (ParametersError, TrainingError, table.TableError, tracking.TrackingError,
             nodes.NodesError, OSError) as error:

@@ -1,10 +1,10 @@
 """The nodes that share a table's rows: who they are, and what they tell each other.
 
 Azure ML's MPI launcher starts a process on each node; train.py and evaluate.py start them on this
-machine (--nodes), with the same variables. OMPI_COMM_WORLD_RANK and _SIZE are Open MPI's; AZ_BATCH_MASTER_NODE is node
-0's address with a port that is not ours, MASTER_PORT the one to use, else 6105
-(https://learn.microsoft.com/azure/batch/batch-compute-node-environment-variables). There node 0
-listens. The connections stay open, so that each node hears at once of another's failure.
+machine (--nodes), with the same variables. OMPI_COMM_WORLD_RANK and _SIZE are Open MPI's;
+AZ_BATCH_MASTER_NODE is node 0's address with a port that is not ours, MASTER_PORT the one to use,
+else 6105 (https://learn.microsoft.com/azure/batch/batch-compute-node-environment-variables). There
+node 0 listens. The connections stay open, so that each node hears at once of another's failure.
 """
 import contextlib
 import json

@@ -152,7 +152,7 @@ class Node:
                 max(weight, OTHERS), f'node {self.rank} of {self.size}: {text}']).encode())
             self.failed.wait(0 if stopped else 2 * SECONDS_TO_EXPLAIN)
         else:
-            self._wait_for_reasons(stopped)
+            self._wait_for_reasons(stopped or not self.links)
         self._stop()
         return error if self._why() == text else NodesError(self._why())
 

@@ -165,8 +165,9 @@ def test_nodes_share_values_and_gather_arrays_in_the_order_of_rank(three):
 def test_one_node_talks_to_nobody():
     array = np.arange(3)
     assert nodes.ALONE.share('a') == ['a'] and nodes.ALONE.gather(array) is array
-    with nodes.together(1, [], {}) as node, node.network() as parameters:
-        assert (node.rank, node.size, parameters) == (0, 1, {})
+    for environ in ({}, {nodes.SIZE: ''}, {nodes.SIZE: '1'}):
+        with nodes.together(1, [], environ) as node, node.network() as parameters:
+            assert (node.rank, node.size, parameters) == (0, 1, {})
 
 
 def test_who_does_not_come_is_named(monkeypatch):
@@ -190,6 +191,15 @@ def test_a_node_without_node_0_says_where_it_looked(monkeypatch):
         f'node 1 of 2 cannot reach node 0 at 127.0.0.1, port {port}: ')
     with pytest.raises(nodes.NodesError, match='AZ_BATCH_MASTER_NODE is not set'):
         nodes.join(dict(environ_of(1, 2, port), AZ_BATCH_MASTER_NODE=''))
+
+
+@pytest.mark.parametrize('name, text', [
+    (nodes.SIZE, 'x'), (nodes.SIZE, '0'), (nodes.SIZE, '-1'), (nodes.RANK, ''), (nodes.RANK, '2'),
+    (nodes.PORT, 'text'), (nodes.PORT, '70000')])
+def test_what_a_launcher_cannot_have_meant_is_said(name, text):
+    with pytest.raises(nodes.NodesError, match=f'^{name} is {text!r}; '):
+        with nodes.together(1, [], dict(environ_of(0, 2, 6105), **{name: text})):
+            pass
 
 
 def test_a_taken_port_is_said():

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import queue
+import re
 import secrets
 import signal
 import socket
@@ -269,14 +270,14 @@ def together(size, command, environ):
     well, when another node fails.
     """
     children = []
-    if SIZE not in environ and size > 1:
+    if not environ.get(SIZE) and size > 1:
         # All share the cores of this machine, with a library that is not loaded yet.
         environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // size)))
         environ, children = start(size, command, environ)
-    if int(environ.get(SIZE, 1)) == 1:
+    if not environ.get(SIZE) or number(environ, SIZE, 1, 1 << 16) == 1:
         yield ALONE
         return
-    node = join(environ) if int(environ[RANK]) else meet(environ, children)
+    node = join(environ) if whereabouts(environ)[0] else meet(environ, children)
 
     def stop(*_):
         raise NodesError(node._why())
@@ -304,18 +305,29 @@ def start(size, command, environ):
 
 
 def whereabouts(environ):
-    """(size, address and port of node 0, what the nodes of this run have in common)."""
+    """(rank, size, address and port of node 0, what the nodes of this run have in common)."""
+    size = number(environ, SIZE, 1, 1 << 16)
+    rank = number(environ, RANK, 0, size - 1)
     address = environ.get(MASTER, '').rpartition(':')[0]
     if not address:
-        raise NodesError(f'node {environ[RANK]} of {environ[SIZE]} cannot find node 0: {MASTER} is '
-                         'not set')
-    return (int(environ[SIZE]), (address, int(environ.get(PORT) or DEFAULT_PORT)),
-            environ.get(RUN) or environ.get(AZURE_RUN))
+        raise NodesError(f'node {rank} of {size} cannot find node 0: {MASTER} is not set, to its '
+                         'address and a port')
+    port = number(environ, PORT, 1, 65535) if environ.get(PORT) else DEFAULT_PORT
+    return rank, size, (address, port), environ.get(RUN) or environ.get(AZURE_RUN)
+
+
+def number(environ, name, least, most):
+    """What a launcher has left in a variable: a whole number, or NodesError."""
+    text = environ.get(name, '')
+    if not re.fullmatch('[0-9]{1,9}', text) or not least <= int(text) <= most:
+        raise NodesError(f'{name} is {text!r}; where nodes are started it is a whole number from '
+                         f'{least} to {most}')
+    return int(text)
 
 
 def meet(environ, children=()):
     """Node 0, when all others have come."""
-    size, (address, port), run = whereabouts(environ)
+    _, size, (address, port), run = whereabouts(environ)
     node = Node(0, size, {}, children)
     try:
         with socket.socket() as listener:
@@ -364,7 +376,7 @@ def welcome(listener, size, run):
 
 def join(environ):
     """Another node, when node 0 has all of them together."""
-    rank, (size, place, run) = int(environ[RANK]), whereabouts(environ)
+    rank, size, place, run = whereabouts(environ)
     until = time.monotonic() + SECONDS_TO_COME + SECONDS_TO_END
     while True:
         try:

@@ -214,11 +214,19 @@ def test_a_taken_port_is_said():
 def test_strangers_at_the_port_are_not_taken_for_nodes():
     with free_port() as port, ThreadPoolExecutor(3) as pool:
         first = pool.submit(nodes.meet, environ_of(0, 2, port))
-        for hello in (b'GET / HTTP/1.1\r\n\r\n', message([1, 2, 'run-2']), message('text'), b''):
+        for hello in (b'GET / HTTP/1.1\r\n\r\n', message([1, 2, 'run-2']), message('text'), b'',
+                      message([2, 2, 'run-1']), nodes.HEAD.pack(nodes.VALUE, 4000) + b'[' * 4000):
             with connected(port) as stranger:
                 stranger.sendall(hello)
+        # One that says nothing, and one that takes its time.
+        waiting = [connected(port) for _ in range(2)]
+        waiting[0].sendall(b'v')
+        start = nodes.time.monotonic()
         both = [first, pool.submit(nodes.join, environ_of(1, 2, port))]
         in_threads([node.result() for node in both], nodes.Node.part)
+        assert nodes.time.monotonic() < start + nodes.SECONDS_OF_SILENCE / 6
+        for stranger in waiting:
+            stranger.close()
 
 
 # The real thing: processes that train.

@@ -31,7 +31,7 @@ SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = 2, 30
 SECONDS_TO_EXPLAIN = 2
 SECONDS_TO_END = 10
 HEAD, VALUE, BEAT, FAILED, DONE = struct.Struct('>cQ'), b'v', b'.', b'!', b'd'
-CHUNK = 1 << 20
+CHUNK, LONGEST_HELLO = 1 << 20, 1 << 12
 # The lower, the nearer to the cause.
 LOST, OWN, OTHERS, SYMPTOM = range(4)
 
@@ -337,12 +337,16 @@ def meet(environ, children=()):
             except OSError as error:
                 raise NodesError(f'node 0 of {size} cannot listen on port {port}: '
                                  f'{error.strerror}')
-            listener.listen(size)
-            listener.settimeout(0.2)
-            until = time.monotonic() + SECONDS_TO_COME
+            listener.listen()
+            listener.settimeout(0.02)
+            until, come = time.monotonic() + SECONDS_TO_COME, queue.Queue()
             while len(node.links) < size - 1:
-                rank, link = welcome(listener, size, run)
-                if link:
+                # Each in a thread, for strangers may take their time; RuntimeError: too many do.
+                with contextlib.suppress(OSError, RuntimeError):
+                    threading.Thread(target=welcome, args=(listener.accept()[0], size, run, come),
+                                     daemon=True).start()
+                with contextlib.suppress(queue.Empty):
+                    rank, link = come.get_nowait()
                     node.links[rank] = link
                 ended = [rank for rank, child in enumerate(children, 1) if child.poll() is not None]
                 if ended:
@@ -359,19 +363,16 @@ def meet(environ, children=()):
     return node.listen()
 
 
-def welcome(listener, size, run):
-    """(rank, socket) of a node of this run that has come, or (None, None)."""
-    with contextlib.ExitStack() as undo:
-        try:
-            link = undo.enter_context(listener.accept()[0])
-            link.settimeout(SECONDS_OF_SILENCE / 6)
-            rank, *others = json.loads(receive(link, CHUNK)[1].decode())
-        except (OSError, ValueError, TypeError):
-            return None, None
-        if others != [size, run]:
-            return None, None
-        undo.pop_all()
-    return rank, ready(link)
+def welcome(link, size, run, come):
+    """Put (rank, link) into the queue `come` if the caller is a node of this run."""
+    try:
+        link.settimeout(SECONDS_OF_SILENCE / 6)
+        rank, *others = json.loads(receive(link, LONGEST_HELLO)[1].decode())
+        if others == [size, run] and rank in range(1, size):
+            return come.put((rank, ready(link)))
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    link.close()
 
 
 def join(environ):

@@ -229,6 +229,57 @@ def test_strangers_at_the_port_are_not_taken_for_nodes():
             stranger.close()
 
 
+def test_no_process_is_left_when_not_all_can_be_started(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def only_one(*args, **options):
+        if started:
+            raise BlockingIOError('no more processes')
+        started.append(popen(*args, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, 'Popen', only_one)
+    with pytest.raises(BlockingIOError), nodes.together(3, ['sleep', '60'], {}):
+        pass
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_node_whose_starter_was_killed_waits_for_nobody():
+    with free_port() as port, pytest.raises(nodes.NodesError, match='^node 0 is gone$'):
+        nodes.join(dict(environ_of(1, 2, port), **{nodes.STARTER: '1'}))
+
+
+def test_a_node_that_does_not_end_is_said(monkeypatch):
+    monkeypatch.setattr(nodes, 'SECONDS_OF_SILENCE', 0.1)
+    with subprocess.Popen(['sleep', '60']) as stopped:
+        with pytest.raises(nodes.NodesError, match='^node 1 of 1 does not end$'):
+            nodes.Node(children=[stopped]).part()
+        stopped.kill()
+
+
+def test_a_late_signal_of_a_failure_ends_no_process(monkeypatch):
+    monkeypatch.setattr(nodes, 'meet', lambda *_: nodes.Node(0, 2))
+    monkeypatch.setattr(nodes, 'SECONDS_TO_EXPLAIN', 0)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with pytest.raises(OSError), nodes.together(1, [], environ_of(0, 2, 6105)):
+            raise OSError
+        nodes.os.kill(nodes.os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_node_that_has_no_memory_for_what_it_is_sent_waits_for_nobody(monkeypatch):
+    def no_memory(_):
+        raise MemoryError
+
+    heard = []
+    monkeypatch.setattr(nodes, 'receive', no_memory)
+    monkeypatch.setattr(nodes.Node, '_hear', lambda _, *words: heard.append(words))
+    nodes.Node(0, 2, {1: None})._listen(1)
+    assert heard == [(nodes.LOST, 'node 1 of 2 sends more than node 0 has memory for')]
+
+
 # The real thing: processes that train.
 
 @pytest.mark.end_to_end

@@ -26,6 +26,7 @@ PORT, DEFAULT_PORT = 'MASTER_PORT', 6105
 HERE = '127.0.0.1'
 # What the nodes of one run have in common and nobody else who may call at that port.
 RUN, AZURE_RUN = 'TRAINING_NODES_RUN', 'AZUREML_RUN_ID'
+STARTER = 'TRAINING_NODES_STARTER'
 SECONDS_TO_COME = 120
 SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = 2, 30
 SECONDS_TO_EXPLAIN = 2
@@ -132,8 +133,11 @@ class Node:
             thread.join()
         self.close()
         for rank, child in enumerate(self.children, 1):
-            if child.wait():
-                raise NodesError(f'node {rank} of {self.size} ended with {child.returncode}')
+            try:
+                if child.wait(SECONDS_OF_SILENCE):
+                    raise NodesError(f'node {rank} of {self.size} ended with {child.returncode}')
+            except subprocess.TimeoutExpired:
+                raise NodesError(f'node {rank} of {self.size} does not end')
 
     def close(self):
         for link in self.links.values():
@@ -172,9 +176,7 @@ class Node:
         for other in self.links:
             self._send(other, FAILED, json.dumps([LOST, self._why()]).encode())
         self.close()
-        for child in self.children:
-            child.kill()
-            child.wait()
+        end(self.children)
 
     def _send(self, other, kind, body):
         # What cannot wait must not wait for what a stopped node does not take.
@@ -209,6 +211,8 @@ class Node:
             reason = f'has not been heard of for {SECONDS_OF_SILENCE} s'
         except OSError:
             reason = 'is gone: it was killed, or its machine or network failed'
+        except MemoryError:
+            reason = f'sends more than node {self.rank} has memory for'
         # A node that has parted waits for node 0 to close.
         if not (self.rank and self.parted.is_set()) and not self.stopped.is_set():
             self._hear(LOST, f'node {other} of {self.size} {reason}')
@@ -225,7 +229,7 @@ class Node:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
             if self.stopped.wait(1):
                 return
-        print(f'error: {self._why()}', file=sys.__stderr__, flush=True)
+        print(f'error: {self._why()}', file=sys.stderr, flush=True)
         self._stop()
         os._exit(1)
 
@@ -270,38 +274,51 @@ def together(size, command, environ):
     well, when another node fails.
     """
     children = []
-    if not environ.get(SIZE) and size > 1:
-        # All share the cores of this machine, with a library that is not loaded yet.
-        environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // size)))
-        environ, children = start(size, command, environ)
-    if not environ.get(SIZE) or number(environ, SIZE, 1, 1 << 16) == 1:
-        yield ALONE
-        return
-    node = join(environ) if whereabouts(environ)[0] else meet(environ, children)
-
-    def stop(*_):
-        raise NodesError(node._why())
-
-    before = signal.signal(signal.SIGUSR1, stop)
     try:
-        yield node
-    except BaseException as error:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        raise node.blame(error)
+        if not environ.get(SIZE) and size > 1:
+            # All share the cores of this machine, with a library that is not loaded yet.
+            environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // size)))
+            environ = start(size, command, environ, children)
+        if not environ.get(SIZE) or number(environ, SIZE, 1, 1 << 16) == 1:
+            yield ALONE
+            return
+        node = join(environ) if whereabouts(environ)[0] else meet(environ, children)
+
+        def stop(*_):
+            raise NodesError(node._why())
+
+        before = signal.signal(signal.SIGUSR1, stop)
+        try:
+            yield node
+            signal.signal(signal.SIGUSR1, before)
+        except BaseException as error:
+            # For good: a thread that has heard of a failure may be about to send it.
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            raise node.blame(error)
+        finally:
+            node.close()
     finally:
-        signal.signal(signal.SIGUSR1, before)
-        node.close()
+        # Whatever came between their start and the care that a Node takes of them.
+        end(children)
 
 
-def start(size, command, environ):
-    """(what a launcher would tell node 0, the processes of the other nodes) on this machine."""
+def start(size, command, environ, children):
+    """What a launcher would tell node 0; `children` gains the processes of the other nodes."""
     with socket.socket() as free:
         free.bind((HERE, 0))
         environ = dict(environ, **{RANK: '0', SIZE: str(size), MASTER: f'{HERE}:0',
-                                   PORT: str(free.getsockname()[1]), RUN: secrets.token_hex()})
+                                   PORT: str(free.getsockname()[1]), RUN: secrets.token_hex(),
+                                   STARTER: str(os.getpid())})
     nobody = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.DEVNULL)
-    return environ, [subprocess.Popen(command, env=dict(environ, **{RANK: str(rank)}), **nobody)
-                     for rank in range(1, size)]
+    for rank in range(1, size):
+        children.append(subprocess.Popen(command, env=dict(environ, **{RANK: str(rank)}), **nobody))
+    return environ
+
+
+def end(children):
+    for child in children:
+        child.kill()
+        child.wait()
 
 
 def whereabouts(environ):
@@ -388,6 +405,9 @@ def join(environ):
             kind, body = receive(link)
             break
         except OSError as error:
+            # Started by node 0 of this machine, which was killed meanwhile.
+            if environ.get(STARTER) not in (None, str(os.getppid())):
+                raise NodesError('node 0 is gone')
             if time.monotonic() > until - SECONDS_TO_END:
                 raise NodesError(f'node {rank} of {size} cannot reach node 0 at {place[0]}, port '
                                  f'{place[1]}: {error}')

@@ -366,6 +366,12 @@ def test_a_node_s_own_error_is_told_by_node_0(data, tmp_path):
     assert wait_for_all(group)
 
 
+def test_parameters_that_differ_between_nodes_are_refused(monkeypatch):
+    monkeypatch.setattr(nodes.Node, 'share', lambda _, value: [value, dict(value, seed=2)])
+    with pytest.raises(ParametersError, match='differs between the nodes'):
+        train.run(argparse.Namespace(parameters=str(DEFAULT)), nodes.Node(size=2))
+
+
 def test_early_stopping_is_for_one_node():
     with pytest.raises(ParametersError) as error:
         train.run(argparse.Namespace(parameters=str(CHALLENGE)), nodes.Node(size=2))

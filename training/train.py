@@ -364,6 +364,8 @@ def run(args, node):
         # https://github.com/microsoft/LightGBM/issues/6956: each would stop by its own rows.
         raise ParametersError(f'{args.parameters}: early_stopping_rounds is {stopping}; with '
                               f'{node.size} nodes it must be 0')
+    if any(other != parameters for other in node.share(parameters)):
+        raise ParametersError(f'{args.parameters} differs between the nodes: give all the same')
     tracker = tracking.connect()
     if not node.rank:
         os.makedirs(args.out, exist_ok=True)

@@ -372,6 +372,18 @@ def test_parameters_that_differ_between_nodes_are_refused(monkeypatch):
         train.run(argparse.Namespace(parameters=str(DEFAULT)), nodes.Node(size=2))
 
 
+@pytest.mark.end_to_end
+def test_a_model_of_one_leaf_is_the_same_on_all_nodes(tmp_path):
+    path, model = tmp_path / 'table.csv', tmp_path / 'parameters.json'
+    assert sample.main(['--rows', '2000', '--seed', '1', '--out', str(path)]) == 0
+    parameters = json.loads(DEFAULT.read_text())
+    parameters['training']['min_gain_to_split'] = 1e9
+    model.write_text(json.dumps(parameters))
+    code, said, _ = run(TRAIN, '--data', path, '--parameters', model, '--out', tmp_path / 'out',
+                        '--nodes', 2)
+    assert code == 0 and '1 trees, AUC 0.5000' in said, said
+
+
 def test_early_stopping_is_for_one_node():
     with pytest.raises(ParametersError) as error:
         train.run(argparse.Namespace(parameters=str(CHALLENGE)), nodes.Node(size=2))

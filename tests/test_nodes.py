@@ -257,6 +257,37 @@ def test_a_node_that_does_not_end_is_said(monkeypatch):
         stopped.kill()
 
 
+def test_ports_of_nodes_of_one_machine_differ(monkeypatch):
+    class Shared(Exception):
+        pass
+
+    def share(_, place):
+        with socket.socket() as other, pytest.raises(OSError):
+            other.bind(('127.0.0.1', int(place.rpartition(':')[2])))
+        raise Shared
+
+    monkeypatch.setitem(sys.modules, 'lightgbm', argparse.Namespace(
+        basic=argparse.Namespace(_LIB=None)))
+    monkeypatch.setattr(nodes.Node, 'share', share)
+    link = argparse.Namespace(getsockname=lambda: ('127.0.0.1', 0))
+    with pytest.raises(Shared), nodes.Node(0, 2, {1: link}).network():
+        pass
+
+
+@pytest.mark.parametrize('error, text', [
+    (KeyboardInterrupt(), 'node 1 of 2: it was stopped'),
+    (OSError('Socket recv error'), 'LightGBM refuses: Socket recv error')])
+def test_who_was_stopped_in_boosting_is_told_before_what_came_of_it(monkeypatch, error, text):
+    monkeypatch.setattr(nodes, 'SECONDS_TO_EXPLAIN', 0)
+    sent = []
+    first, other = nodes.Node(0, 2), nodes.Node(1, 2)
+    monkeypatch.setattr(other, '_send', lambda _, __, body: sent.append(json.loads(body.decode())))
+    first.networked = other.networked = True
+    other.blame(error)
+    first.reasons.append(tuple(sent[0]))
+    assert str(first.blame(OSError('LightGBM refuses: Socket recv error'))) == text
+
+
 def test_a_late_signal_of_a_failure_ends_no_process(monkeypatch):
     monkeypatch.setattr(nodes, 'meet', lambda *_: nodes.Node(0, 2))
     monkeypatch.setattr(nodes, 'SECONDS_TO_EXPLAIN', 0)

@@ -111,7 +111,8 @@ class Node:
         with socket.socket() as free:
             free.bind((address, 0))
             port = free.getsockname()[1]
-        machines = ','.join(self.share(f'{address}:{port}'))
+            # Held until all have theirs, for several nodes may be on one machine.
+            machines = ','.join(self.share(f'{address}:{port}'))
         self.networked = True
         # Else it tells of each attempt to connect.
         quiet = logging.getLogger('lightgbm')
@@ -150,7 +151,8 @@ class Node:
         """
         stopped = isinstance(error, KeyboardInterrupt)
         text = 'it was stopped' if stopped else str(error) or type(error).__name__
-        weight = SYMPTOM if self.networked or isinstance(error, NodesError) else OWN
+        symptom = not stopped and self.networked or isinstance(error, NodesError)
+        weight = SYMPTOM if symptom else OWN
         self.reasons.append((weight, text))
         if self.rank:
             self._send(0, FAILED, json.dumps([
@@ -404,7 +406,7 @@ def join(environ):
             send(link, VALUE, json.dumps([rank, size, run]).encode())
             kind, body = receive(link)
             break
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             # Started by node 0 of this machine, which was killed meanwhile.
             if environ.get(STARTER) not in (None, str(os.getppid())):
                 raise NodesError('node 0 is gone')

@@ -165,8 +165,9 @@ def test_nodes_share_values_and_gather_arrays_in_the_order_of_rank(three):
 def test_one_node_talks_to_nobody():
     array = np.arange(3)
     assert nodes.ALONE.share('a') == ['a'] and nodes.ALONE.gather(array) is array
-    with nodes.together(1, [], {}) as node, node.network() as parameters:
-        assert (node.rank, node.size, parameters) == (0, 1, {})
+    for environ in ({}, {nodes.SIZE: ''}, {nodes.SIZE: '1'}):
+        with nodes.together(1, [], environ) as node, node.network() as parameters:
+            assert (node.rank, node.size, parameters) == (0, 1, {})
 
 
 def test_who_does_not_come_is_named(monkeypatch):
@@ -192,6 +193,15 @@ def test_a_node_without_node_0_says_where_it_looked(monkeypatch):
         nodes.join(dict(environ_of(1, 2, port), AZ_BATCH_MASTER_NODE=''))
 
 
+@pytest.mark.parametrize('name, text', [
+    (nodes.SIZE, 'x'), (nodes.SIZE, '0'), (nodes.SIZE, '-1'), (nodes.RANK, ''), (nodes.RANK, '2'),
+    (nodes.PORT, 'text'), (nodes.PORT, '70000')])
+def test_what_a_launcher_cannot_have_meant_is_said(name, text):
+    with pytest.raises(nodes.NodesError, match=f'^{name} is {text!r}; '):
+        with nodes.together(1, [], dict(environ_of(0, 2, 6105), **{name: text})):
+            pass
+
+
 def test_a_taken_port_is_said():
     with socket.socket() as taken:
         taken.bind(('', 0))
@@ -204,11 +214,101 @@ def test_a_taken_port_is_said():
 def test_strangers_at_the_port_are_not_taken_for_nodes():
     with free_port() as port, ThreadPoolExecutor(3) as pool:
         first = pool.submit(nodes.meet, environ_of(0, 2, port))
-        for hello in (b'GET / HTTP/1.1\r\n\r\n', message([1, 2, 'run-2']), message('text'), b''):
+        for hello in (b'GET / HTTP/1.1\r\n\r\n', message([1, 2, 'run-2']), message('text'), b'',
+                      message([2, 2, 'run-1']), nodes.HEAD.pack(nodes.VALUE, 4000) + b'[' * 4000):
             with connected(port) as stranger:
                 stranger.sendall(hello)
+        # One that says nothing, and one that takes its time.
+        waiting = [connected(port) for _ in range(2)]
+        waiting[0].sendall(b'v')
+        start = nodes.time.monotonic()
         both = [first, pool.submit(nodes.join, environ_of(1, 2, port))]
         in_threads([node.result() for node in both], nodes.Node.part)
+        assert nodes.time.monotonic() < start + nodes.SECONDS_OF_SILENCE / 6
+        for stranger in waiting:
+            stranger.close()
+
+
+def test_no_process_is_left_when_not_all_can_be_started(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def only_one(*args, **options):
+        if started:
+            raise BlockingIOError('no more processes')
+        started.append(popen(*args, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, 'Popen', only_one)
+    with pytest.raises(BlockingIOError), nodes.together(3, ['sleep', '60'], {}):
+        pass
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_node_whose_starter_was_killed_waits_for_nobody():
+    with free_port() as port, pytest.raises(nodes.NodesError, match='^node 0 is gone$'):
+        nodes.join(dict(environ_of(1, 2, port), **{nodes.STARTER: '1'}))
+
+
+def test_a_node_that_does_not_end_is_said(monkeypatch):
+    monkeypatch.setattr(nodes, 'SECONDS_OF_SILENCE', 0.1)
+    with subprocess.Popen(['sleep', '60']) as stopped:
+        with pytest.raises(nodes.NodesError, match='^node 1 of 1 does not end$'):
+            nodes.Node(children=[stopped]).part()
+        stopped.kill()
+
+
+def test_ports_of_nodes_of_one_machine_differ(monkeypatch):
+    class Shared(Exception):
+        pass
+
+    def share(_, place):
+        with socket.socket() as other, pytest.raises(OSError):
+            other.bind(('127.0.0.1', int(place.rpartition(':')[2])))
+        raise Shared
+
+    monkeypatch.setitem(sys.modules, 'lightgbm', argparse.Namespace(
+        basic=argparse.Namespace(_LIB=None)))
+    monkeypatch.setattr(nodes.Node, 'share', share)
+    link = argparse.Namespace(getsockname=lambda: ('127.0.0.1', 0))
+    with pytest.raises(Shared), nodes.Node(0, 2, {1: link}).network():
+        pass
+
+
+@pytest.mark.parametrize('error, text', [
+    (KeyboardInterrupt(), 'node 1 of 2: it was stopped'),
+    (OSError('Socket recv error'), 'LightGBM refuses: Socket recv error')])
+def test_who_was_stopped_in_boosting_is_told_before_what_came_of_it(monkeypatch, error, text):
+    monkeypatch.setattr(nodes, 'SECONDS_TO_EXPLAIN', 0)
+    sent = []
+    first, other = nodes.Node(0, 2), nodes.Node(1, 2)
+    monkeypatch.setattr(other, '_send', lambda _, __, body: sent.append(json.loads(body.decode())))
+    first.networked = other.networked = True
+    other.blame(error)
+    first.reasons.append(tuple(sent[0]))
+    assert str(first.blame(OSError('LightGBM refuses: Socket recv error'))) == text
+
+
+def test_a_late_signal_of_a_failure_ends_no_process(monkeypatch):
+    monkeypatch.setattr(nodes, 'meet', lambda *_: nodes.Node(0, 2))
+    monkeypatch.setattr(nodes, 'SECONDS_TO_EXPLAIN', 0)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with pytest.raises(OSError), nodes.together(1, [], environ_of(0, 2, 6105)):
+            raise OSError
+        nodes.os.kill(nodes.os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_node_that_has_no_memory_for_what_it_is_sent_waits_for_nobody(monkeypatch):
+    def no_memory(_):
+        raise MemoryError
+
+    heard = []
+    monkeypatch.setattr(nodes, 'receive', no_memory)
+    monkeypatch.setattr(nodes.Node, '_hear', lambda _, *words: heard.append(words))
+    nodes.Node(0, 2, {1: None})._listen(1)
+    assert heard == [(nodes.LOST, 'node 1 of 2 sends more than node 0 has memory for')]
 
 
 # The real thing: processes that train.
@@ -295,6 +395,24 @@ def test_a_node_s_own_error_is_told_by_node_0(data, tmp_path):
     assert code == 1 and said.splitlines()[-1] == (
         'error: node 1 of 2: no such table: there is no such file')
     assert wait_for_all(group)
+
+
+def test_parameters_that_differ_between_nodes_are_refused(monkeypatch):
+    monkeypatch.setattr(nodes.Node, 'share', lambda _, value: [value, dict(value, seed=2)])
+    with pytest.raises(ParametersError, match='differs between the nodes'):
+        train.run(argparse.Namespace(parameters=str(DEFAULT)), nodes.Node(size=2))
+
+
+@pytest.mark.end_to_end
+def test_a_model_of_one_leaf_is_the_same_on_all_nodes(tmp_path):
+    path, model = tmp_path / 'table.csv', tmp_path / 'parameters.json'
+    assert sample.main(['--rows', '2000', '--seed', '1', '--out', str(path)]) == 0
+    parameters = json.loads(DEFAULT.read_text())
+    parameters['training']['min_gain_to_split'] = 1e9
+    model.write_text(json.dumps(parameters))
+    code, said, _ = run(TRAIN, '--data', path, '--parameters', model, '--out', tmp_path / 'out',
+                        '--nodes', 2)
+    assert code == 0 and '1 trees, AUC 0.5000' in said, said
 
 
 def test_early_stopping_is_for_one_node():

@@ -430,7 +430,8 @@ def test_nodes_find_what_one_finds(good, write, caplog, monkeypatch, damage):
 def test_nodes_that_read_different_files_are_told(good, write):
     rows = cells_of(good)
     for changed, words in ((joined(rows[:-1]), 'node 1 999 with'),
-                           (set_cells('ps_car_13', b'0.75', [500])(good), 'node 1 1,000 with')):
+                           (set_cells('ps_car_13', b'0.75', [500])(good), 'node 1 1,000 with'),
+                           (set_cells('target', b'1', range(9))(good), 'node 1 1,000 with')):
         texts = on_nodes([write(good), write(changed, 'old.csv')])
         assert all('the nodes read different rows (node 0 1,000 with' in text for text in texts)
         assert all(words in text for text in texts)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import queue
+import re
 import secrets
 import signal
 import socket
@@ -25,12 +26,13 @@ PORT, DEFAULT_PORT = 'MASTER_PORT', 6105
 HERE = '127.0.0.1'
 # What the nodes of one run have in common and nobody else who may call at that port.
 RUN, AZURE_RUN = 'TRAINING_NODES_RUN', 'AZUREML_RUN_ID'
+STARTER = 'TRAINING_NODES_STARTER'
 SECONDS_TO_COME = 120
 SECONDS_BETWEEN_BEATS, SECONDS_OF_SILENCE = 2, 30
 SECONDS_TO_EXPLAIN = 2
 SECONDS_TO_END = 10
 HEAD, VALUE, BEAT, FAILED, DONE = struct.Struct('>cQ'), b'v', b'.', b'!', b'd'
-CHUNK = 1 << 20
+CHUNK, LONGEST_HELLO = 1 << 20, 1 << 12
 # The lower, the nearer to the cause.
 LOST, OWN, OTHERS, SYMPTOM = range(4)
 
@@ -109,7 +111,8 @@ class Node:
         with socket.socket() as free:
             free.bind((address, 0))
             port = free.getsockname()[1]
-        machines = ','.join(self.share(f'{address}:{port}'))
+            # Held until all have theirs, for several nodes may be on one machine.
+            machines = ','.join(self.share(f'{address}:{port}'))
         self.networked = True
         # Else it tells of each attempt to connect.
         quiet = logging.getLogger('lightgbm')
@@ -131,8 +134,11 @@ class Node:
             thread.join()
         self.close()
         for rank, child in enumerate(self.children, 1):
-            if child.wait():
-                raise NodesError(f'node {rank} of {self.size} ended with {child.returncode}')
+            try:
+                if child.wait(SECONDS_OF_SILENCE):
+                    raise NodesError(f'node {rank} of {self.size} ended with {child.returncode}')
+            except subprocess.TimeoutExpired:
+                raise NodesError(f'node {rank} of {self.size} does not end')
 
     def close(self):
         for link in self.links.values():
@@ -145,7 +151,8 @@ class Node:
         """
         stopped = isinstance(error, KeyboardInterrupt)
         text = 'it was stopped' if stopped else str(error) or type(error).__name__
-        weight = SYMPTOM if self.networked or isinstance(error, NodesError) else OWN
+        symptom = not stopped and self.networked or isinstance(error, NodesError)
+        weight = SYMPTOM if symptom else OWN
         self.reasons.append((weight, text))
         if self.rank:
             self._send(0, FAILED, json.dumps([
@@ -171,9 +178,7 @@ class Node:
         for other in self.links:
             self._send(other, FAILED, json.dumps([LOST, self._why()]).encode())
         self.close()
-        for child in self.children:
-            child.kill()
-            child.wait()
+        end(self.children)
 
     def _send(self, other, kind, body):
         # What cannot wait must not wait for what a stopped node does not take.
@@ -208,6 +213,8 @@ class Node:
             reason = f'has not been heard of for {SECONDS_OF_SILENCE} s'
         except OSError:
             reason = 'is gone: it was killed, or its machine or network failed'
+        except MemoryError:
+            reason = f'sends more than node {self.rank} has memory for'
         # A node that has parted waits for node 0 to close.
         if not (self.rank and self.parted.is_set()) and not self.stopped.is_set():
             self._hear(LOST, f'node {other} of {self.size} {reason}')
@@ -224,7 +231,7 @@ class Node:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
             if self.stopped.wait(1):
                 return
-        print(f'error: {self._why()}', file=sys.__stderr__, flush=True)
+        print(f'error: {self._why()}', file=sys.stderr, flush=True)
         self._stop()
         os._exit(1)
 
@@ -269,53 +276,77 @@ def together(size, command, environ):
     well, when another node fails.
     """
     children = []
-    if SIZE not in environ and size > 1:
-        # All share the cores of this machine, with a library that is not loaded yet.
-        environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // size)))
-        environ, children = start(size, command, environ)
-    if int(environ.get(SIZE, 1)) == 1:
-        yield ALONE
-        return
-    node = join(environ) if int(environ[RANK]) else meet(environ, children)
-
-    def stop(*_):
-        raise NodesError(node._why())
-
-    before = signal.signal(signal.SIGUSR1, stop)
     try:
-        yield node
-    except BaseException as error:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        raise node.blame(error)
+        if not environ.get(SIZE) and size > 1:
+            # All share the cores of this machine, with a library that is not loaded yet.
+            environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // size)))
+            environ = start(size, command, environ, children)
+        if not environ.get(SIZE) or number(environ, SIZE, 1, 1 << 16) == 1:
+            yield ALONE
+            return
+        node = join(environ) if whereabouts(environ)[0] else meet(environ, children)
+
+        def stop(*_):
+            raise NodesError(node._why())
+
+        before = signal.signal(signal.SIGUSR1, stop)
+        try:
+            yield node
+            signal.signal(signal.SIGUSR1, before)
+        except BaseException as error:
+            # For good: a thread that has heard of a failure may be about to send it.
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            raise node.blame(error)
+        finally:
+            node.close()
     finally:
-        signal.signal(signal.SIGUSR1, before)
-        node.close()
+        # Whatever came between their start and the care that a Node takes of them.
+        end(children)
 
 
-def start(size, command, environ):
-    """(what a launcher would tell node 0, the processes of the other nodes) on this machine."""
+def start(size, command, environ, children):
+    """What a launcher would tell node 0; `children` gains the processes of the other nodes."""
     with socket.socket() as free:
         free.bind((HERE, 0))
         environ = dict(environ, **{RANK: '0', SIZE: str(size), MASTER: f'{HERE}:0',
-                                   PORT: str(free.getsockname()[1]), RUN: secrets.token_hex()})
+                                   PORT: str(free.getsockname()[1]), RUN: secrets.token_hex(),
+                                   STARTER: str(os.getpid())})
     nobody = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.DEVNULL)
-    return environ, [subprocess.Popen(command, env=dict(environ, **{RANK: str(rank)}), **nobody)
-                     for rank in range(1, size)]
+    for rank in range(1, size):
+        children.append(subprocess.Popen(command, env=dict(environ, **{RANK: str(rank)}), **nobody))
+    return environ
+
+
+def end(children):
+    for child in children:
+        child.kill()
+        child.wait()
 
 
 def whereabouts(environ):
-    """(size, address and port of node 0, what the nodes of this run have in common)."""
+    """(rank, size, address and port of node 0, what the nodes of this run have in common)."""
+    size = number(environ, SIZE, 1, 1 << 16)
+    rank = number(environ, RANK, 0, size - 1)
     address = environ.get(MASTER, '').rpartition(':')[0]
     if not address:
-        raise NodesError(f'node {environ[RANK]} of {environ[SIZE]} cannot find node 0: {MASTER} is '
-                         'not set')
-    return (int(environ[SIZE]), (address, int(environ.get(PORT) or DEFAULT_PORT)),
-            environ.get(RUN) or environ.get(AZURE_RUN))
+        raise NodesError(f'node {rank} of {size} cannot find node 0: {MASTER} is not set, to its '
+                         'address and a port')
+    port = number(environ, PORT, 1, 65535) if environ.get(PORT) else DEFAULT_PORT
+    return rank, size, (address, port), environ.get(RUN) or environ.get(AZURE_RUN)
+
+
+def number(environ, name, least, most):
+    """What a launcher has left in a variable: a whole number, or NodesError."""
+    text = environ.get(name, '')
+    if not re.fullmatch('[0-9]{1,9}', text) or not least <= int(text) <= most:
+        raise NodesError(f'{name} is {text!r}; where nodes are started it is a whole number from '
+                         f'{least} to {most}')
+    return int(text)
 
 
 def meet(environ, children=()):
     """Node 0, when all others have come."""
-    size, (address, port), run = whereabouts(environ)
+    _, size, (address, port), run = whereabouts(environ)
     node = Node(0, size, {}, children)
     try:
         with socket.socket() as listener:
@@ -325,12 +356,16 @@ def meet(environ, children=()):
             except OSError as error:
                 raise NodesError(f'node 0 of {size} cannot listen on port {port}: '
                                  f'{error.strerror}')
-            listener.listen(size)
-            listener.settimeout(0.2)
-            until = time.monotonic() + SECONDS_TO_COME
+            listener.listen()
+            listener.settimeout(0.02)
+            until, come = time.monotonic() + SECONDS_TO_COME, queue.Queue()
             while len(node.links) < size - 1:
-                rank, link = welcome(listener, size, run)
-                if link:
+                # Each in a thread, for strangers may take their time; RuntimeError: too many do.
+                with contextlib.suppress(OSError, RuntimeError):
+                    threading.Thread(target=welcome, args=(listener.accept()[0], size, run, come),
+                                     daemon=True).start()
+                with contextlib.suppress(queue.Empty):
+                    rank, link = come.get_nowait()
                     node.links[rank] = link
                 ended = [rank for rank, child in enumerate(children, 1) if child.poll() is not None]
                 if ended:
@@ -347,24 +382,21 @@ def meet(environ, children=()):
     return node.listen()
 
 
-def welcome(listener, size, run):
-    """(rank, socket) of a node of this run that has come, or (None, None)."""
-    with contextlib.ExitStack() as undo:
-        try:
-            link = undo.enter_context(listener.accept()[0])
-            link.settimeout(SECONDS_OF_SILENCE / 6)
-            rank, *others = json.loads(receive(link, CHUNK)[1].decode())
-        except (OSError, ValueError, TypeError):
-            return None, None
-        if others != [size, run]:
-            return None, None
-        undo.pop_all()
-    return rank, ready(link)
+def welcome(link, size, run, come):
+    """Put (rank, link) into the queue `come` if the caller is a node of this run."""
+    try:
+        link.settimeout(SECONDS_OF_SILENCE / 6)
+        rank, *others = json.loads(receive(link, LONGEST_HELLO)[1].decode())
+        if others == [size, run] and rank in range(1, size):
+            return come.put((rank, ready(link)))
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    link.close()
 
 
 def join(environ):
     """Another node, when node 0 has all of them together."""
-    rank, (size, place, run) = int(environ[RANK]), whereabouts(environ)
+    rank, size, place, run = whereabouts(environ)
     until = time.monotonic() + SECONDS_TO_COME + SECONDS_TO_END
     while True:
         try:
@@ -374,7 +406,10 @@ def join(environ):
             send(link, VALUE, json.dumps([rank, size, run]).encode())
             kind, body = receive(link)
             break
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            # Started by node 0 of this machine, which was killed meanwhile.
+            if environ.get(STARTER) not in (None, str(os.getppid())):
+                raise NodesError('node 0 is gone')
             if time.monotonic() > until - SECONDS_TO_END:
                 raise NodesError(f'node {rank} of {size} cannot reach node 0 at {place[0]}, port '
                                  f'{place[1]}: {error}')

@@ -319,7 +319,7 @@ def _in_parallel(function, items):
     """function(item) for each item, in order; pandas parses without Python's lock."""
     # As many as LightGBM's threads, where that is set: several nodes may share the cores.
     given = os.environ.get('OMP_NUM_THREADS', '')
-    workers = min(int(given) if given.isdigit() else os.cpu_count() or 1, 4) or 1
+    workers = min(int(given) if given.isdecimal() else os.cpu_count() or 1, 4) or 1
     waiting = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for item in items:
@@ -368,7 +368,8 @@ def _parse(node, header, line, data):
                 if node.size > 1:
                     kept[LINE, group] = lines[mine(by)]
             facts['calc'] = [calc.min(), calc.max()]
-            facts['checksum'] = int((mixes ^ both).sum())
+            mixes ^= both
+            facts['checksum'] = int(mixes.sum()) + 2 * int(mixes[target == 1].sum())
         if len(columns) > len(COLUMNS) and not (problems or later):
             facts.update(counts=_counts(columns['id'], target), odd=dict(_odd(columns)))
     return kept, facts, problems, later

@@ -37,6 +37,8 @@ KNOWN_CANDIDATES, KNOWN_ROWS = 500, 8
 BINNING, SAMPLING = 2, 3
 # How LightGBM's text of a model says how many rows came to the root of the first tree.
 FIRST_ROOT = re.compile(r'\ninternal_count=(\d+)')
+# What differs between nodes: how many rows of its own each had for a tree of one leaf.
+OWN_COUNT = re.compile(r'\nleaf_count=\d+(?=\n)')
 # How LightGBM refuses a number: Check failed: (num_leaves) > (1) at .../config_auto.cpp, line 344 .
 FAILED_CHECK = re.compile(r'Check failed: \((.*)\) (\S+) \((.*)\) at .*')
 
@@ -282,7 +284,8 @@ def check_bins(data, node):
 
 def check_agreement(model, node, rows, used):
     """TrainingError unless all nodes have the same model, whose first tree saw all their rows."""
-    digests = node.share(hashlib.sha256(model.model_to_string().encode()).hexdigest())
+    text = OWN_COUNT.sub('', model.model_to_string())
+    digests = node.share(hashlib.sha256(text.encode()).hexdigest())
     if len(set(digests)) > 1:
         raise TrainingError('the nodes have trained different models, so nothing is written: '
                             + ', '.join(digest[:12] for digest in digests))
@@ -364,6 +367,8 @@ def run(args, node):
         # https://github.com/microsoft/LightGBM/issues/6956: each would stop by its own rows.
         raise ParametersError(f'{args.parameters}: early_stopping_rounds is {stopping}; with '
                               f'{node.size} nodes it must be 0')
+    if any(other != parameters for other in node.share(parameters)):
+        raise ParametersError(f'{args.parameters} differs between the nodes: give all the same')
     tracker = tracking.connect()
     if not node.rank:
         os.makedirs(args.out, exist_ok=True)

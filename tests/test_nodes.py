@@ -274,6 +274,23 @@ def test_ports_of_nodes_of_one_machine_differ(monkeypatch):
         pass
 
 
+def test_lightgbm_does_not_wait_for_ever_to_be_connected(monkeypatch):
+    def connect(*_):
+        waiting.get(timeout=30)
+
+    waiting, library = nodes.queue.Queue(), argparse.Namespace(
+        LGBM_NetworkInit=connect, LGBM_NetworkFree=lambda: None)
+    monkeypatch.setitem(sys.modules, 'lightgbm', argparse.Namespace(
+        basic=argparse.Namespace(_LIB=library), register_logger=lambda _: None))
+    monkeypatch.setattr(nodes, 'SECONDS_OF_SILENCE', 0.1)
+    monkeypatch.setattr(nodes.Node, 'share', lambda _, place: ['a:1', 'b:2'])
+    monkeypatch.setattr(nodes.Node, '_hear', lambda _, *words: told.append(
+        words) or waiting.put(None))
+    told, link = [], argparse.Namespace(getsockname=lambda: ('127.0.0.1', 0))
+    with nodes.Node(0, 2, {1: link}).network():
+        assert told == [(nodes.OWN, 'LightGBM has not connected a:1,b:2 within 0.1 s')]
+
+
 @pytest.mark.parametrize('error, text', [
     (KeyboardInterrupt(), 'node 1 of 2: it was stopped'),
     (OSError('Socket recv error'), 'LightGBM refuses: Socket recv error')])

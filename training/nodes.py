@@ -118,8 +118,14 @@ class Node:
         quiet = logging.getLogger('lightgbm')
         quiet.setLevel(logging.ERROR)
         lightgbm.register_logger(quiet)
+        # A stranger that calls at LightGBM's port and says nothing would be waited for.
+        late = threading.Timer(SECONDS_OF_SILENCE, self._hear, (
+            OWN, f'LightGBM has not connected {machines} within {SECONDS_OF_SILENCE} s'))
+        late.daemon = True
+        late.start()
         if library.LGBM_NetworkInit(machines.encode(), port, SECONDS_TO_COME // 60, self.size):
             raise NodesError(f'LightGBM cannot connect {machines}')
+        late.cancel()
         yield {'tree_learner': 'data', 'num_machines': self.size, 'pre_partition': True}
         library.LGBM_NetworkFree()
         self.networked = False

@@ -38,7 +38,7 @@ BINNING, SAMPLING = 2, 3
 # How LightGBM's text of a model says how many rows came to the root of the first tree.
 FIRST_ROOT = re.compile(r'\ninternal_count=(\d+)')
 # What differs between nodes: how many rows of its own each had for a tree of one leaf.
-OWN_COUNT = re.compile(r'\nleaf_count=\d+(?=\n)')
+OWN_COUNT = re.compile(r'\n(leaf_count|tree_sizes)=\d+(?=\n)')
 # How LightGBM refuses a number: Check failed: (num_leaves) > (1) at .../config_auto.cpp, line 344 .
 FAILED_CHECK = re.compile(r'Check failed: \((.*)\) (\S+) \((.*)\) at .*')
 
@@ -256,7 +256,7 @@ def common_bins(frame, rows, trained, without, own, node):
         return None
     import lightgbm
     import numpy as np
-    limit = setting(own, 'bin_construct_sample_cnt', 200000)
+    limit = max(1000, setting(own, 'bin_construct_sample_cnt', 200000))
     if trained > limit:
         chance = table.mixed(frame['id'].to_numpy()[rows], BINNING) >> np.uint64(11)
         rows = rows[chance * 2. ** -53 < limit / trained]

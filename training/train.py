@@ -148,13 +148,18 @@ def subsample(label, ids, rows, share, seed, node=nodes.ALONE):
     import numpy as np
     if share == 1:
         return rows, None
-    chance = (table.mixed(ids[rows], SAMPLING + seed) >> np.uint64(11)) * 2. ** -53
     others = label[rows] == 0
-    kept = ~others | (chance < share)
+    kept = ~others | (chance(ids[rows], SAMPLING + seed) < share)
     every, some = total(node.share([int(others.sum()), int((others & kept).sum())]))
     weight = np.ones(len(rows), dtype=np.float32)
     weight[others] = every / max(1, some)
     return rows[kept], weight[kept]
+
+
+def chance(ids, stream):
+    """A number from 0 to 1 for each id, the same on every node: its hash in the stream."""
+    import numpy as np
+    return (table.mixed(ids, stream) >> np.uint64(11)) * 2. ** -53
 
 
 def total(shared):
@@ -255,11 +260,9 @@ def common_bins(frame, rows, trained, without, own, node):
     if node.size == 1:
         return None
     import lightgbm
-    import numpy as np
     limit = max(1000, setting(own, 'bin_construct_sample_cnt', 200000))
     if trained > limit:
-        chance = table.mixed(frame['id'].to_numpy()[rows], BINNING) >> np.uint64(11)
-        rows = rows[chance * 2. ** -53 < limit / trained]
+        rows = rows[chance(frame['id'].to_numpy()[rows], BINNING) < limit / trained]
     sample = node.gather(matrix(frame, rows, without), to_all=True)
     # As for one node's sample, a column counts that can be split in all rows.
     least = setting(own, 'min_data_in_leaf', 20) * len(sample) // trained
